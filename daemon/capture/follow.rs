@@ -1,0 +1,284 @@
+//! Follows a source: connect, check, load if need be, stream, and again after a break.
+//!
+//! INV-1: a position is confirmed to the source only after the ledger has committed everything up to it, the position
+//! itself included. INV-9: when the ledger does not answer, the connection is closed, so that the ERP can stop.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_postgres::error::SqlState;
+
+use super::Source;
+use super::first_load::FirstLoad;
+use super::intake::{Intake, IntakeError};
+use crate::dispatch::retry::backoff;
+use crate::event::{Lsn, Transaction};
+use crate::ledger::batch::Batch;
+use crate::ledger::entry::{EntryKind, NewEntry};
+use crate::ledger::position::{Phase, Position};
+use crate::ledger::{Ledger, LedgerError, images};
+use crate::ops::pulse::Pulse;
+use crate::pg::{ConnectError, describe};
+use crate::source::postgres::catalog::{self, Finding, Severity};
+use crate::source::postgres::connection::{ConnectionError, ReplicationConnection};
+use crate::source::postgres::copy::CopyError;
+use crate::source::postgres::slot::{self, Discontinuity};
+use crate::source::postgres::stream::{Delivered, Stream, StreamEnd};
+use crate::source::postgres::transaction::{Assembler, SliceLimits};
+
+/// A ledger that takes longer than this to note an idle position is not there.
+const IDLE_WRITE_PATIENCE: Duration = Duration::from_millis(1_000);
+/// A ledger that takes longer than this for a slice is not there.
+const SLICE_PATIENCE: Duration = Duration::from_secs(15);
+/// How often an idle position is noted when nobody asks.
+const IDLE_WRITE_INTERVAL: Duration = Duration::from_secs(1);
+/// Longest time without a sign of life to the watchdog.
+const BEAT_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Why capturing stopped, by remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    /// The ledger: everything starts again once it is back.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The source cannot be read safely: a person has to act.
+    #[error(transparent)]
+    Discontinuity(#[from] Discontinuity),
+    /// The catalogue forbids it.
+    #[error("source \"{source_name}\" is not safe to read:\n{}", list(.findings))]
+    Unsafe {
+        /// Source.
+        source_name: String,
+        /// What was found.
+        findings: Vec<Finding>,
+    },
+    /// The content cannot be read: going on would lose rows.
+    #[error("{0}")]
+    Content(String),
+    /// The source is away: tried again.
+    #[error("{0}")]
+    Away(String),
+}
+
+fn list(findings: &[Finding]) -> String {
+    let lines = findings.iter().map(|finding| {
+        format!("  {}: {}\n    next: {}", finding.subject, finding.what, finding.remedy)
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+impl From<tokio_postgres::Error> for CaptureError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Away(format!("source: {}", describe(&error)))
+    }
+}
+
+impl From<ConnectError> for CaptureError {
+    fn from(error: ConnectError) -> Self {
+        Self::Away(format!("source: {error}"))
+    }
+}
+
+impl From<ConnectionError> for CaptureError {
+    fn from(error: ConnectionError) -> Self {
+        Self::Away(format!("source: {error}"))
+    }
+}
+
+impl From<CopyError> for CaptureError {
+    fn from(error: CopyError) -> Self {
+        Self::Content(error.to_string())
+    }
+}
+
+impl From<StreamEnd> for CaptureError {
+    fn from(end: StreamEnd) -> Self {
+        match end {
+            StreamEnd::Connection(error) => error.into(),
+            StreamEnd::Content(error) => Self::Content(format!("source stream: {error}")),
+        }
+    }
+}
+
+impl From<IntakeError> for CaptureError {
+    fn from(error: IntakeError) -> Self {
+        match error {
+            IntakeError::Ledger(error) => error.into(),
+            other => Self::Content(other.to_string()),
+        }
+    }
+}
+
+/// Follows one source.
+pub struct Follower {
+    /// The source.
+    pub source: Arc<Source>,
+    /// The ledger.
+    pub ledger: Ledger,
+    /// Told whenever something new is owed.
+    pub wake: watch::Sender<u64>,
+    /// Shows that work goes on.
+    pub pulse: Pulse,
+    /// Becomes true once the stream runs.
+    pub streaming: watch::Sender<bool>,
+}
+
+impl Follower {
+    /// Runs until the ledger fails or a person has to act; a source that is away is tried again.
+    pub async fn run(self) -> Result<(), CaptureError> {
+        images::create_indexes(self.ledger.reader(), &self.source.mapping.lookup_columns()).await?;
+        let mut failures = 0;
+        loop {
+            let started = Instant::now();
+            let Err(error) = self.session().await else { return Ok(()) };
+            let CaptureError::Away(reason) = error else { return Err(error) };
+            if started.elapsed() > Duration::from_secs(30) {
+                failures = 0;
+            }
+            failures += 1;
+            let wait = backoff(failures, rand::random()).min(Duration::from_secs(10));
+            tracing::warn!(source_name = %self.source.name, reason, wait_ms = wait.as_millis() as u64, "source is away");
+            self.pulse.beat();
+            tokio::select! {
+                () = sleep(wait) => {}
+                () = self.ledger.lost() => return Err(LedgerError::WriterGone.into()),
+            }
+        }
+    }
+
+    /// One connection, from its checks to its end.
+    async fn session(&self) -> Result<(), CaptureError> {
+        self.pulse.beat();
+        let client = self.source.database.connect("tailwater-source").await?;
+        self.check(&client).await?;
+        let mut connection = ReplicationConnection::open(&self.source.database).await?;
+        let cluster = slot::identify(&mut connection).await?;
+        let known = Position::load(self.ledger.reader(), &self.source.name).await?;
+        let load =
+            FirstLoad { source: &self.source, ledger: &self.ledger, client: &client, pulse: &self.pulse };
+        let mut position = match known {
+            Some(position) if !matches!(position.phase, Phase::Creating | Phase::Copying) => position,
+            earlier => load.copy(&mut connection, &cluster, earlier.as_ref()).await?,
+        };
+        if let Some(problem) = slot::check_continuity(&client, &cluster, &position).await? {
+            return Err(problem.into());
+        }
+        if position.phase == Phase::Mapping {
+            position = load.map(position, &|| self.wake_all()).await?;
+        }
+        let interval = status_interval(&client).await?;
+        drop(client);
+        let sql = slot::start_statement(&self.source.slot, &self.source.publication, position.end_lsn);
+        let (transport, buffer) = connection.start_streaming(&sql).await?;
+        let ledgered = (position.commit_lsn, position.ordinal);
+        let assembler = Assembler::new(self.source.mapping.clone(), SliceLimits::default(), ledgered);
+        let stream = Stream::start(transport, buffer, assembler, position.end_lsn, interval);
+        tracing::info!(source_name = %self.source.name, from = %position.end_lsn, "streaming");
+        self.streaming.send_replace(true);
+        self.stream(stream, position).await
+    }
+
+    async fn check(&self, client: &tokio_postgres::Client) -> Result<(), CaptureError> {
+        let source = &self.source;
+        let mut findings = catalog::check(client, &source.mapping, &source.publication, &source.slot).await?;
+        findings.retain(|finding| finding.severity == Severity::Error);
+        if findings.is_empty() {
+            return Ok(());
+        }
+        Err(CaptureError::Unsafe { source_name: source.name.clone(), findings })
+    }
+
+    async fn stream(&self, mut stream: Stream, mut position: Position) -> Result<(), CaptureError> {
+        let mut intake = Intake::new(self.source.clone(), position.cluster.clone(), self.ledger.clone());
+        let mut idle_at: Option<Lsn> = None;
+        let mut idle_written = Instant::now();
+        loop {
+            self.pulse.beat();
+            let wait = if idle_at.is_some() { IDLE_WRITE_INTERVAL } else { BEAT_INTERVAL };
+            let delivered = tokio::select! {
+                next = stream.next() => next?,
+                () = self.ledger.lost() => return Err(LedgerError::WriterGone.into()),
+                () = sleep(wait) => Delivered::default(),
+            };
+            if !delivered.transactions.is_empty() {
+                let slice = self.slice(&mut intake, &delivered.transactions, &mut position);
+                timeout(SLICE_PATIENCE, slice).await.map_err(|_| LedgerError::WriterGone)??;
+                stream.confirm(position.end_lsn);
+            }
+            idle_at = delivered.idle_at.or(idle_at).filter(|lsn| *lsn > position.end_lsn);
+            if let Some(lsn) = idle_at
+                && (delivered.urgent || idle_written.elapsed() >= IDLE_WRITE_INTERVAL)
+            {
+                position.end_lsn = lsn;
+                let batch = Batch { positions: vec![position.clone()], ..Batch::default() };
+                let write = self.ledger.writer().write(batch);
+                timeout(IDLE_WRITE_PATIENCE, write).await.map_err(|_| LedgerError::WriterGone)??;
+                stream.confirm(lsn);
+                idle_at = None;
+                idle_written = Instant::now();
+            }
+        }
+    }
+
+    /// Ledgers transactions, or slices of one, and moves the position.
+    async fn slice(
+        &self,
+        intake: &mut Intake,
+        transactions: &[Transaction],
+        position: &mut Position,
+    ) -> Result<(), CaptureError> {
+        let mut prepared = intake.transactions(transactions).await?;
+        for transaction in transactions {
+            let continued = position.commit_lsn == transaction.commit_lsn && position.ordinal.is_some();
+            position.commit_lsn = transaction.commit_lsn;
+            position.committed_at = Some(transaction.committed_at);
+            if transaction.complete {
+                position.ordinal = None;
+                position.end_lsn = transaction.end_lsn;
+            } else {
+                position.ordinal = Some(transaction.last_ordinal);
+            }
+            if continued && transaction.complete {
+                prepared.batch.entry(tx_end(&self.source.name, transaction));
+            }
+        }
+        prepared.batch.positions.push(position.clone());
+        let owes = !prepared.batch.deliveries.is_empty();
+        self.ledger.writer().write(std::mem::take(&mut prepared.batch)).await?;
+        intake.committed(prepared);
+        if owes {
+            self.wake_all();
+        }
+        Ok(())
+    }
+
+    fn wake_all(&self) {
+        self.wake.send_modify(|count| *count = count.wrapping_add(1));
+    }
+}
+
+/// Closes a transaction that was ledgered in slices, so that no reader takes half of it for the whole.
+fn tx_end(source: &str, transaction: &Transaction) -> NewEntry {
+    let fields = serde_json::json!({
+        "source": source, "commit_lsn": transaction.commit_lsn.to_string(), "xid": transaction.xid,
+        "last_ordinal": transaction.last_ordinal,
+    });
+    NewEntry::new(EntryKind::TxEnd, None, fields)
+}
+
+/// A third of the server's patience, at most ten seconds.
+async fn status_interval(client: &tokio_postgres::Client) -> Result<Duration, tokio_postgres::Error> {
+    let sql = "select setting::bigint from pg_settings where name = 'wal_sender_timeout'";
+    let timeout_ms: i64 = client.query_one(sql, &[]).await?.try_get(0)?;
+    let third = Duration::from_millis(u64::try_from(timeout_ms / 3).unwrap_or_default());
+    Ok(if third.is_zero() { Duration::from_secs(10) } else { third.min(Duration::from_secs(10)) })
+}
+
+/// True for refusals that another try cannot cure.
+#[must_use]
+pub fn is_permanent(state: &SqlState) -> bool {
+    [SqlState::INVALID_PASSWORD, SqlState::INVALID_AUTHORIZATION_SPECIFICATION, SqlState::INVALID_CATALOG_NAME]
+        .contains(state)
+}

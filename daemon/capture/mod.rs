@@ -1,0 +1,55 @@
+//! One source on its way into the ledger: first load, stream, reconnect. Joins `source`, `image`, `mapping` and `ledger`.
+
+pub mod first_load;
+pub mod follow;
+pub mod intake;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::event::CanonicalEvent;
+use crate::ledger::batch::Lane;
+use crate::mapping::route::Route;
+use crate::mapping::{EventKind, SourceMapping};
+use crate::pg::Database;
+
+/// A source as it is configured.
+pub struct Source {
+    /// Name in the settings.
+    pub name: String,
+    /// The ERP's database.
+    pub database: Database,
+    /// Replication slot.
+    pub slot: String,
+    /// Publication.
+    pub publication: String,
+    /// Mapping files.
+    pub mapping: Arc<SourceMapping>,
+    /// Routes.
+    pub routes: Arc<Vec<Route>>,
+    /// Target names by connector.
+    pub targets: HashMap<String, Vec<String>>,
+}
+
+impl Source {
+    /// Where an event may go: each target of each route for its type.
+    fn lanes<'a>(&'a self, event: &'a CanonicalEvent) -> impl Iterator<Item = (Lane, &'a Route)> {
+        let routes = self.routes.iter().filter(|route| route.event_type == event.event_type);
+        routes.flat_map(move |route| {
+            let targets = self.targets.get(&route.system).into_iter().flatten();
+            targets.map(move |target| {
+                let lane = Lane {
+                    target: target.clone(),
+                    object: route.object.clone(),
+                    canonical_id: event.id.clone(),
+                };
+                (lane, route)
+            })
+        })
+    }
+
+    fn kind_of(&self, event_type: &str) -> EventKind {
+        let spec = self.mapping.events.iter().find(|spec| spec.event_type == event_type);
+        spec.map_or(EventKind::Fact, |spec| spec.kind)
+    }
+}

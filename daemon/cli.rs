@@ -1,0 +1,108 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Change-data-capture replication from an ERP's PostgreSQL to billing and support systems.
+///
+/// Tailwater follows the logical replication of the ERP's database, turns what changed into business events, and applies
+/// them to billing and support systems: within their rate limits, never twice, and with every step in an append-only
+/// ledger. The ERP gets one role, one publication and one replication slot; no module, no trigger.
+#[derive(Debug, Parser)]
+#[command(name = "tailwater", version, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Explains the exit codes below every help text.
+const EXIT_CODES: &str = "Exit codes: 0 done; 64 wrong usage; 69 a database or service is down; 70 a fault of \
+tailwater itself; 75 try again later; 78 wrong settings, or not safe to start.";
+
+/// The settings file.
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    /// Settings file. Any key can be overridden by the environment: TAILWATER__LEDGER__URL sets `url` in [ledger].
+    #[arg(long, short, value_name = "FILE", default_value = "/etc/tailwater/tailwater.toml")]
+    pub config: PathBuf,
+}
+
+/// Commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the daemon: follow the sources, deliver to the targets.
+    ///
+    /// Tells systemd READY=1 once the ledger, the slot and the mapping are proven. Stops on SIGTERM: requests in flight
+    /// are finished, what is not confirmed is sent again by PostgreSQL at the next start.
+    Run(ConfigArgs),
+    /// Check settings, mapping and connector files, the ledger, the ERP's PostgreSQL and the targets' secrets. Changes
+    /// nothing.
+    Check {
+        /// The settings file.
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Print findings as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show where the sources stand, what is owed to each target, and what waits for a person.
+    Status {
+        /// The settings file.
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// About the ERP's PostgreSQL.
+    #[command(subcommand)]
+    Source(SourceCommand),
+    /// About the ledger.
+    #[command(subcommand)]
+    Ledger(LedgerCommand),
+    /// Show it at work: a private PostgreSQL, Redis, an Odoo-shaped database and simulated Stripe and Zendesk.
+    Demo {
+        /// Leave everything running at the end and print the connection strings.
+        #[arg(long)]
+        keep: bool,
+        /// How long to change customers and contacts, in seconds.
+        #[arg(long, default_value_t = 25, value_name = "SECONDS")]
+        seconds: u64,
+        /// Print plain lines even on a terminal.
+        #[arg(long)]
+        plain: bool,
+    },
+    /// Print the manual page (roff).
+    #[command(hide = true)]
+    Man,
+}
+
+/// `tailwater source …`.
+#[derive(Debug, Subcommand)]
+pub enum SourceCommand {
+    /// Print the SQL that a DBA runs on the ERP: role, grants, publication, settings, and the way out.
+    Sql {
+        /// The settings file.
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Source in the settings; needed when there are several.
+        #[arg(long)]
+        source: Option<String>,
+    },
+}
+
+/// `tailwater ledger …`.
+#[derive(Debug, Subcommand)]
+pub enum LedgerCommand {
+    /// Prove that the ledger is what was written. Exit 0: sound; 1: tampered with; 2: incomplete.
+    Verify {
+        /// The settings file.
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}

@@ -1,0 +1,9 @@
+//! Settings: one TOML file, overridden by environment variables (`TAILWATER__LEDGER__URL`). Every mistake is reported at
+//! once, with file and line (INV-11); the mapping, connector and route files it names are part of that.
+
+pub mod environment;
+pub mod node;
+pub mod secret;
+pub mod settings;
+
+pub use settings::{Config, SourceConfig, TargetConfig, load};

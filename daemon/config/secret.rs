@@ -1,0 +1,65 @@
+//! Secrets: read from a file or a systemd credential when they are needed, never from the settings themselves.
+
+use std::fmt;
+use std::path::PathBuf;
+
+/// Where a secret stands. Printing it shows the place, never the secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Secret {
+    /// A file readable by the daemon alone.
+    File(PathBuf),
+    /// A credential of the systemd unit (`LoadCredential=`), found in `$CREDENTIALS_DIRECTORY`.
+    Credential(String),
+}
+
+/// A secret's text; not printable.
+pub struct SecretText(String);
+
+impl SecretText {
+    /// The text, for the one place that sends it.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for SecretText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+/// A secret could not be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("secret {place}: {reason}")]
+pub struct SecretError {
+    place: String,
+    reason: String,
+}
+
+impl Secret {
+    /// Reads the secret; white space around it is not part of it.
+    pub fn read(&self) -> Result<SecretText, SecretError> {
+        let path = self.path()?;
+        let failed = |reason: String| SecretError { place: path.display().to_string(), reason };
+        let text = std::fs::read_to_string(&path).map_err(|error| failed(error.to_string()))?;
+        let text = text.trim();
+        if text.is_empty() {
+            return Err(failed("the file is empty".into()));
+        }
+        Ok(SecretText(text.to_owned()))
+    }
+
+    fn path(&self) -> Result<PathBuf, SecretError> {
+        match self {
+            Self::File(path) => Ok(path.clone()),
+            Self::Credential(name) => match std::env::var_os("CREDENTIALS_DIRECTORY") {
+                Some(directory) => Ok(PathBuf::from(directory).join(name)),
+                None => Err(SecretError {
+                    place: format!("credential \"{name}\""),
+                    reason: "not started by systemd with LoadCredential=".into(),
+                }),
+            },
+        }
+    }
+}

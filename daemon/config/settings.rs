@@ -1,0 +1,333 @@
+//! Reads the settings file; see `tailwater.example.toml` for every key.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use super::environment::overlay;
+use super::node::{At, Fields, Node, Problem, Problems};
+use super::secret::Secret;
+use crate::connector::{self, Auth, Connector};
+use crate::dispatch::quota::Quota;
+use crate::mapping::route::Route;
+use crate::mapping::{self, SourceMapping};
+use crate::pg::{Database, is_local};
+
+/// Where `make install` puts the mapping files.
+const INSTALLED_MAPPINGS: &str = "/usr/share/tailwater/mappings";
+
+/// A source.
+#[derive(Debug)]
+pub struct SourceConfig {
+    /// Name.
+    pub name: String,
+    /// The ERP's database.
+    pub database: Database,
+    /// Replication slot.
+    pub slot: String,
+    /// Publication.
+    pub publication: String,
+    /// Mapping files.
+    pub mapping: SourceMapping,
+}
+
+/// A target.
+#[derive(Debug)]
+pub struct TargetConfig {
+    /// Name.
+    pub name: String,
+    /// Its connector file.
+    pub connector: Connector,
+    /// Where it is.
+    pub base_url: String,
+    /// User for Basic authentication.
+    pub user: Option<String>,
+    /// Key.
+    pub api_key: Secret,
+    /// Allowed rate.
+    pub quota: Quota,
+}
+
+/// All settings.
+#[derive(Debug)]
+pub struct Config {
+    /// The ledger's database.
+    pub ledger: Database,
+    /// Redis, for deduplication hints.
+    pub redis_url: String,
+    /// Sources.
+    pub sources: Vec<SourceConfig>,
+    /// Targets.
+    pub targets: Vec<TargetConfig>,
+    /// Routes.
+    pub routes: Vec<Route>,
+}
+
+/// Reads `path`, the environment, and every file they name; all mistakes at once.
+pub fn load(path: &Path, variables: impl Iterator<Item = (String, String)>) -> Result<Config, Vec<Problem>> {
+    let mut problems = Problems::default();
+    let config = read(path, variables, &mut problems);
+    match config {
+        Some(config) if problems.is_empty() => Ok(config),
+        _ => Err(problems.sorted()),
+    }
+}
+
+fn read(
+    path: &Path,
+    variables: impl Iterator<Item = (String, String)>,
+    problems: &mut Problems,
+) -> Option<Config> {
+    let text = mapping::file::read(path, problems)?;
+    let mut root = Node::from_toml(path, &text, problems)?;
+    overlay(&mut root, variables);
+    let mut fields = root.fields(problems);
+    let mappings = find_mappings(path, &mut fields, problems);
+    let ledger = read_ledger(&mut fields, problems);
+    let redis_url = read_redis(&mut fields, problems);
+    let sources = entries(&mut fields, "sources", problems);
+    let targets = entries(&mut fields, "targets", problems);
+    fields.finish(problems);
+    let mappings = mappings?;
+    let sources = sources.iter().filter_map(|(name, node)| read_source(name, node, &mappings, problems)).collect();
+    let targets: Vec<TargetConfig> =
+        targets.iter().filter_map(|(name, node)| read_target(name, node, &mappings, problems)).collect();
+    let routes = mapping::route::load(&mappings, problems);
+    let config = Config { ledger: ledger?, redis_url: redis_url?, sources, targets, routes };
+    check_routes(&config, &mappings, problems);
+    Some(config)
+}
+
+fn entries(fields: &mut Fields, key: &'static str, problems: &mut Problems) -> Vec<(String, Node)> {
+    let example = if key == "sources" { "[sources.erp]" } else { "[targets.stripe]" };
+    fields.required(key, example, problems).map(|node| node.entries(problems)).unwrap_or_default()
+}
+
+/// Named in the settings, beside them, installed, or beside the program's own sources.
+fn find_mappings(path: &Path, fields: &mut Fields, problems: &mut Problems) -> Option<PathBuf> {
+    let beside = path.parent().unwrap_or(Path::new("."));
+    if let Some(node) = fields.optional("mappings") {
+        let directory = beside.join(node.string(problems)?);
+        if !directory.is_dir() {
+            problems.add(&node.at, format!("`{}` is not a directory", directory.display()), "the path of mappings/");
+            return None;
+        }
+        return Some(directory);
+    }
+    let program = std::env::current_exe().unwrap_or_default();
+    let program = program.parent().unwrap_or(Path::new("/"));
+    let places = [
+        beside.join("mappings"),
+        program.join("../share/tailwater/mappings"),
+        PathBuf::from(INSTALLED_MAPPINGS),
+        program.join("../../mappings"),
+    ];
+    let found = places.iter().find(|place| place.is_dir()).cloned();
+    if found.is_none() {
+        let at = At::file(path);
+        let places: Vec<String> = places.iter().map(|place| place.display().to_string()).collect();
+        problems.add(&at, format!("no mapping files in any of {}", places.join(", ")), "mappings = \"/path/to/mappings\"");
+    }
+    found
+}
+
+fn read_ledger(fields: &mut Fields, problems: &mut Problems) -> Option<Database> {
+    let node = fields.required("ledger", "[ledger] with `url`", problems)?;
+    let mut inner = node.fields(problems);
+    let database = read_database(&mut inner, "postgres://tailwater@127.0.0.1:5432/tailwater", problems);
+    inner.finish(problems);
+    database
+}
+
+fn read_redis(fields: &mut Fields, problems: &mut Problems) -> Option<String> {
+    let node = fields.required("redis", "[redis] with `url`", problems)?;
+    let mut inner = node.fields(problems);
+    let url = inner.required("url", "\"redis://127.0.0.1:6379/0\"", problems);
+    inner.finish(problems);
+    let url = url?;
+    let text = url.string(problems)?;
+    match redis::Client::open(text.as_str()) {
+        Ok(_) => Some(text),
+        Err(error) => {
+            problems.add(&url.at, format!("not a Redis URL: {error}"), "\"redis://127.0.0.1:6379/0\"");
+            None
+        }
+    }
+}
+
+fn read_database(fields: &mut Fields, example: &str, problems: &mut Problems) -> Option<Database> {
+    let url = fields.required("url", &format!("\"{example}\""), problems);
+    let password = fields.optional("password").and_then(|node| read_secret(&node, problems));
+    let url = url?;
+    let text = url.string(problems)?;
+    match parse_url(&text) {
+        Ok(database) => Some(Database { password, ..database }),
+        Err(what) => {
+            problems.add(&url.at, what, example);
+            None
+        }
+    }
+}
+
+/// Parses a PostgreSQL URL. `sslmode` knows `disable` (local servers only) and `verify-full`.
+fn parse_url(text: &str) -> Result<Database, String> {
+    let (base, query) = text.split_once('?').unwrap_or((text, ""));
+    let (mut host_parameter, mut tls, mut root_certificates) = (None, None, None);
+    for (key, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
+        match (key, value) {
+            ("host", directory) => host_parameter = Some(directory.replace("%2F", "/").replace("%2f", "/")),
+            ("sslmode", "disable") => tls = Some(false),
+            ("sslmode", "verify-full") => tls = Some(true),
+            ("sslmode", other) => return Err(format!("sslmode={other} does not verify the server: use verify-full")),
+            ("sslrootcert", path) => root_certificates = Some(PathBuf::from(path)),
+            (other, _) => return Err(format!("URL parameter `{other}` is not known here")),
+        }
+    }
+    let parsed = tokio_postgres::Config::from_str(base).map_err(|error| format!("not a PostgreSQL URL: {error}"))?;
+    if parsed.get_password().is_some() {
+        return Err("a password does not belong into the settings: use password = { file = \"…\" }".into());
+    }
+    let host = host_parameter.or_else(|| {
+        parsed.get_hosts().first().map(|host| match host {
+            tokio_postgres::config::Host::Tcp(name) => name.clone(),
+            tokio_postgres::config::Host::Unix(path) => path.display().to_string(),
+        })
+    });
+    let host = host.ok_or("the URL names no host")?;
+    let tls = tls.unwrap_or(!is_local(&host));
+    if !tls && !is_local(&host) {
+        return Err("sslmode=disable is for local servers only".into());
+    }
+    Ok(Database {
+        host,
+        port: parsed.get_ports().first().copied().unwrap_or(5432),
+        user: parsed.get_user().ok_or("the URL names no user")?.to_owned(),
+        dbname: parsed.get_dbname().ok_or("the URL names no database")?.to_owned(),
+        password: None,
+        tls,
+        root_certificates,
+    })
+}
+
+fn read_secret(node: &Node, problems: &mut Problems) -> Option<Secret> {
+    let example = "{ file = \"/etc/tailwater/secrets/stripe\" } or { credential = \"stripe\" }";
+    if matches!(node.content, super::node::Content::Scalar(_)) {
+        problems.add(&node.at, "a secret does not belong into the settings", example);
+        return None;
+    }
+    let mut fields = node.fields(problems);
+    let file = fields.optional("file").and_then(|node| node.string(problems));
+    let credential = fields.optional("credential").and_then(|node| node.string(problems));
+    fields.finish(problems);
+    match (file, credential) {
+        (Some(path), None) => Some(Secret::File(PathBuf::from(path))),
+        (None, Some(name)) => Some(Secret::Credential(name)),
+        _ => {
+            problems.add(&node.at, "a secret has either `file` or `credential`", example);
+            None
+        }
+    }
+}
+
+fn read_source(name: &str, node: &Node, mappings: &Path, problems: &mut Problems) -> Option<SourceConfig> {
+    let mut fields = node.fields(problems);
+    if let Some(kind) = fields.required("kind", "\"postgres\"", problems)
+        && kind.string(problems).is_some_and(|kind| kind != "postgres")
+    {
+        problems.add(&kind.at, "unknown kind of source", "kind = \"postgres\"");
+    }
+    let database = read_database(&mut fields, "postgres://tailwater_src@127.0.0.1:5432/erp", problems);
+    let slot = fields.string("slot", "\"tailwater\"", problems);
+    let publication = fields.string("publication", "\"tailwater\"", problems);
+    let mapping = fields.string("mapping", "\"odoo\"", problems);
+    if slot.as_ref().is_some_and(|slot| !is_slot_name(slot)) {
+        problems.add(&fields.at, "a slot name has lower-case letters, digits and underscores, at most 63", "slot = \"tailwater\"");
+    }
+    fields.finish(problems);
+    let mapping = mapping.and_then(|mapping| mapping::file::load(mappings, &mapping, problems));
+    Some(SourceConfig {
+        name: name.to_owned(),
+        database: database?,
+        slot: slot?,
+        publication: publication?,
+        mapping: mapping?,
+    })
+}
+
+/// The server's own rule (`ReplicationSlotValidateName`).
+fn is_slot_name(name: &str) -> bool {
+    (1..=63).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+}
+
+fn read_target(name: &str, node: &Node, mappings: &Path, problems: &mut Problems) -> Option<TargetConfig> {
+    let mut fields = node.fields(problems);
+    let connector = fields.string("connector", "\"stripe\"", problems);
+    let connector = connector.and_then(|name| connector::file::load(mappings, &name, problems));
+    let base_url = fields.optional("base_url");
+    let user = fields.optional("user").and_then(|node| node.string(problems));
+    let api_key = fields.required("api_key", "{ file = \"/etc/tailwater/secrets/stripe\" }", problems);
+    let api_key = api_key.and_then(|node| read_secret(&node, problems));
+    let quota = fields.required("quota", "\"80/s\"", problems).and_then(|node| {
+        let quota = Quota::parse(&node.string(problems)?);
+        if quota.is_none() {
+            problems.add(&node.at, "not a rate", "\"80/s\", \"600/min\", \"5000/h\" or \"100000/d\"");
+        }
+        quota
+    });
+    let at = fields.at.clone();
+    fields.finish(problems);
+    let connector = connector?;
+    if connector.auth == Auth::Basic && user.is_none() {
+        problems.add(&at, format!("connector `{}` needs `user`", connector.system), "user = \"bot@example.test\"");
+    }
+    let base_url = read_base_url(base_url, &connector, &at, problems);
+    Some(TargetConfig { name: name.to_owned(), connector, base_url: base_url?, user, api_key: api_key?, quota: quota? })
+}
+
+/// Encrypted, unless the target is on this machine.
+fn read_base_url(node: Option<Node>, connector: &Connector, at: &At, problems: &mut Problems) -> Option<String> {
+    let (text, at) = match node {
+        Some(node) => (node.string(problems)?, node.at),
+        None => match &connector.base_url {
+            Some(url) => (url.clone(), at.clone()),
+            None => {
+                let example = "base_url = \"https://your-subdomain.zendesk.com\"";
+                problems.add(at, format!("connector `{}` has no address of its own", connector.system), example);
+                return None;
+            }
+        },
+    };
+    let host = match (text.strip_prefix("https://"), text.strip_prefix("http://")) {
+        (Some(rest), _) => return (!rest.is_empty()).then_some(text),
+        (None, Some(rest)) => rest.split(['/', ':']).next().unwrap_or_default().to_owned(),
+        (None, None) => String::new(),
+    };
+    if is_local(&host) {
+        return Some(text);
+    }
+    problems.add(&at, format!("`{text}` is not an https address"), "https://…  (http only for this machine)");
+    None
+}
+
+/// Routes must name objects that exist; an event that goes nowhere is allowed.
+fn check_routes(config: &Config, mappings: &Path, problems: &mut Problems) {
+    let at = At::file(&mappings.join("routes"));
+    let known: HashSet<&str> = config
+        .sources
+        .iter()
+        .flat_map(|source| source.mapping.events.iter().map(|event| event.event_type.as_str()))
+        .collect();
+    for route in &config.routes {
+        if !known.contains(route.event_type.as_str()) && !config.sources.is_empty() {
+            problems.add(&at, format!("a route names event `{}`, which no mapping makes", route.event_type), "a mapped event type");
+        }
+        for target in config.targets.iter().filter(|target| target.connector.system == route.system) {
+            let names = std::iter::once(&route.object).chain(route.requires.iter().map(|required| &required.object));
+            for object in names.filter(|object| target.connector.object(object).is_none()) {
+                let what = format!("a route names object `{object}`, which connector `{}` does not have", route.system);
+                problems.add(&at, what, "an object of the connector file");
+            }
+        }
+    }
+}

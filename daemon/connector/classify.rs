@@ -1,0 +1,111 @@
+//! What an answer means: the first rule of the connector file that matches.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use crate::mapping::expression::{Expression, Scope};
+
+/// The fixed classes of answers. Each has one policy in `dispatch`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// Done.
+    Applied,
+    /// Already so.
+    Duplicate,
+    /// Not now: the server says when, or we guess.
+    Throttled,
+    /// Not done, and safe to repeat.
+    Transient,
+    /// Refused for good: a dead letter.
+    Rejected,
+    /// Our credentials are refused: the target pauses, nothing is burnt.
+    Unauthorised,
+    /// Perhaps done (INV-3).
+    Uncertain,
+    /// Another object holds a value that must be unique.
+    Conflict,
+    /// The object is not there any more.
+    Missing,
+}
+
+impl Class {
+    /// All classes a connector file may name.
+    pub const ALL: [(&'static str, Self); 9] = [
+        ("applied", Self::Applied),
+        ("duplicate", Self::Duplicate),
+        ("throttled", Self::Throttled),
+        ("transient", Self::Transient),
+        ("rejected", Self::Rejected),
+        ("unauthorised", Self::Unauthorised),
+        ("uncertain", Self::Uncertain),
+        ("conflict", Self::Conflict),
+        ("missing", Self::Missing),
+    ];
+
+    /// The word in files and the ledger.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        Self::ALL.iter().find(|(_, class)| *class == self).map_or("uncertain", |(name, _)| name)
+    }
+}
+
+/// A rule of a connector file.
+#[derive(Debug)]
+pub struct OutcomeRule {
+    /// Condition over `status`, `headers`, `body`.
+    pub when: Expression,
+    /// What it means.
+    pub class: Class,
+    /// For `conflict`: the body path of the value, `organization.name`.
+    pub field: Option<String>,
+}
+
+/// An answer of the server.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    /// HTTP status.
+    pub status: u16,
+    /// Headers, names in lower case.
+    pub headers: BTreeMap<String, String>,
+    /// JSON body; null when there is none or it is something else.
+    pub body: Value,
+}
+
+impl Answer {
+    /// The class of this answer, and the rule's field. What no rule matches is judged by status alone: 2xx is done,
+    /// 4xx refused, anything else uncertain.
+    #[must_use]
+    pub fn classify<'a>(&self, rules: &'a [OutcomeRule]) -> (Class, Option<&'a str>) {
+        let status = Value::from(self.status);
+        let headers = Value::Object(self.headers.iter().map(|(k, v)| (k.clone(), Value::from(v.clone()))).collect());
+        let scope = Scope::new([("status", &status), ("headers", &headers), ("body", &self.body)]);
+        // A rule that cannot be evaluated (a body without the member it asks for) does not match.
+        let matched = rules.iter().find(|rule| rule.when.holds(&scope).unwrap_or(false));
+        match matched {
+            Some(rule) => (rule.class, rule.field.as_deref()),
+            None => match self.status {
+                200..=299 => (Class::Applied, None),
+                400..=499 => (Class::Rejected, None),
+                _ => (Class::Uncertain, None),
+            },
+        }
+    }
+
+    /// `Retry-After` as a wait: seconds or an HTTP date (RFC 9110 section 10.2.3), at most a day.
+    #[must_use]
+    pub fn retry_after(&self, now: Timestamp) -> Option<Duration> {
+        let text = self.headers.get("retry-after")?.trim();
+        let wait = match text.parse::<f64>() {
+            Ok(seconds) if seconds.is_finite() && seconds >= 0.0 => Duration::try_from_secs_f64(seconds).ok()?,
+            Ok(_) => return None,
+            Err(_) => {
+                let at = Timestamp::try_from(httpdate::parse_http_date(text).ok()?).ok()?;
+                Duration::try_from(at.duration_since(now)).unwrap_or_default()
+            }
+        };
+        Some(wait.min(Duration::from_secs(86_400)))
+    }
+}

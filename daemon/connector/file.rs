@@ -1,0 +1,174 @@
+//! Reads `mappings/connectors/<system>.yaml`. The file is closed: an unknown key is a mistake.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::classify::{Class, OutcomeRule};
+use super::request::RequestLine;
+use super::{Auth, Connector, Encoding, Find, Idempotency, ObjectSpec, Strategy, Unique, Write};
+use crate::config::node::{Fields, Node, Problems, nearest};
+use crate::mapping::expression::{Expression, Variables, open_variables};
+use crate::mapping::file::{check_format, read};
+use crate::mapping::template::Template;
+
+/// Variables of bodies and paths.
+const WRITE_VARIABLES: [&str; 3] = ["event", "references", "external_id"];
+
+/// Loads one connector file.
+pub fn load(mappings: &Path, system: &str, problems: &mut Problems) -> Option<Connector> {
+    let path = mappings.join("connectors").join(format!("{system}.yaml"));
+    let text = read(&path, problems)?;
+    let node = Node::from_yaml(&path, &text, problems)?;
+    let mut fields = node.fields(problems);
+    check_format(&mut fields, problems);
+    let name = fields.string("system", system, problems);
+    if name.as_ref().is_some_and(|name| name != system) {
+        problems.add(&fields.at, "`system` differs from the file's name", format!("system: {system}"));
+    }
+    let base_url = fields.optional("base_url").and_then(|node| node.string(problems));
+    let (auth, user_suffix) = read_auth(&mut fields, problems);
+    let headers = read_headers(&mut fields, problems);
+    let encoding = one_of(&mut fields, "encoding", &[("form", Encoding::Form), ("json", Encoding::Json)], problems);
+    let timeout = seconds(&mut fields, "timeout_s", 30, problems);
+    let concurrency = fields.optional("concurrency").and_then(|node| node.whole(1, problems)).unwrap_or(8);
+    let idempotency = fields.optional("idempotency").and_then(|node| read_idempotency(&node, problems));
+    let outcomes = fields.required("outcomes", "a list of rules", problems).map(|node| node.list(problems));
+    let outcomes = outcomes.unwrap_or_default().iter().filter_map(|node| read_rule(node, problems)).collect();
+    let objects = fields.required("objects", "a map", problems).map(|node| node.entries(problems)).unwrap_or_default();
+    let objects = objects.iter().filter_map(|(name, node)| read_object(name, node, problems)).collect();
+    for item in fields.optional("evidence").map(|node| node.list(problems)).unwrap_or_default() {
+        let mut source = item.fields(problems);
+        for key in ["what", "url", "seen"] {
+            source.required(key, "the source of a number", problems);
+        }
+        source.finish(problems);
+    }
+    fields.finish(problems);
+    Some(Connector {
+        system: system.to_owned(),
+        base_url,
+        auth: auth?,
+        user_suffix,
+        headers,
+        encoding: encoding?,
+        timeout,
+        concurrency: usize::try_from(concurrency).unwrap_or(8),
+        idempotency,
+        outcomes,
+        objects,
+    })
+}
+
+fn read_auth(fields: &mut Fields, problems: &mut Problems) -> (Option<Auth>, String) {
+    let Some(node) = fields.required("auth", "{ kind: bearer }", problems) else { return (None, String::new()) };
+    let mut inner = node.fields(problems);
+    let auth = one_of(&mut inner, "kind", &[("bearer", Auth::Bearer), ("basic", Auth::Basic)], problems);
+    let suffix = inner.optional("user_suffix").and_then(|node| node.string(problems)).unwrap_or_default();
+    inner.finish(problems);
+    (auth, suffix)
+}
+
+fn read_headers(fields: &mut Fields, problems: &mut Problems) -> Vec<(String, String)> {
+    let entries = fields.optional("headers").map(|node| node.entries(problems)).unwrap_or_default();
+    entries.into_iter().filter_map(|(name, node)| Some((name, node.string(problems)?))).collect()
+}
+
+fn one_of<T: Copy>(
+    fields: &mut Fields,
+    key: &'static str,
+    choices: &[(&'static str, T)],
+    problems: &mut Problems,
+) -> Option<T> {
+    let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
+    let node = fields.required(key, names.first().copied().unwrap_or_default(), problems)?;
+    let text = node.string(problems)?;
+    let found = choices.iter().find(|(name, _)| *name == text).map(|(_, value)| *value);
+    if found.is_none() {
+        let instead = nearest(&text, &names)
+            .map_or_else(|| format!("one of: {}", names.join(", ")), |near| format!("did you mean `{near}`?"));
+        problems.add(&node.at, format!("unknown {key} `{text}`"), instead);
+    }
+    found
+}
+
+fn seconds(fields: &mut Fields, key: &'static str, default: u64, problems: &mut Problems) -> Duration {
+    Duration::from_secs(fields.optional(key).and_then(|node| node.whole(1, problems)).unwrap_or(default))
+}
+
+fn read_idempotency(node: &Node, problems: &mut Problems) -> Option<Idempotency> {
+    let mut fields = node.fields(problems);
+    let header = fields.string("header", "Idempotency-Key", problems);
+    let window = fields.required("window_s", "86400", problems).and_then(|node| node.whole(1, problems));
+    fields.finish(problems);
+    Some(Idempotency { header: header?, window: Duration::from_secs(window?) })
+}
+
+fn read_rule(node: &Node, problems: &mut Problems) -> Option<OutcomeRule> {
+    let mut fields = node.fields(problems);
+    let when = fields.required("when", "status == 429", problems);
+    let when = when.and_then(|node| {
+        Expression::compile(&node, &open_variables(&["status", "headers", "body"]), problems)
+    });
+    let class = one_of(&mut fields, "outcome", &Class::ALL, problems);
+    let field = fields.optional("field").and_then(|node| node.string(problems));
+    if class == Some(Class::Conflict) && field.is_none() {
+        problems.add(&node.at, "a conflict must say which value is taken", "field: organization.name");
+    }
+    fields.finish(problems);
+    Some(OutcomeRule { when: when?, class: class?, field })
+}
+
+fn read_object(name: &str, node: &Node, problems: &mut Problems) -> Option<ObjectSpec> {
+    let variables = open_variables(&WRITE_VARIABLES);
+    let mut fields = node.fields(problems);
+    let body = fields.required("body", "{ name: event.name }", problems);
+    let body = body.and_then(|node| Template::compile(&node, &variables, problems));
+    let upsert = read_write(&mut fields, "upsert", &variables, problems);
+    let create = read_write(&mut fields, "create", &variables, problems);
+    let update = read_write(&mut fields, "update", &variables, problems);
+    let find = fields.optional("find").and_then(|node| read_find(&node, &variables, problems));
+    let delete = fields.required("delete", "DELETE /v1/customers/{external_id}", problems);
+    let delete = delete.and_then(|node| RequestLine::compile(&node, &variables, problems));
+    let unique = fields.optional("unique").map(|node| node.entries(problems)).unwrap_or_default();
+    let unique = unique.iter().filter_map(|(path, node)| read_unique(path, node, problems)).collect();
+    fields.finish(problems);
+    let strategy = match (upsert, create, update) {
+        (Some(write), None, None) if find.is_none() => Strategy::Upsert(write),
+        (None, Some(create), Some(update)) => Strategy::CreateOrUpdate { create, update, find },
+        _ => {
+            problems.add(&node.at, format!("object `{name}` needs either `upsert`, or `create` and `update`"), "upsert: …");
+            return None;
+        }
+    };
+    Some(ObjectSpec { name: name.to_owned(), body: body?, strategy, delete: delete?, unique })
+}
+
+fn read_write(fields: &mut Fields, key: &'static str, variables: &Variables, problems: &mut Problems) -> Option<Write> {
+    let node = fields.optional(key)?;
+    let mut inner = node.fields(problems);
+    let line = inner.required("request", "POST /v1/customers", problems);
+    let line = line.and_then(|node| RequestLine::compile(&node, variables, problems));
+    let id = inner.required("id", "answer.id", problems);
+    let id = id.and_then(|node| Expression::compile(&node, &open_variables(&["answer"]), problems));
+    inner.finish(problems);
+    Some(Write { line: line?, id: id? })
+}
+
+fn read_find(node: &Node, variables: &Variables, problems: &mut Problems) -> Option<Find> {
+    let mut fields = node.fields(problems);
+    let line = fields.required("request", "GET /v1/customers/search?query={…}", problems);
+    let line = line.and_then(|node| RequestLine::compile(&node, variables, problems));
+    let ids = fields.required("ids", "answer.data.map(c, c.id)", problems);
+    let ids = ids.and_then(|node| Expression::compile(&node, &open_variables(&["answer"]), problems));
+    let fresh_after = fields.required("fresh_after_s", "60", problems).and_then(|node| node.whole(0, problems));
+    fields.finish(problems);
+    Some(Find { line: line?, ids: ids?, fresh_after: Duration::from_secs(fresh_after?) })
+}
+
+fn read_unique(path: &str, node: &Node, problems: &mut Problems) -> Option<Unique> {
+    let mut fields = node.fields(problems);
+    let otherwise = fields.required("otherwise", "event.name + ' (' + event.id + ')'", problems);
+    let otherwise = otherwise.and_then(|node| Expression::compile(&node, &open_variables(&["event"]), problems));
+    fields.finish(problems);
+    Some(Unique { path: path.split('.').map(str::to_owned).collect(), otherwise: otherwise? })
+}

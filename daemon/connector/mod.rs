@@ -1,0 +1,136 @@
+//! Connector files: how to talk to one system. A new system is a YAML file, not a line of Rust.
+//!
+//! Pure: turns an event into a [`request::Request`] and an [`classify::Answer`] into an outcome.
+
+pub mod classify;
+pub mod file;
+pub mod request;
+
+use std::time::Duration;
+
+use crate::mapping::expression::Expression;
+use crate::mapping::template::Template;
+use classify::OutcomeRule;
+use request::RequestLine;
+
+/// How requests are authenticated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Auth {
+    /// `Authorization: Bearer <api_key>`.
+    Bearer,
+    /// Basic, the target's `user` with a suffix, and its `api_key`.
+    Basic,
+}
+
+/// How bodies are encoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encoding {
+    /// `application/x-www-form-urlencoded` with brackets: `address[city]=…`.
+    Form,
+    /// `application/json`.
+    Json,
+}
+
+/// What the vendor promises about repeated keys.
+#[derive(Debug)]
+pub struct Idempotency {
+    /// Request header that carries the key.
+    pub header: String,
+    /// How long a repeated key is recognised; after that it would execute again.
+    pub window: Duration,
+}
+
+/// How an object is found by our own id.
+#[derive(Debug)]
+pub struct Find {
+    /// Request.
+    pub line: RequestLine,
+    /// Ids found, a list.
+    pub ids: Expression,
+    /// How long after a write a search may not show it yet.
+    pub fresh_after: Duration,
+}
+
+/// A request that writes an object.
+#[derive(Debug)]
+pub struct Write {
+    /// Method and path.
+    pub line: RequestLine,
+    /// The target's own id, from the answer.
+    pub id: Expression,
+}
+
+/// How an object comes to stand at the target.
+#[derive(Debug)]
+pub enum Strategy {
+    /// The vendor matches by our id itself.
+    Upsert(Write),
+    /// Create when the target's id is not known, update when it is; in doubt about a create, find.
+    CreateOrUpdate {
+        /// Request for a new object.
+        create: Write,
+        /// Request for a known one.
+        update: Write,
+        /// How to find one whose creation is in doubt.
+        find: Option<Find>,
+    },
+}
+
+/// A value that the vendor wants unique.
+#[derive(Debug)]
+pub struct Unique {
+    /// Path in the body: `organization.name`.
+    pub path: Vec<String>,
+    /// What to send instead when another object holds the value.
+    pub otherwise: Expression,
+}
+
+/// One kind of object of a system.
+#[derive(Debug)]
+pub struct ObjectSpec {
+    /// Its name in routes and the ledger.
+    pub name: String,
+    /// Body of writes.
+    pub body: Template,
+    /// How it comes to stand.
+    pub strategy: Strategy,
+    /// How it goes.
+    pub delete: RequestLine,
+    /// What the vendor wants unique.
+    pub unique: Vec<Unique>,
+}
+
+/// One system.
+#[derive(Debug)]
+pub struct Connector {
+    /// File name and name in settings.
+    pub system: String,
+    /// The vendor's address, when it is the same for all accounts.
+    pub base_url: Option<String>,
+    /// Authentication.
+    pub auth: Auth,
+    /// Appended to the user in Basic authentication.
+    pub user_suffix: String,
+    /// Sent with every request.
+    pub headers: Vec<(String, String)>,
+    /// Body encoding.
+    pub encoding: Encoding,
+    /// After which an answer is given up.
+    pub timeout: Duration,
+    /// Requests in flight at the most.
+    pub concurrency: usize,
+    /// Idempotency keys, when the vendor has them.
+    pub idempotency: Option<Idempotency>,
+    /// Answers to outcomes, first match wins.
+    pub outcomes: Vec<OutcomeRule>,
+    /// Objects by name.
+    pub objects: Vec<ObjectSpec>,
+}
+
+impl Connector {
+    /// The object with this name.
+    #[must_use]
+    pub fn object(&self, name: &str) -> Option<&ObjectSpec> {
+        self.objects.iter().find(|object| object.name == name)
+    }
+}

@@ -1,0 +1,351 @@
+//! One delivery: attempt into the ledger, request to the target, outcome into the ledger.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::plan::{Plan, conflicting_want};
+use super::retry::backoff;
+use super::target::Target;
+use crate::connector::Strategy;
+use crate::connector::classify::{Answer, Class};
+use crate::connector::request::Request;
+use crate::event::sha256_hex;
+use crate::ledger::batch::{AppliedWrite, Batch, ClaimWrite, ClosedWrite, EntryIndex, RetryWrite, SendingWrite};
+use crate::ledger::entry::{EntryKind, NewEntry};
+use crate::ledger::outbox::Due;
+use crate::ledger::{Ledger, LedgerError};
+use crate::target::SendError;
+
+/// Pause after the target refused our credentials.
+const UNAUTHORISED_PAUSE: Duration = Duration::from_secs(30);
+
+/// A delivery on its way.
+pub struct Delivery {
+    /// The ledger.
+    pub ledger: Ledger,
+    /// The target.
+    pub target: Arc<Target>,
+    /// What is owed.
+    pub due: Due,
+}
+
+/// What an exchange told us.
+struct Outcome<'a> {
+    class: Class,
+    field: Option<&'a str>,
+    status: Option<u16>,
+    answer: Value,
+    retry_after: Option<Duration>,
+    reason: String,
+}
+
+impl Delivery {
+    /// Carries out `plan`. When it returns, the outcome is durable.
+    pub async fn run(self, plan: Plan) -> Result<(), LedgerError> {
+        match plan {
+            Plan::Skip(reason) => self.close("duplicate", reason.to_owned()).await,
+            Plan::Park(reason) => {
+                tracing::warn!(delivery = self.due.id, target = %self.due.lane.target, reason, "delivery parked");
+                self.close("parked", reason).await
+            }
+            Plan::Send { request, wishes } => self.send(request, wishes).await,
+            Plan::Find(request) => self.find(request).await,
+        }
+    }
+
+    /// The same for every attempt of a round: a new round is a deliberately new request.
+    fn idempotency_key(&self) -> String {
+        if self.due.uncertain
+            && let Some(key) = &self.due.idempotency_key
+        {
+            return key.clone();
+        }
+        let event = self.due.event.get("event_id").and_then(Value::as_str).unwrap_or_default();
+        let lane = &self.due.lane;
+        let parts = [event, &lane.target, &lane.object, &self.due.operation, &self.due.round.to_string()];
+        format!("tw-{}", sha256_hex(parts.join("\n").as_bytes()).get(..40).unwrap_or_default())
+    }
+
+    async fn send(&self, request: Request, wishes: Vec<String>) -> Result<(), LedgerError> {
+        let key = self.idempotency_key();
+        if self.target.dedup.hints(std::slice::from_ref(&key)).await == [true]
+            && crate::ledger::outbox::is_applied(self.ledger.reader(), self.due.id).await?
+        {
+            return Ok(());
+        }
+        self.target.permit().await;
+        let mut batch = self.attempt(&request, &key);
+        if !self.due.uncertain && self.target.has_unique(&self.due.lane.object) {
+            batch.claims.push(ClaimWrite {
+                lane: self.due.lane.clone(),
+                reserve: request.holds.clone(),
+                wishes,
+                event_seq: self.due.event_seq,
+            });
+        }
+        batch.sending.push(SendingWrite {
+            id: self.due.id,
+            idempotency_key: key.clone(),
+            request: request.to_json(),
+            attempted_at: Timestamp::now(),
+        });
+        let attempt_seq = self.ledger.writer().write(batch).await?;
+        let result = self.target.http.send(&request, &key).await;
+        let outcome = self.judge(result);
+        self.target.note(outcome.class, outcome.retry_after).await;
+        let (batch, delivered) = self.settle(&request, attempt_seq, &outcome);
+        let seq = self.ledger.writer().write(batch).await?;
+        if delivered {
+            self.target.dedup.delivered(&key, seq).await;
+        }
+        Ok(())
+    }
+
+    /// The attempt entry, and the states this delivery replaces.
+    fn attempt(&self, request: &Request, key: &str) -> Batch {
+        let mut batch = Batch::default();
+        batch.entry(NewEntry::new(
+            EntryKind::Attempt,
+            self.correlation_id(),
+            json!({
+                "delivery": self.due.id, "event_seq": self.due.event_seq, "target": self.due.lane.target,
+                "object": self.due.lane.object, "id": self.due.lane.canonical_id, "step": request.step,
+                "method": request.method, "path_sha256": sha256_hex(request.path.as_bytes()),
+                "request_sha256": request.body.as_ref().map(|body| sha256_hex(body.as_bytes())),
+                "idempotency_key": key, "attempt": self.due.attempts + 1,
+            }),
+        ));
+        self.supersede(&mut batch);
+        batch
+    }
+
+    fn supersede(&self, batch: &mut Batch) {
+        for older in &self.due.supersedes {
+            let reason = format!("replaced by delivery {}", self.due.id);
+            batch.entry(NewEntry::new(
+                EntryKind::Outcome,
+                self.correlation_id(),
+                json!({"delivery": older, "target": self.due.lane.target, "object": self.due.lane.object,
+                       "id": self.due.lane.canonical_id, "class": "superseded", "reason": reason}),
+            ));
+            batch.closed.push(ClosedWrite { id: *older, state: "superseded", reason: Some(reason) });
+        }
+    }
+
+    fn judge(&self, result: Result<Answer, SendError>) -> Outcome<'_> {
+        match result {
+            Ok(answer) => {
+                let (class, field) = answer.classify(&self.target.connector.outcomes);
+                Outcome {
+                    class,
+                    field,
+                    status: Some(answer.status),
+                    retry_after: answer.retry_after(Timestamp::now()),
+                    reason: describe(&answer),
+                    answer: answer.body,
+                }
+            }
+            Err(error) => Outcome {
+                class: if matches!(error, SendError::NotSent(_)) { Class::Transient } else { Class::Uncertain },
+                field: None,
+                status: None,
+                answer: Value::Null,
+                retry_after: None,
+                reason: error.to_string(),
+            },
+        }
+    }
+
+    /// What the outcome changes; true when the delivery is done.
+    fn settle(&self, request: &Request, attempt_seq: i64, outcome: &Outcome<'_>) -> (Batch, bool) {
+        let mut batch = Batch::default();
+        let external_id = self.external_id(request, &outcome.answer);
+        let mut class = outcome.class;
+        if class == Class::Applied && request.step != "delete" && external_id.is_none() {
+            // Accepted without an id: whether the object stands is not known.
+            class = Class::Uncertain;
+        }
+        if class == Class::Missing && request.step == "delete" {
+            class = Class::Duplicate;
+        }
+        let index = batch.entry(self.outcome_entry(class, attempt_seq, outcome, external_id.as_deref()));
+        match class {
+            Class::Applied | Class::Duplicate => {
+                let state = if class == Class::Applied { "applied" } else { "duplicate" };
+                batch.closed.push(ClosedWrite { id: self.due.id, state, reason: None });
+                batch.applied.push(self.applied(request, external_id, index));
+                return (batch, true);
+            }
+            Class::Throttled | Class::Transient | Class::Unauthorised | Class::Uncertain => {
+                let wait = outcome.retry_after.unwrap_or_else(|| backoff(self.due.attempts + 1, rand::random()));
+                let uncertain = self.due.uncertain || class == Class::Uncertain;
+                batch.retries.push(self.retry(wait, outcome, uncertain, false));
+            }
+            Class::Conflict => {
+                let want = outcome.field.and_then(|field| conflicting_want(request, field));
+                match want {
+                    Some(want) => {
+                        batch.foreign.push((self.due.lane.target.clone(), want));
+                        batch.retries.push(self.retry(Duration::ZERO, outcome, false, true));
+                    }
+                    None => self.reject(&mut batch, outcome),
+                }
+            }
+            Class::Missing if request.step == "update" => {
+                batch.applied.push(self.applied(request, None, index));
+                batch.retries.push(self.retry(Duration::ZERO, outcome, false, true));
+            }
+            Class::Missing | Class::Rejected => self.reject(&mut batch, outcome),
+        }
+        (batch, false)
+    }
+
+    fn reject(&self, batch: &mut Batch, outcome: &Outcome<'_>) {
+        tracing::warn!(delivery = self.due.id, target = %self.due.lane.target, reason = %outcome.reason,
+            "the target refused a delivery for good");
+        batch.closed.push(ClosedWrite {
+            id: self.due.id,
+            state: "rejected",
+            reason: Some(outcome.reason.clone()),
+        });
+    }
+
+    fn retry(&self, wait: Duration, outcome: &Outcome<'_>, uncertain: bool, new_round: bool) -> RetryWrite {
+        let due_at = Timestamp::now().checked_add(wait).unwrap_or(Timestamp::MAX);
+        RetryWrite { id: self.due.id, due_at, reason: outcome.reason.clone(), uncertain, new_round }
+    }
+
+    fn applied(&self, request: &Request, external_id: Option<String>, outcome: EntryIndex) -> AppliedWrite {
+        AppliedWrite {
+            lane: self.due.lane.clone(),
+            sha256: external_id.as_ref().and(request.sha256.clone()),
+            holds: if external_id.is_some() { request.holds.clone() } else { Vec::new() },
+            external_id,
+            outcome,
+            grants: self.target.has_any_unique(),
+        }
+    }
+
+    /// The target's id: from the answer, else the one that was known. None after a delete.
+    fn external_id(&self, request: &Request, answer: &Value) -> Option<String> {
+        if request.step == "delete" {
+            return None;
+        }
+        let object = self.target.connector.object(&self.due.lane.object)?;
+        let write = match (&object.strategy, request.step.as_str()) {
+            (Strategy::Upsert(write), _) => write,
+            (Strategy::CreateOrUpdate { create, .. }, "create") => create,
+            (Strategy::CreateOrUpdate { update, .. }, _) => update,
+        };
+        let scope = crate::mapping::expression::Scope::new([("answer", answer)]);
+        match write.id.evaluate(&scope) {
+            Ok(Value::String(id)) if !id.is_empty() => Some(id),
+            Ok(Value::Number(id)) => Some(id.to_string()),
+            _ => self.due.external_id.clone(),
+        }
+    }
+
+    fn outcome_entry(
+        &self,
+        class: Class,
+        attempt_seq: i64,
+        outcome: &Outcome<'_>,
+        external_id: Option<&str>,
+    ) -> NewEntry {
+        NewEntry::new(
+            EntryKind::Outcome,
+            self.correlation_id(),
+            json!({
+                "delivery": self.due.id, "event_seq": self.due.event_seq, "attempt_seq": attempt_seq,
+                "target": self.due.lane.target, "object": self.due.lane.object, "id": self.due.lane.canonical_id,
+                "class": class.as_str(), "status": outcome.status, "external_id": external_id,
+                "reason": outcome.reason,
+                "response_sha256": outcome.status.map(|_| sha256_hex(outcome.answer.to_string().as_bytes())),
+            }),
+        )
+    }
+
+    /// Looks the object up by our id to learn what became of its creation.
+    async fn find(&self, request: Request) -> Result<(), LedgerError> {
+        self.target.permit().await;
+        let attempt_seq = self.ledger.writer().write(self.attempt(&request, "")).await?;
+        let result = self.target.http.send(&request, "").await;
+        let mut outcome = self.judge(result);
+        self.target.note(outcome.class, outcome.retry_after).await;
+        let object = self.target.connector.object(&self.due.lane.object);
+        let find = object.and_then(|object| match &object.strategy {
+            Strategy::CreateOrUpdate { find, .. } => find.as_ref(),
+            Strategy::Upsert(_) => None,
+        });
+        let ids = find.filter(|_| outcome.class == Class::Applied).map(|find| {
+            let scope = crate::mapping::expression::Scope::new([("answer", &outcome.answer)]);
+            (find.fresh_after, find.ids.evaluate(&scope).unwrap_or_default())
+        });
+        let mut batch = Batch::default();
+        match ids {
+            Some((_, Value::Array(ids))) if ids.len() == 1 => {
+                let id = ids.first().and_then(Value::as_str).map(str::to_owned);
+                outcome.reason = "found by our id: it was carried out".into();
+                let index = batch.entry(self.outcome_entry(Class::Applied, attempt_seq, &outcome, id.as_deref()));
+                let created = self.due.request.as_ref().and_then(Request::from_json).unwrap_or(request);
+                batch.closed.push(ClosedWrite { id: self.due.id, state: "applied", reason: None });
+                batch.applied.push(self.applied(&created, id, index));
+            }
+            Some((fresh_after, Value::Array(ids))) if ids.is_empty() => {
+                let age = self.due.last_attempt_at.map(|at| Timestamp::now().duration_since(at));
+                let age: Duration = age.and_then(|age| age.try_into().ok()).unwrap_or_default();
+                let settled = age >= fresh_after;
+                outcome.reason = if settled { "not found: it was not carried out" } else { "not found yet" }.into();
+                batch.entry(self.outcome_entry(Class::Transient, attempt_seq, &outcome, None));
+                let wait = if settled { Duration::ZERO } else { fresh_after.saturating_sub(age) };
+                batch.retries.push(self.retry(wait, &outcome, !settled, settled));
+            }
+            Some(_) => {
+                outcome.reason = "several objects carry our id".into();
+                batch.entry(self.outcome_entry(Class::Uncertain, attempt_seq, &outcome, None));
+                let reason = Some(outcome.reason.clone());
+                batch.closed.push(ClosedWrite { id: self.due.id, state: "parked", reason });
+            }
+            None => {
+                batch.entry(self.outcome_entry(outcome.class, attempt_seq, &outcome, None));
+                let wait = outcome.retry_after.unwrap_or_else(|| backoff(self.due.attempts, rand::random()));
+                batch.retries.push(self.retry(wait, &outcome, true, false));
+            }
+        }
+        self.ledger.writer().write(batch).await.map(|_| ())
+    }
+
+    /// Ends the delivery without a request.
+    async fn close(&self, state: &'static str, reason: String) -> Result<(), LedgerError> {
+        let mut batch = Batch::default();
+        self.supersede(&mut batch);
+        batch.entry(NewEntry::new(
+            EntryKind::Outcome,
+            self.correlation_id(),
+            json!({"delivery": self.due.id, "event_seq": self.due.event_seq, "target": self.due.lane.target,
+                   "object": self.due.lane.object, "id": self.due.lane.canonical_id, "class": state, "reason": reason}),
+        ));
+        batch.closed.push(ClosedWrite { id: self.due.id, state, reason: Some(reason) });
+        self.ledger.writer().write(batch).await.map(|_| ())
+    }
+
+    fn correlation_id(&self) -> Option<String> {
+        self.due.event.get("correlation_id").and_then(Value::as_str).map(str::to_owned)
+    }
+}
+
+/// Status and the vendor's error code; never its message, which may quote personal values (INV-12).
+fn describe(answer: &Answer) -> String {
+    let error = answer.body.get("error");
+    let code = error
+        .and_then(|error| error.get("code").or_else(|| error.get("type")).or(Some(error)))
+        .and_then(Value::as_str)
+        .filter(|code| code.len() <= 64 && code.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c)));
+    match code {
+        Some(code) => format!("status {} {code}", answer.status),
+        None => format!("status {}", answer.status),
+    }
+}

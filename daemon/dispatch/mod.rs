@@ -1,0 +1,14 @@
+//! When and in which order deliveries go: lanes, quotas, pauses, retries, deduplication. Knows nothing of the
+//! replication protocol; `gate`, `quota`, `retry` and `plan` are pure.
+
+pub mod dedup;
+pub mod deliver;
+pub mod gate;
+pub mod lane;
+pub mod plan;
+pub mod quota;
+pub mod retry;
+pub mod target;
+
+pub use lane::Dispatcher;
+pub use target::Target;

@@ -1,0 +1,203 @@
+//! What to send for a delivery, if anything. Pure: who holds a unique value is a parameter.
+
+use serde_json::{Map, Value};
+
+use super::retry::{Doubt, Resolution, resolve};
+use crate::connector::request::{Request, RequestLine, encode, without_nulls};
+use crate::connector::{Connector, ObjectSpec, Strategy, Unique};
+use crate::event::sha256_hex;
+use crate::image::canonical_bytes;
+use crate::ledger::batch::Lane;
+use crate::ledger::outbox::Due;
+use crate::mapping::expression::{EvaluationError, Scope};
+
+/// See the module's text.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Plan {
+    /// The target already has it so.
+    Skip(&'static str),
+    /// Send this.
+    Send {
+        /// The request.
+        request: Request,
+        /// What it has to do without: unique values held by others, references that are not there.
+        wishes: Vec<String>,
+    },
+    /// Look the object up to learn what became of a create.
+    Find(Request),
+    /// A person decides.
+    Park(String),
+}
+
+/// Why no plan can be made yet.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Obstacle {
+    /// An expression failed on this event.
+    Evaluation(EvaluationError),
+    /// The connector does not know the object any more.
+    UnknownObject(String),
+}
+
+impl From<EvaluationError> for Obstacle {
+    fn from(error: EvaluationError) -> Self {
+        Self::Evaluation(error)
+    }
+}
+
+/// The unique values the delivery would like to hold, to be looked up before [`plan`].
+pub fn wanted(connector: &Connector, due: &Due) -> Result<Vec<String>, Obstacle> {
+    let object = object_of(connector, due)?;
+    if due.operation == "delete" || due.uncertain || object.unique.is_empty() {
+        return Ok(Vec::new());
+    }
+    let body = object.body.render(&scope(connector, due))?;
+    Ok(object.unique.iter().filter_map(|unique| want(object, unique, &body)).collect())
+}
+
+/// Decides. `holder` says which object holds a unique value at the target.
+pub fn plan(
+    connector: &Connector,
+    due: &Due,
+    now: jiff::Timestamp,
+    holder: &dyn Fn(&str) -> Option<Lane>,
+) -> Result<Plan, Obstacle> {
+    let object = object_of(connector, due)?;
+    if due.uncertain {
+        return in_doubt(connector, object, due, now);
+    }
+    let scope = scope(connector, due);
+    if due.operation == "delete" {
+        if due.external_id.is_none() {
+            return Ok(Plan::Skip("not at the target"));
+        }
+        let request = request("delete", &object.delete, &scope)?;
+        return Ok(Plan::Send { request, wishes: Vec::new() });
+    }
+    let mut body = object.body.render(&scope)?;
+    let (mut holds, mut wishes) = (Vec::new(), Vec::new());
+    for unique in &object.unique {
+        let Some(wanted) = want(object, unique, &body) else { continue };
+        if holder(&wanted).is_none_or(|lane| lane == due.lane) {
+            holds.push(wanted);
+            continue;
+        }
+        set(&mut body, &unique.path, unique.otherwise.evaluate(&scope)?);
+        holds.extend(want(object, unique, &body));
+        wishes.push(wanted);
+    }
+    let missing = due.requires.iter().filter(|reference| !due.references.contains_key(*reference));
+    wishes.extend(missing.map(|reference| format!("ref:{reference}")));
+    let sha256 = sha256_hex(&canonical_bytes(&without_nulls(&body)));
+    if due.external_id.is_some() && due.applied_sha256.as_deref() == Some(sha256.as_str()) {
+        return Ok(Plan::Skip("unchanged at the target"));
+    }
+    let (step, line) = match (&object.strategy, &due.external_id) {
+        (Strategy::Upsert(write), _) => ("upsert", &write.line),
+        (Strategy::CreateOrUpdate { create, .. }, None) => ("create", &create.line),
+        (Strategy::CreateOrUpdate { update, .. }, Some(_)) => ("update", &update.line),
+    };
+    let (text, content_type) = encode(connector.encoding, &body, due.external_id.is_some());
+    let request = Request {
+        content_type: Some(content_type.to_owned()),
+        body: Some(text),
+        sha256: Some(sha256),
+        holds,
+        ..request(step, line, &scope)?
+    };
+    Ok(Plan::Send { request, wishes })
+}
+
+/// The last request has no outcome: the same bytes again, a look-up, or a person (INV-3).
+fn in_doubt(
+    connector: &Connector,
+    object: &ObjectSpec,
+    due: &Due,
+    now: jiff::Timestamp,
+) -> Result<Plan, Obstacle> {
+    let Some(request_sent) = due.request.as_ref().and_then(Request::from_json) else {
+        return Ok(Plan::Park("the request in doubt is not recorded".into()));
+    };
+    let age = due.attempted_at.map(|at| now.duration_since(at));
+    let find = match &object.strategy {
+        Strategy::CreateOrUpdate { find, .. } => find.as_ref(),
+        Strategy::Upsert(_) => None,
+    };
+    let doubt = Doubt {
+        repeatable: request_sent.step != "create",
+        key_window: connector.idempotency.as_ref().map(|idempotency| idempotency.window),
+        age: age.and_then(|age| age.try_into().ok()).unwrap_or_default(),
+        attempts: due.attempts,
+        can_find: find.is_some(),
+    };
+    match (resolve(&doubt), find) {
+        (Resolution::Resend, _) => Ok(Plan::Send { request: request_sent, wishes: Vec::new() }),
+        (Resolution::Find, Some(find)) => Ok(Plan::Find(request("find", &find.line, &scope(connector, due))?)),
+        (Resolution::Find | Resolution::Park, _) => {
+            Ok(Plan::Park("it is not known whether the request was carried out".into()))
+        }
+    }
+}
+
+fn object_of<'a>(connector: &'a Connector, due: &Due) -> Result<&'a ObjectSpec, Obstacle> {
+    connector.object(&due.lane.object).ok_or_else(|| Obstacle::UnknownObject(due.lane.object.clone()))
+}
+
+fn request(step: &str, line: &RequestLine, scope: &Scope) -> Result<Request, Obstacle> {
+    Ok(Request {
+        step: step.to_owned(),
+        method: line.method().to_owned(),
+        path: line.path(scope)?,
+        content_type: None,
+        body: None,
+        sha256: None,
+        holds: Vec::new(),
+    })
+}
+
+/// `event`, `references` (object to the target's id, null when it is not there) and `external_id`.
+fn scope(connector: &Connector, due: &Due) -> Scope {
+    let mut event = due.event.get("data").cloned().unwrap_or_default();
+    if !event.is_object() {
+        event = Value::Object(Map::new());
+    }
+    if let Value::Object(map) = &mut event {
+        map.insert("id".into(), Value::String(due.lane.canonical_id.clone()));
+    }
+    let mut references: Map<String, Value> =
+        connector.objects.iter().map(|object| (object.name.clone(), Value::Null)).collect();
+    for (reference, external_id) in &due.references {
+        if let Some((object, _)) = reference.split_once('/') {
+            references.insert(object.to_owned(), Value::String(external_id.clone()));
+        }
+    }
+    let external_id = due.external_id.clone().map_or(Value::Null, Value::String);
+    let references = Value::Object(references);
+    Scope::new([("event", &event), ("references", &references), ("external_id", &external_id)])
+}
+
+/// The name under which a unique value is reserved; case and outer white space do not tell values apart.
+fn want(object: &ObjectSpec, unique: &Unique, body: &Value) -> Option<String> {
+    let value = unique.path.iter().try_fold(body, |value, key| value.get(key))?;
+    let text = value.as_str()?.trim().to_lowercase();
+    (!text.is_empty()).then(|| want_named(&object.name, &unique.path.join("."), &text))
+}
+
+/// See [`want`].
+#[must_use]
+pub fn want_named(object: &str, path: &str, folded: &str) -> String {
+    format!("{object}:{path}={folded}")
+}
+
+fn set(body: &mut Value, path: &[String], value: Value) {
+    let Some((last, parents)) = path.split_last() else { return };
+    let parent = parents.iter().try_fold(body, |value, key| value.get_mut(key));
+    if let Some(Value::Object(map)) = parent {
+        map.insert(last.clone(), value);
+    }
+}
+
+/// What the reservation of `path` in a request that was refused as a duplicate is called.
+#[must_use]
+pub fn conflicting_want(request: &Request, path: &str) -> Option<String> {
+    request.holds.iter().find(|want| want.contains(&format!(":{path}="))).cloned()
+}

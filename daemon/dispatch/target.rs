@@ -1,0 +1,83 @@
+//! A target while the daemon runs: its connector, its pace, its gate.
+
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep_until};
+
+use super::dedup::Dedup;
+use super::gate::Gate;
+use super::quota::Pacer;
+use crate::connector::Connector;
+use crate::connector::classify::Class;
+use crate::target::HttpTarget;
+
+/// Pause after a 429 that does not say how long.
+const DEFAULT_PAUSE: Duration = Duration::from_secs(1);
+/// Pause after our credentials were refused.
+const UNAUTHORISED_PAUSE: Duration = Duration::from_secs(30);
+
+/// See the module's text.
+pub struct Target {
+    /// Name in the settings.
+    pub name: String,
+    /// How to talk to it.
+    pub connector: Connector,
+    /// The way there.
+    pub http: HttpTarget,
+    /// Allowed rate.
+    pub pacer: Pacer,
+    /// Deduplication hints.
+    pub dedup: Dedup,
+    /// Whether it may be spoken to.
+    pub gate: Mutex<Gate>,
+}
+
+impl Target {
+    /// Waits until a request may leave: the gate is open and the quota grants it.
+    pub async fn permit(&self) {
+        loop {
+            let opens_at = self.gate.lock().await.opens_at(Instant::now());
+            match opens_at {
+                Some(at) => sleep_until(at).await,
+                None => {
+                    self.pacer.permit().await;
+                    // The target may have asked for a pause while the quota was waited for.
+                    if self.gate.lock().await.opens_at(Instant::now()).is_none() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes an outcome into account for all requests to come.
+    pub async fn note(&self, class: Class, retry_after: Option<Duration>) {
+        let mut gate = self.gate.lock().await;
+        let now = Instant::now();
+        match class {
+            Class::Throttled => {
+                gate.answered();
+                gate.pause(now, retry_after.unwrap_or(DEFAULT_PAUSE));
+            }
+            Class::Unauthorised => {
+                tracing::error!(target_name = %self.name, "the target refuses our credentials; it is paused");
+                gate.pause(now, UNAUTHORISED_PAUSE);
+            }
+            Class::Transient | Class::Uncertain => gate.failed(now, rand::random()),
+            Class::Applied | Class::Duplicate | Class::Rejected | Class::Conflict | Class::Missing => gate.answered(),
+        }
+    }
+
+    /// True when the vendor wants values of this object unique, or the object refers to others.
+    #[must_use]
+    pub fn has_unique(&self, object: &str) -> bool {
+        self.connector.object(object).is_some_and(|object| !object.unique.is_empty())
+    }
+
+    /// True when any object of the connector has unique values.
+    #[must_use]
+    pub fn has_any_unique(&self) -> bool {
+        self.connector.objects.iter().any(|object| !object.unique.is_empty())
+    }
+}

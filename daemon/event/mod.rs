@@ -1,0 +1,9 @@
+//! What flows through the program: row changes, canonical events, positions. Pure data, no I/O.
+
+pub mod canonical;
+pub mod change;
+pub mod position;
+
+pub use canonical::{CanonicalEvent, Cause, Operation};
+pub use change::{Change, Field, Row, RowState, Transaction, key_text, row_key};
+pub use position::{ChangePosition, Cluster, Lsn, event_id, hex, sha256_hex};

@@ -1,0 +1,8 @@
+//! Row images: they give before-values without REPLICA IDENTITY FULL, fill unchanged TOAST, end writes that change
+//! nothing mapped, and answer look-ups as of the same transaction. Knows nothing of HTTP.
+
+pub mod overlay;
+pub mod project;
+
+pub use overlay::{DocumentId, Images, IndexId, Missing, Overlay, OverlayChanges, RowId};
+pub use project::{Emitted, Projection, UnknownColumn, canonical_bytes};

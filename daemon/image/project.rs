@@ -1,0 +1,319 @@
+//! From folded row changes to canonical events, over an [`Overlay`]. Pure.
+//!
+//! A row that changes nothing mapped ends here. A row that does leads to its *roots*: the rows an event is made of,
+//! found through the mapping's joins. Each root is worked out once per transaction and compared with what was last
+//! emitted for that object; equal data makes no event.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use super::overlay::{DocumentId, Overlay};
+use crate::event::{
+    CanonicalEvent, Cause, Change, ChangePosition, Cluster, Field, Operation, Row, RowState, Transaction, event_id,
+    key_text, sha256_hex,
+};
+use crate::mapping::{EventSpec, Join, JoinKind, SourceMapping};
+
+/// An update whose unsent column is in no image: the row must be read back from the source.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("table \"{table}\" key {key}: column \"{column}\" was not sent (unchanged TOAST) and no image holds it")]
+pub struct UnknownColumn {
+    table: String,
+    key: String,
+    column: String,
+}
+
+/// An event, or why the object could not be worked out: then it is parked, not skipped (INV-7).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Emitted {
+    /// The event.
+    pub event: CanonicalEvent,
+    /// Why it must not be delivered.
+    pub fault: Option<String>,
+}
+
+/// What the projection needs to know of the source.
+#[derive(Debug)]
+pub struct Projection<'a> {
+    /// Mapping files.
+    pub mapping: &'a SourceMapping,
+    /// Source name of the configuration.
+    pub source: &'a str,
+    /// Cluster the changes come from.
+    pub cluster: &'a Cluster,
+}
+
+/// Where and when events come from.
+#[derive(Debug, Clone)]
+struct Stamp {
+    position: ChangePosition,
+    committed_at: jiff::Timestamp,
+    xid: Option<u32>,
+    snapshot: bool,
+}
+
+/// Roots of one event type touched by a transaction: key to (last ordinal, causes).
+type Roots = BTreeMap<String, (u64, Vec<Cause>)>;
+
+impl Projection<'_> {
+    /// Applies a transaction to `overlay` and gives its events, deletes first, then in the order of the mapping.
+    ///
+    /// While the overlay misses anything the result is incomplete and must be thrown away.
+    pub fn transaction(
+        &self,
+        overlay: &mut Overlay<'_>,
+        transaction: &Transaction,
+    ) -> Result<Vec<Emitted>, UnknownColumn> {
+        let changed = self.apply(overlay, transaction)?;
+        let mut emitted = Vec::new();
+        for spec in &self.mapping.events {
+            for (key, (ordinal, causes)) in self.roots(overlay, spec, &changed) {
+                let stamp = Stamp {
+                    position: transaction.position(ordinal),
+                    committed_at: transaction.committed_at,
+                    xid: Some(transaction.xid),
+                    snapshot: false,
+                };
+                emitted.extend(self.object(overlay, spec, &key, causes, stamp));
+            }
+        }
+        emitted.sort_by_key(|emitted| emitted.event.operation != Operation::Delete);
+        Ok(emitted)
+    }
+
+    /// The events of the first load for these root rows.
+    pub fn snapshot(
+        &self,
+        overlay: &mut Overlay<'_>,
+        spec: &EventSpec,
+        keys: &[String],
+        consistent_point: crate::event::Lsn,
+        taken_at: jiff::Timestamp,
+    ) -> Vec<Emitted> {
+        let stamp = Stamp {
+            position: ChangePosition { commit_lsn: consistent_point, ordinal: 0 },
+            committed_at: taken_at,
+            xid: None,
+            snapshot: true,
+        };
+        keys.iter().filter_map(|key| self.object(overlay, spec, key, Vec::new(), stamp.clone())).collect()
+    }
+
+    /// Applies the row changes; gives those that changed a mapped column.
+    fn apply(&self, overlay: &mut Overlay<'_>, transaction: &Transaction) -> Result<Vec<(u64, Cause)>, UnknownColumn> {
+        let mut changed = Vec::new();
+        for (table, ordinal) in &transaction.truncated {
+            for key in overlay.keys_where(table, &Arc::from(""), "").unwrap_or_default() {
+                changed.extend(apply_one(overlay, &Change::new(table, &key, *ordinal, RowState::Absent))?);
+            }
+        }
+        for change in &transaction.changes {
+            changed.extend(apply_one(overlay, change)?);
+        }
+        Ok(changed)
+    }
+
+    fn roots(&self, overlay: &Overlay<'_>, spec: &EventSpec, changed: &[(u64, Cause)]) -> Roots {
+        let mut roots = Roots::new();
+        for (ordinal, cause) in changed {
+            let mut keys = BTreeSet::new();
+            if *cause.table == *spec.table {
+                keys.insert(cause.key.clone());
+            }
+            for join in spec.joins.iter().filter(|join| *join.table == *cause.table) {
+                keys.extend(roots_through(overlay, spec, join, cause));
+            }
+            for key in keys {
+                let (last, causes) = roots.entry(key).or_default();
+                *last = (*last).max(*ordinal);
+                causes.push(cause.clone());
+            }
+        }
+        roots
+    }
+
+    /// The event of one object, when its data is not what was last emitted.
+    fn object(
+        &self,
+        overlay: &mut Overlay<'_>,
+        spec: &EventSpec,
+        key: &str,
+        causes: Vec<Cause>,
+        stamp: Stamp,
+    ) -> Option<Emitted> {
+        let now = overlay.row(&spec.table, key)?;
+        let before = || causes.iter().find(|cause| *cause.table == *spec.table && cause.key == key)?.before.clone();
+        let identified = now.as_deref().cloned().or_else(before)?;
+        let source = Value::String(self.source.to_uppercase());
+        // A row without a canonical id cannot be told apart from others; it is reported under its key.
+        let id = spec.canonical_id(&source, &identified);
+        let (id, mut fault) = match id {
+            Ok(id) => (id, None),
+            Err(error) => (format!("{}-{}-{key}", self.source.to_uppercase(), spec.table), Some(error.to_string())),
+        };
+        let document: DocumentId = (spec.event_type.clone(), id.clone());
+        let known = overlay.document(&document);
+        let data = match (&now, &fault) {
+            (Some(row), None) => {
+                let joined = joined(overlay, spec, key, row)?;
+                match spec.evaluate(&source, row, &joined) {
+                    Ok(data) => data.map(|data| with_id(data, &id)),
+                    Err(error) => {
+                        fault = Some(error.to_string());
+                        Some(with_id(Value::Null, &id))
+                    }
+                }
+            }
+            (Some(_), Some(_)) => Some(with_id(Value::Null, &id)),
+            (None, _) => None,
+        };
+        let known = known?;
+        let sha256 = data.as_ref().map(|data| sha256_hex(&canonical_bytes(data)));
+        let operation = match (&known, &sha256) {
+            (None, None) => return None,
+            (Some(old), Some(new)) if old == new => return None,
+            (None, Some(_)) => Operation::Create,
+            (Some(_), Some(_)) => Operation::Update,
+            (Some(_), None) => Operation::Delete,
+        };
+        overlay.set_document(document, sha256);
+        let fault = fault.or_else(|| data.as_ref().and_then(|data| spec.schema.violation(data)));
+        let event = CanonicalEvent {
+            event_id: event_id(self.source, self.cluster, &stamp.position, &spec.event_type, &id),
+            event_type: spec.event_type.clone(),
+            operation,
+            id,
+            data: data.unwrap_or(Value::Null),
+            position: stamp.position,
+            committed_at: stamp.committed_at,
+            xid: stamp.xid,
+            snapshot: stamp.snapshot,
+            causes,
+        };
+        Some(Emitted { event, fault })
+    }
+}
+
+/// RFC 8785 bytes. A value made of JSON text always has them; a value that has not compares by its plain text.
+#[must_use]
+pub fn canonical_bytes(value: &Value) -> Vec<u8> {
+    serde_json_canonicalizer::to_vec(value).unwrap_or_else(|_| value.to_string().into_bytes())
+}
+
+fn with_id(data: Value, id: &str) -> Value {
+    let mut map = match data {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    };
+    map.insert("id".into(), Value::String(id.to_owned()));
+    Value::Object(map)
+}
+
+/// Applies one change; `None` when it changed no mapped column.
+fn apply_one(overlay: &mut Overlay<'_>, change: &Change) -> Result<Option<(u64, Cause)>, UnknownColumn> {
+    let Some(before) = overlay.row(&change.table, &change.key) else { return Ok(None) };
+    let moved = match &change.moved_from {
+        Some(key) => match overlay.row(&change.table, key) {
+            Some(row) => row,
+            None => return Ok(None),
+        },
+        None => None,
+    };
+    let after = match &change.state {
+        RowState::Absent => None,
+        RowState::Present(fields) => Some(Arc::new(filled(change, fields, before.as_deref().or(moved.as_deref()))?)),
+    };
+    if before == after {
+        return Ok(None);
+    }
+    overlay.set_row(&change.table, &change.key, after.clone());
+    let cause = Cause {
+        table: change.table.to_string(),
+        key: change.key.clone(),
+        before: before.as_deref().cloned(),
+        after: after.as_deref().cloned(),
+    };
+    Ok(Some((change.ordinal, cause)))
+}
+
+fn filled(change: &Change, fields: &[(Arc<str>, Field)], known: Option<&Row>) -> Result<Row, UnknownColumn> {
+    let mut row = Row::new();
+    for (name, field) in fields {
+        let value = match field {
+            Field::Value(value) => value.clone(),
+            Field::Unchanged => known.and_then(|row| row.get(&**name)).cloned().ok_or_else(|| UnknownColumn {
+                table: change.table.to_string(),
+                key: change.key.clone(),
+                column: name.to_string(),
+            })?,
+        };
+        row.insert(name.to_string(), value);
+    }
+    Ok(row)
+}
+
+/// Root keys that a changed joined row belongs to, now or before.
+fn roots_through(overlay: &Overlay<'_>, spec: &EventSpec, join: &Join, cause: &Cause) -> BTreeSet<String> {
+    let versions = || [cause.before.as_ref(), cause.after.as_ref()].into_iter().flatten();
+    match &join.kind {
+        JoinKind::By(column) => overlay.keys_where(&spec.table, column, &cause.key).unwrap_or_default(),
+        JoinKind::Children(column) => versions().filter_map(|row| reference_in(row, column)).collect(),
+        JoinKind::Through { alias, column } => {
+            let Some(links) = spec.join(alias) else { return BTreeSet::new() };
+            let JoinKind::Children(back) = &links.kind else { return BTreeSet::new() };
+            let keys = overlay.keys_where(&links.table, column, &cause.key).unwrap_or_default();
+            let rows = keys.iter().filter_map(|key| overlay.row(&links.table, key).flatten());
+            rows.filter_map(|row| reference_in(&row, back)).collect()
+        }
+    }
+}
+
+fn reference_in(row: &Row, column: &str) -> Option<String> {
+    row.get(column).filter(|value| !value.is_null()).map(key_text)
+}
+
+/// The values of all joins; `None` when something has to be loaded first. Every join is asked, so that one batch
+/// loads all that is missing.
+fn joined(overlay: &Overlay<'_>, spec: &EventSpec, key: &str, row: &Row) -> Option<Vec<(Arc<str>, Value)>> {
+    let mut values: Vec<(Arc<str>, Value)> = Vec::with_capacity(spec.joins.len());
+    let mut complete = true;
+    for join in &spec.joins {
+        let value = match &join.kind {
+            JoinKind::By(column) => by(overlay, join, row, column),
+            JoinKind::Children(column) => {
+                overlay.keys_where(&join.table, column, key).and_then(|keys| rows(overlay, join, &keys))
+            }
+            JoinKind::Through { alias, column } => match values.iter().find(|(name, _)| name == alias) {
+                Some((_, Value::Array(links))) => {
+                    let of_link = |link: &Value| reference_in(link.as_object()?, column);
+                    let keys: BTreeSet<String> = links.iter().filter_map(of_link).collect();
+                    rows(overlay, join, &keys)
+                }
+                _ => None,
+            },
+        };
+        match value {
+            Some(value) => values.push((join.alias.clone(), value)),
+            None => complete = false,
+        }
+    }
+    complete.then_some(values)
+}
+
+/// The row a column points to; when it points nowhere a row of nulls, so that `country.code` is null.
+fn by(overlay: &Overlay<'_>, join: &Join, row: &Row, column: &str) -> Option<Value> {
+    let found = match reference_in(row, column) {
+        Some(key) => overlay.row(&join.table, &key)?,
+        None => None,
+    };
+    let nulls = || join.columns.iter().map(|column| (column.to_string(), Value::Null)).collect();
+    Some(Value::Object(found.map_or_else(nulls, |row| (*row).clone())))
+}
+
+fn rows(overlay: &Overlay<'_>, join: &Join, keys: &BTreeSet<String>) -> Option<Value> {
+    let found: Vec<Option<Option<Arc<Row>>>> = keys.iter().map(|key| overlay.row(&join.table, key)).collect();
+    let loaded = found.into_iter().collect::<Option<Vec<_>>>()?;
+    Some(Value::Array(loaded.into_iter().flatten().map(|row| Value::Object((*row).clone())).collect()))
+}

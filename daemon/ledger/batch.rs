@@ -1,0 +1,202 @@
+//! What one ledger transaction writes. Everything that happens between two commits is described here first; nothing
+//! else writes to the ledger.
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use super::entry::NewEntry;
+use super::position::Position;
+use crate::event::Row;
+
+/// An entry of this batch, by its index in [`Batch::entries`]: its `seq` is known only when the batch is committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EntryIndex(pub usize);
+
+/// A row image to keep, or to forget when `row` is `None`.
+#[derive(Debug, Clone)]
+pub struct ImageWrite {
+    /// Source name.
+    pub source: String,
+    /// Table.
+    pub relation: String,
+    /// Row key.
+    pub key: String,
+    /// Mapped columns.
+    pub row: Option<Row>,
+}
+
+/// What was emitted for an object; forgotten when `sha256` is `None`.
+#[derive(Debug, Clone)]
+pub struct DocumentWrite {
+    /// Source name.
+    pub source: String,
+    /// Event type.
+    pub event_type: String,
+    /// Canonical id.
+    pub canonical_id: String,
+    /// Digest of its data.
+    pub sha256: Option<String>,
+    /// The event.
+    pub event: EntryIndex,
+}
+
+/// An object at a target.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Lane {
+    /// Target name.
+    pub target: String,
+    /// Object of its connector.
+    pub object: String,
+    /// Canonical id.
+    pub canonical_id: String,
+}
+
+/// Something newly owed to a target.
+#[derive(Debug, Clone)]
+pub struct DeliveryWrite {
+    /// Whom and what.
+    pub lane: Lane,
+    /// The event it delivers.
+    pub event: EntryIndex,
+    /// `upsert` or `delete`.
+    pub operation: &'static str,
+    /// A fact is never coalesced (INV-6).
+    pub fact: bool,
+    /// References that must stand at the target first.
+    pub requires: Vec<String>,
+    /// Why it is parked from the start, when it is.
+    pub parked: Option<String>,
+}
+
+/// A delivery about to be requested (INV-3).
+#[derive(Debug, Clone)]
+pub struct SendingWrite {
+    /// Delivery.
+    pub id: i64,
+    /// The same for all attempts of this round.
+    pub idempotency_key: String,
+    /// Exactly what will be sent.
+    pub request: Value,
+    /// When.
+    pub attempted_at: Timestamp,
+}
+
+/// What became of a delivery.
+#[derive(Debug, Clone)]
+pub struct ClosedWrite {
+    /// Delivery.
+    pub id: i64,
+    /// `applied`, `duplicate`, `superseded`, `rejected`, `parked`.
+    pub state: &'static str,
+    /// Why.
+    pub reason: Option<String>,
+}
+
+/// A delivery to be tried again.
+#[derive(Debug, Clone)]
+pub struct RetryWrite {
+    /// Delivery.
+    pub id: i64,
+    /// Not before.
+    pub due_at: Timestamp,
+    /// Why.
+    pub reason: String,
+    /// `pending`: nothing is in doubt; `sending`: the last request's outcome is not known.
+    pub uncertain: bool,
+    /// Begin a new round: the next request is a new one with a new key.
+    pub new_round: bool,
+}
+
+/// What a target holds of an object from now on.
+#[derive(Debug, Clone)]
+pub struct AppliedWrite {
+    /// Whom and what.
+    pub lane: Lane,
+    /// The target's own id; `None` when the object is gone there.
+    pub external_id: Option<String>,
+    /// Digest of the body it accepted.
+    pub sha256: Option<String>,
+    /// The outcome.
+    pub outcome: EntryIndex,
+    /// Unique values this object holds at the target now; all others of it are released.
+    pub holds: Vec<String>,
+    /// The connector knows unique values or references, so wishes may have to be granted.
+    pub grants: bool,
+}
+
+/// Unique values taken and wishes noted with an attempt.
+#[derive(Debug, Clone)]
+pub struct ClaimWrite {
+    /// Whom and what.
+    pub lane: Lane,
+    /// Values taken.
+    pub reserve: Vec<String>,
+    /// Values or references it has to do without.
+    pub wishes: Vec<String>,
+    /// The event that is sent without them.
+    pub event_seq: i64,
+}
+
+/// See the module's text. Writes happen in the order of the fields.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Sources whose images and documents are forgotten, before their first load begins anew.
+    pub forget: Vec<String>,
+    /// Entries, covered by the tree.
+    pub entries: Vec<NewEntry>,
+    /// Row images.
+    pub images: Vec<ImageWrite>,
+    /// Emitted objects.
+    pub documents: Vec<DocumentWrite>,
+    /// Newly owed.
+    pub deliveries: Vec<DeliveryWrite>,
+    /// Where a source stands afterwards.
+    pub positions: Vec<Position>,
+    /// Values somebody else holds at a target, as it told us.
+    pub foreign: Vec<(String, String)>,
+    /// Unique values and wishes.
+    pub claims: Vec<ClaimWrite>,
+    /// About to be sent.
+    pub sending: Vec<SendingWrite>,
+    /// Finished.
+    pub closed: Vec<ClosedWrite>,
+    /// To be tried again.
+    pub retries: Vec<RetryWrite>,
+    /// Accepted by targets.
+    pub applied: Vec<AppliedWrite>,
+}
+
+impl Batch {
+    /// Adds an entry.
+    pub fn entry(&mut self, entry: NewEntry) -> EntryIndex {
+        self.entries.push(entry);
+        EntryIndex(self.entries.len() - 1)
+    }
+
+    /// Adds everything of `other` behind what is here.
+    pub fn append(&mut self, other: Self) {
+        let shift = self.entries.len();
+        let moved = |index: EntryIndex| EntryIndex(index.0 + shift);
+        self.forget.extend(other.forget);
+        self.entries.extend(other.entries);
+        self.images.extend(other.images);
+        self.documents.extend(other.documents.into_iter().map(|mut write| {
+            write.event = moved(write.event);
+            write
+        }));
+        self.deliveries.extend(other.deliveries.into_iter().map(|mut write| {
+            write.event = moved(write.event);
+            write
+        }));
+        self.positions.extend(other.positions);
+        self.foreign.extend(other.foreign);
+        self.claims.extend(other.claims);
+        self.sending.extend(other.sending);
+        self.closed.extend(other.closed);
+        self.retries.extend(other.retries);
+        self.applied.extend(other.applied.into_iter().map(|mut write| {
+            write.outcome = moved(write.outcome);
+            write
+        }));
+    }
+}

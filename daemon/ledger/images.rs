@@ -1,0 +1,144 @@
+//! Reads what a slice needs from images and documents, in one batch of queries.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use serde_json::Value;
+use tokio_postgres::Client;
+
+use super::LedgerError;
+use crate::image::{Images, Missing};
+
+/// Loads everything in `missing` into `images`.
+pub async fn load(client: &Client, source: &str, missing: Missing, images: &mut Images) -> Result<(), LedgerError> {
+    load_rows(client, source, &missing, images).await?;
+    load_index(client, source, &missing, images).await?;
+    load_documents(client, source, &missing, images).await
+}
+
+async fn load_rows(client: &Client, source: &str, missing: &Missing, images: &mut Images) -> Result<(), LedgerError> {
+    if missing.rows.is_empty() {
+        return Ok(());
+    }
+    let (relations, keys): (Vec<&str>, Vec<&str>) =
+        missing.rows.iter().map(|(table, key)| (&**table, key.as_str())).unzip();
+    let sql = "select w.relation, w.key, i.row
+               from unnest($2::text[], $3::text[]) as w(relation, key)
+               left join image i on i.source = $1 and i.relation = w.relation and i.key = w.key";
+    for row in client.query(sql, &[&source, &relations, &keys]).await? {
+        let table: String = row.try_get(0)?;
+        let image = match row.try_get::<_, Option<Value>>(2)? {
+            Some(Value::Object(map)) => Some(Arc::new(map)),
+            Some(_) => return Err(LedgerError::Unreadable(format!("an image of table \"{table}\""))),
+            None => None,
+        };
+        images.rows.insert((table.into(), row.try_get(1)?), image);
+    }
+    Ok(())
+}
+
+/// One query for each (table, column), so that its partial index is used.
+async fn load_index(client: &Client, source: &str, missing: &Missing, images: &mut Images) -> Result<(), LedgerError> {
+    let pairs: BTreeSet<(Arc<str>, Arc<str>)> =
+        missing.index.iter().map(|(table, column, _)| (table.clone(), column.clone())).collect();
+    for (table, column) in pairs {
+        let wanted = missing.index.iter().filter(|(t, c, _)| *t == table && *c == column);
+        let values: Vec<&str> = wanted.map(|(_, _, value)| value.as_str()).collect();
+        let by_value = images.index.entry((table.clone(), column.clone())).or_default();
+        for value in &values {
+            by_value.insert((*value).to_owned(), BTreeSet::new());
+        }
+        let rows = if column.is_empty() {
+            let sql = "select ''::text, key from image where source = $1 and relation = $2";
+            client.query(sql, &[&source, &&*table]).await?
+        } else {
+            // Table and column come from mapping files, checked against the source's catalogue; quoted as literals
+            // because a partial index is only used when the planner sees them.
+            let sql = format!(
+                "select row ->> {column}, key from image
+                 where relation = {table} and source = $1 and row ->> {column} = any ($2::text[])",
+                column = literal(&column),
+                table = literal(&table),
+            );
+            client.query(&sql, &[&source, &values]).await?
+        };
+        for row in rows {
+            by_value.entry(row.try_get(0)?).or_default().insert(row.try_get(1)?);
+        }
+    }
+    Ok(())
+}
+
+async fn load_documents(
+    client: &Client,
+    source: &str,
+    missing: &Missing,
+    images: &mut Images,
+) -> Result<(), LedgerError> {
+    if missing.documents.is_empty() {
+        return Ok(());
+    }
+    let (types, ids): (Vec<&str>, Vec<&str>) =
+        missing.documents.iter().map(|(event_type, id)| (event_type.as_str(), id.as_str())).unzip();
+    let sql = "select w.event_type, w.id, d.sha256
+               from unnest($2::text[], $3::text[]) as w(event_type, id)
+               left join document d on d.source = $1 and d.event_type = w.event_type and d.canonical_id = w.id";
+    for row in client.query(sql, &[&source, &types, &ids]).await? {
+        images.documents.insert((row.try_get(0)?, row.try_get(1)?), row.try_get(2)?);
+    }
+    Ok(())
+}
+
+/// Creates the indexes that the mapping's joins need on images.
+pub async fn create_indexes(client: &Client, lookups: &[(Arc<str>, Arc<str>)]) -> Result<(), LedgerError> {
+    for (table, column) in lookups {
+        let digest = crate::event::sha256_hex(format!("{table}.{column}").as_bytes());
+        let name = format!("image_by_{}", digest.get(..16).unwrap_or_default());
+        let sql = format!(
+            "create index if not exists {name} on image ((row ->> {})) where relation = {}",
+            literal(column),
+            literal(table)
+        );
+        client.batch_execute(&sql).await?;
+    }
+    Ok(())
+}
+
+/// Keys of a table's images, in order, after `after`.
+pub async fn keys_after(
+    client: &Client,
+    source: &str,
+    table: &str,
+    after: Option<&str>,
+    limit: i64,
+) -> Result<Vec<String>, LedgerError> {
+    let sql = "select key from image where source = $1 and relation = $2 and ($3::text is null or key > $3)
+               order by key limit $4";
+    let rows = client.query(sql, &[&source, &table, &after, &limit]).await?;
+    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+}
+
+/// Which of these lanes a target holds or is owed.
+pub async fn owed(
+    client: &Client,
+    lanes: &[super::batch::Lane],
+) -> Result<std::collections::HashSet<super::batch::Lane>, LedgerError> {
+    if lanes.is_empty() {
+        return Ok(std::collections::HashSet::new());
+    }
+    let targets: Vec<&str> = lanes.iter().map(|lane| lane.target.as_str()).collect();
+    let objects: Vec<&str> = lanes.iter().map(|lane| lane.object.as_str()).collect();
+    let ids: Vec<&str> = lanes.iter().map(|lane| lane.canonical_id.as_str()).collect();
+    let sql = "select a.target, a.object, a.canonical_id
+               from unnest($1::text[], $2::text[], $3::text[]) as w(target, object, canonical_id)
+               join applied a using (target, object, canonical_id) where a.state <> 'absent'";
+    let rows = client.query(sql, &[&targets, &objects, &ids]).await?;
+    let lane = |row: &tokio_postgres::Row| -> Result<super::batch::Lane, LedgerError> {
+        Ok(super::batch::Lane { target: row.try_get(0)?, object: row.try_get(1)?, canonical_id: row.try_get(2)? })
+    };
+    rows.iter().map(lane).collect()
+}
+
+fn literal(text: &str) -> String {
+    postgres_protocol::escape::escape_literal(text)
+}

@@ -1,0 +1,121 @@
+//! The ledger: inbox, outbox and truth (INV-2). All SQL on it is in this module; nothing here knows of HTTP.
+//!
+//! One session writes, in batches ([`writer`]); it holds an advisory lock, so that two daemons never serve one ledger.
+//! Everything else reads.
+
+pub mod batch;
+pub mod commit;
+pub mod entry;
+pub mod images;
+pub mod outbox;
+pub mod position;
+pub mod statements;
+pub mod status;
+pub mod tree;
+pub mod verify;
+pub mod writer;
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio_postgres::Client;
+
+use crate::pg::{ConnectError, Database, describe};
+use writer::Writer;
+
+mod migrations {
+    //! Schema of the ledger, embedded in the binary.
+    #![allow(missing_docs, clippy::all)]
+    refinery::embed_migrations!("sql/ledger");
+}
+
+/// Key of the advisory lock (`TAILWATR` in ASCII).
+const WRITER_LOCK: i64 = 0x5441_494C_5741_5452;
+
+/// What can go wrong with the ledger, by remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// It cannot be reached.
+    #[error("ledger: {0}")]
+    Unreachable(#[from] ConnectError),
+    /// A statement failed.
+    #[error("ledger: {}", describe(.0))]
+    Statement(#[from] tokio_postgres::Error),
+    /// The writer ended before it could answer.
+    #[error("ledger: the writing session has ended")]
+    WriterGone,
+    /// Another daemon serves this ledger.
+    #[error("ledger: another tailwater process is writing to it")]
+    Locked,
+    /// The schema could not be brought up to date.
+    #[error("ledger: migration failed: {0}")]
+    Migration(#[from] refinery::Error),
+    /// Its tree contradicts itself.
+    #[error("ledger: {0}")]
+    Tree(#[from] tree::BrokenTree),
+    /// Something in it is not what this version writes.
+    #[error("ledger: {0} cannot be read by this version")]
+    Unreadable(String),
+}
+
+impl LedgerError {
+    /// True when the statement itself is at fault, so that sending it again is no use.
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        matches!(self, Self::Statement(error) if error.as_db_error().is_some_and(|db| {
+            // Class 57 is operator intervention (shutdown), 53 insufficient resources, 08 connection, 40 rollback.
+            !["57", "53", "08", "40"].iter().any(|class| db.code().code().starts_with(class))
+        }))
+    }
+}
+
+/// The daemon's hold on the ledger.
+#[derive(Clone)]
+pub struct Ledger {
+    reader: Arc<Client>,
+    writer: Writer,
+    lost: watch::Receiver<bool>,
+}
+
+impl Ledger {
+    /// Connects, brings the schema up to date and takes the writer's lock.
+    pub async fn open(database: &Database) -> Result<Self, LedgerError> {
+        let mut client = database.connect("tailwater-ledger-writer").await?;
+        let row = client.query_one("select pg_try_advisory_lock($1)", &[&WRITER_LOCK]).await?;
+        if !row.try_get::<_, bool>(0)? {
+            return Err(LedgerError::Locked);
+        }
+        migrations::migrations::runner().run_async(&mut client).await?;
+        let reader = Arc::new(database.connect("tailwater-ledger-reader").await?);
+        let (lost_tx, lost) = watch::channel(false);
+        let writer = Writer::start(commit::Session::open(client).await?, lost_tx);
+        Ok(Self { reader, writer, lost })
+    }
+
+    /// The reading session.
+    #[must_use]
+    pub fn reader(&self) -> &Client {
+        &self.reader
+    }
+
+    /// The writer.
+    #[must_use]
+    pub fn writer(&self) -> &Writer {
+        &self.writer
+    }
+
+    /// Ends when the writing session is lost.
+    pub async fn lost(&self) {
+        let mut lost = self.lost.clone();
+        // A closed channel means that the writer is gone, which is the same.
+        let _ = lost.wait_for(|lost| *lost).await;
+    }
+}
+
+/// True when a daemon holds the writer's lock.
+pub async fn is_served(client: &Client) -> Result<bool, LedgerError> {
+    let sql = "select exists (select from pg_locks where locktype = 'advisory' and granted
+                and database = (select oid from pg_database where datname = current_database())
+                and (classid::bigint << 32 | objid::bigint) = $1)";
+    Ok(client.query_one(sql, &[&WRITER_LOCK]).await?.try_get(0)?)
+}

@@ -1,0 +1,176 @@
+//! What is owed and due: the reading side of dispatching.
+
+use std::collections::HashMap;
+
+use jiff::Timestamp;
+use serde_json::Value;
+use tokio_postgres::Client;
+
+use super::LedgerError;
+use super::batch::Lane;
+
+/// A delivery at the head of its lane, due now.
+#[derive(Debug, Clone)]
+pub struct Due {
+    /// Delivery.
+    pub id: i64,
+    /// Whom and what.
+    pub lane: Lane,
+    /// Entry of the event.
+    pub event_seq: i64,
+    /// Body of that entry.
+    pub event: Value,
+    /// `upsert` or `delete`.
+    pub operation: String,
+    /// Its last request has no outcome (INV-3).
+    pub uncertain: bool,
+    /// Counts deliberate new requests.
+    pub round: i32,
+    /// Attempts so far, over all rounds.
+    pub attempts: i32,
+    /// What was sent last.
+    pub request: Option<Value>,
+    /// Its key.
+    pub idempotency_key: Option<String>,
+    /// First attempt with this key.
+    pub attempted_at: Option<Timestamp>,
+    /// Last attempt.
+    pub last_attempt_at: Option<Timestamp>,
+    /// References that must stand at the target first.
+    pub requires: Vec<String>,
+    /// Older pending states of the same lane that this one replaces.
+    pub supersedes: Vec<i64>,
+    /// The target's own id.
+    pub external_id: Option<String>,
+    /// Digest of the body the target accepted last.
+    pub applied_sha256: Option<String>,
+    /// The target's ids of what this delivery refers to; absent when it is not there.
+    pub references: HashMap<String, String>,
+}
+
+/// Heads of lanes that are due at `target`, oldest first, except those in `busy`.
+///
+/// A lane is headed by its oldest open delivery, so order is kept (INV-5). A pending state is replaced by the newest
+/// pending state behind it, up to the next fact (INV-6). A lane waits while something it requires is owed but not there.
+const DUE: &str = "
+  with head as (
+    select d.* from delivery d
+    where d.target = $1 and d.state in ('pending', 'sending') and d.due_at <= now() and d.id <> all ($2::bigint[])
+      and not exists (select from delivery e where e.target = d.target and e.object = d.object
+                      and e.canonical_id = d.canonical_id and e.state in ('pending', 'sending') and e.id < d.id)
+      and not exists (select from unnest(d.requires) r join applied a
+                      on a.target = d.target and a.object = split_part(r, '/', 1)
+                      and a.canonical_id = substr(r, strpos(r, '/') + 1) where a.state = 'owed')
+    order by d.id limit $3)
+  select coalesce(n.id, h.id), h.target, h.object, h.canonical_id, coalesce(n.event_seq, h.event_seq), e.body,
+         coalesce(n.operation, h.operation), h.state = 'sending', coalesce(n.round, h.round),
+         coalesce(n.attempts, h.attempts), coalesce(n.requires, h.requires), h.request, h.idempotency_key,
+         h.attempted_at, s.ids, i.external_id, a.sha256, h.last_attempt_at
+  from head h
+  left join lateral (
+    select n.* from delivery n
+    where h.state = 'pending' and not h.fact and n.target = h.target and n.object = h.object
+      and n.canonical_id = h.canonical_id and n.state = 'pending' and not n.fact and n.id > h.id
+      and n.id < coalesce((select min(f.id) from delivery f where f.target = h.target and f.object = h.object
+                           and f.canonical_id = h.canonical_id and f.state in ('pending', 'sending') and f.fact), n.id + 1)
+    order by n.id desc limit 1) n on true
+  left join lateral (
+    select array_agg(o.id) as ids from delivery o
+    where n.id is not null and o.target = h.target and o.object = h.object and o.canonical_id = h.canonical_id
+      and o.state = 'pending' and o.id >= h.id and o.id < n.id) s on true
+  join entry e on e.seq = coalesce(n.event_seq, h.event_seq)
+  left join identity i on i.system = h.target and i.object = h.object and i.canonical_id = h.canonical_id
+  left join applied a on a.target = h.target and a.object = h.object and a.canonical_id = h.canonical_id
+  order by 1";
+
+/// See [`DUE`].
+pub async fn due(client: &Client, target: &str, busy: &[i64], limit: i64) -> Result<Vec<Due>, LedgerError> {
+    let rows = client.query(DUE, &[&target, &busy, &limit]).await?;
+    let mut found = Vec::with_capacity(rows.len());
+    let mut required: Vec<(usize, String)> = Vec::new();
+    for row in &rows {
+        let body: Vec<u8> = row.try_get(5)?;
+        let requires: Vec<String> = row.try_get(10)?;
+        required.extend(requires.iter().map(|reference| (found.len(), reference.clone())));
+        found.push(Due {
+            id: row.try_get(0)?,
+            lane: Lane { target: row.try_get(1)?, object: row.try_get(2)?, canonical_id: row.try_get(3)? },
+            event_seq: row.try_get(4)?,
+            event: serde_json::from_slice(&body).map_err(|_| LedgerError::Unreadable("an event".into()))?,
+            operation: row.try_get(6)?,
+            uncertain: row.try_get(7)?,
+            round: row.try_get(8)?,
+            attempts: row.try_get(9)?,
+            request: row.try_get(11)?,
+            idempotency_key: row.try_get(12)?,
+            attempted_at: row.try_get(13)?,
+            last_attempt_at: row.try_get(17)?,
+            requires,
+            supersedes: row.try_get::<_, Option<Vec<i64>>>(14)?.unwrap_or_default(),
+            external_id: row.try_get(15)?,
+            applied_sha256: row.try_get(16)?,
+            references: HashMap::new(),
+        });
+    }
+    resolve_references(client, target, required, &mut found).await?;
+    Ok(found)
+}
+
+async fn resolve_references(
+    client: &Client,
+    target: &str,
+    required: Vec<(usize, String)>,
+    found: &mut [Due],
+) -> Result<(), LedgerError> {
+    if required.is_empty() {
+        return Ok(());
+    }
+    let references: Vec<&str> = required.iter().map(|(_, reference)| reference.as_str()).collect();
+    let sql = "select distinct r, i.external_id from unnest($2::text[]) r join identity i
+               on i.system = $1 and i.object = split_part(r, '/', 1) and i.canonical_id = substr(r, strpos(r, '/') + 1)";
+    let rows = client.query(sql, &[&target, &references]).await?;
+    let mut known: HashMap<String, String> = HashMap::new();
+    for row in &rows {
+        known.insert(row.try_get(0)?, row.try_get(1)?);
+    }
+    for (index, reference) in required {
+        if let (Some(due), Some(external_id)) = (found.get_mut(index), known.get(&reference)) {
+            due.references.insert(reference, external_id.clone());
+        }
+    }
+    Ok(())
+}
+
+/// When the next delivery of `target` becomes due, if none is due now.
+pub async fn next_due_at(client: &Client, target: &str) -> Result<Option<Timestamp>, LedgerError> {
+    let sql = "select min(due_at) from delivery where target = $1 and state in ('pending', 'sending') and due_at > now()";
+    Ok(client.query_one(sql, &[&target]).await?.try_get(0)?)
+}
+
+/// Who holds these unique values at `target`.
+pub async fn holders(client: &Client, target: &str, wants: &[String]) -> Result<HashMap<String, Lane>, LedgerError> {
+    if wants.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let sql = "select want, target, object, canonical_id from reservation where target = $1 and want = any ($2)";
+    let mut found = HashMap::new();
+    for row in client.query(sql, &[&target, &wants]).await? {
+        let lane = Lane { target: row.try_get(1)?, object: row.try_get(2)?, canonical_id: row.try_get(3)? };
+        found.insert(row.try_get(0)?, lane);
+    }
+    Ok(found)
+}
+
+/// True when `lane` has an open delivery older than `before`.
+pub async fn has_older_open(client: &Client, lane: &Lane, before: i64) -> Result<bool, LedgerError> {
+    let sql = "select exists (select from delivery where target = $1 and object = $2 and canonical_id = $3
+               and state in ('pending', 'sending') and id < $4)";
+    let row = client.query_one(sql, &[&lane.target, &lane.object, &lane.canonical_id, &before]).await?;
+    Ok(row.try_get(0)?)
+}
+
+/// True when the delivery was applied according to the ledger: confirms a hint of the deduplication cache (INV-2).
+pub async fn is_applied(client: &Client, id: i64) -> Result<bool, LedgerError> {
+    let sql = "select exists (select from delivery where id = $1 and state in ('applied', 'duplicate'))";
+    Ok(client.query_one(sql, &[&id]).await?.try_get(0)?)
+}

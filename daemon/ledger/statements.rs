@@ -1,0 +1,311 @@
+//! The SQL of a batch. Rows go in as arrays (`unnest`): one statement for any number of rows, as fast as COPY.
+
+use jiff::Timestamp;
+use postgres_types::PgLsn;
+use serde_json::Value;
+use tokio_postgres::types::ToSql;
+
+use super::LedgerError;
+use super::batch::{AppliedWrite, Batch, DeliveryWrite, EntryIndex, Lane};
+use super::entry::SealedEntry;
+use super::position::Position;
+use super::tree::Tree;
+
+/// SQL and its parameters.
+pub type Prepared = (&'static str, Vec<Box<dyn ToSql + Sync + Send>>);
+
+macro_rules! parameters {
+    ($($value:expr),* $(,)?) => { vec![$(Box::new($value) as Box<dyn ToSql + Sync + Send>),*] };
+}
+
+/// Entries, and the tree that covers them.
+pub fn entry_statements(
+    sealed: Vec<SealedEntry>,
+    before: &Tree,
+    after: &Tree,
+    out: &mut Vec<Prepared>,
+) -> Result<(), LedgerError> {
+    let (mut seqs, mut kinds, mut times, mut ids) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut bodies, mut leaves) = (Vec::new(), Vec::new());
+    for entry in sealed {
+        seqs.push(entry.seq);
+        kinds.push(entry.kind.as_str());
+        times.push(entry.recorded_at);
+        ids.push(entry.correlation_id);
+        bodies.push(entry.body);
+        leaves.push(entry.leaf.0.to_vec());
+    }
+    let size = |tree: &Tree| i64::try_from(tree.size()).map_err(|_| LedgerError::Unreadable("tree size".into()));
+    // A second writer would collide on the primary key of `entry`, so the tree cannot fork.
+    out.push((
+        "insert into entry (seq, kind, recorded_at, correlation_id, body, leaf)
+         select * from unnest($1::bigint[], $2::text[], $3::timestamptz[], $4::text[], $5::bytea[], $6::bytea[])",
+        parameters![seqs, kinds, times, ids, bodies, leaves],
+    ));
+    let frontier: Vec<Vec<u8>> = after.frontier()?.iter().map(|hash| hash.to_vec()).collect();
+    out.push((
+        "update tree set size = $1, frontier = $2, root = $3 where size = $4",
+        parameters![size(after)?, frontier, after.root()?.to_vec(), size(before)?],
+    ));
+    Ok(())
+}
+
+/// What a source slice changes.
+pub fn source_statements(batch: &mut Batch, seq_of: &dyn Fn(EntryIndex) -> i64, out: &mut Vec<Prepared>) {
+    for source in batch.forget.drain(..) {
+        out.push(("delete from image where source = $1", parameters![source.clone()]));
+        out.push(("delete from document where source = $1", parameters![source]));
+    }
+    images(batch, out);
+    documents(batch, seq_of, out);
+    if !batch.deliveries.is_empty() {
+        deliveries(std::mem::take(&mut batch.deliveries), seq_of, out);
+    }
+    for position in batch.positions.drain(..) {
+        out.push(position_statement(position));
+    }
+}
+
+fn images(batch: &mut Batch, out: &mut Vec<Prepared>) {
+    let (mut kept, mut gone) = ((Vec::new(), Vec::new(), Vec::new(), Vec::new()), (Vec::new(), Vec::new(), Vec::new()));
+    for write in batch.images.drain(..) {
+        match write.row {
+            Some(row) => {
+                kept.0.push(write.source);
+                kept.1.push(write.relation);
+                kept.2.push(write.key);
+                kept.3.push(Value::Object(row));
+            }
+            None => {
+                gone.0.push(write.source);
+                gone.1.push(write.relation);
+                gone.2.push(write.key);
+            }
+        }
+    }
+    if !kept.0.is_empty() {
+        out.push((
+            "insert into image (source, relation, key, row)
+             select * from unnest($1::text[], $2::text[], $3::text[], $4::jsonb[])
+             on conflict (source, relation, key) do update set row = excluded.row",
+            parameters![kept.0, kept.1, kept.2, kept.3],
+        ));
+    }
+    if !gone.0.is_empty() {
+        out.push((
+            "delete from image i using unnest($1::text[], $2::text[], $3::text[]) as g(source, relation, key)
+             where i.source = g.source and i.relation = g.relation and i.key = g.key",
+            parameters![gone.0, gone.1, gone.2],
+        ));
+    }
+}
+
+fn documents(batch: &mut Batch, seq_of: &dyn Fn(EntryIndex) -> i64, out: &mut Vec<Prepared>) {
+    let (mut sources, mut types, mut ids, mut digests, mut seqs) = (vec![], vec![], vec![], vec![], vec![]);
+    for write in batch.documents.drain(..) {
+        sources.push(write.source);
+        types.push(write.event_type);
+        ids.push(write.canonical_id);
+        digests.push(write.sha256);
+        seqs.push(seq_of(write.event));
+    }
+    if sources.is_empty() {
+        return;
+    }
+    // Of several events of one object in a batch the last one counts.
+    out.push((
+        "merge into document d
+         using (select distinct on (source, event_type, canonical_id) *
+                from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[])
+                  as w(source, event_type, canonical_id, sha256, event_seq)
+                order by source, event_type, canonical_id, event_seq desc) w
+         on d.source = w.source and d.event_type = w.event_type and d.canonical_id = w.canonical_id
+         when matched and w.sha256 is null then delete
+         when matched then update set sha256 = w.sha256, event_seq = w.event_seq
+         when not matched and w.sha256 is not null then
+           insert (source, event_type, canonical_id, sha256, event_seq)
+           values (w.source, w.event_type, w.canonical_id, w.sha256, w.event_seq)",
+        parameters![sources, types, ids, digests, seqs],
+    ));
+}
+
+fn deliveries(writes: Vec<DeliveryWrite>, seq_of: &dyn Fn(EntryIndex) -> i64, out: &mut Vec<Prepared>) {
+    let (mut seqs, mut targets, mut objects, mut ids) = (vec![], vec![], vec![], vec![]);
+    let (mut operations, mut facts, mut requires, mut states, mut reasons) = (vec![], vec![], vec![], vec![], vec![]);
+    for write in writes {
+        seqs.push(seq_of(write.event));
+        targets.push(write.lane.target);
+        objects.push(write.lane.object);
+        ids.push(write.lane.canonical_id);
+        operations.push(write.operation);
+        facts.push(write.fact);
+        requires.push(write.requires.join("\n"));
+        states.push(if write.parked.is_some() { "parked" } else { "pending" });
+        reasons.push(write.parked);
+    }
+    let (lane_targets, lane_objects, lane_ids) = (targets.clone(), objects.clone(), ids.clone());
+    let lane_operations = operations.clone();
+    out.push((
+        "insert into delivery (event_seq, target, object, canonical_id, operation, fact, requires, state, reason)
+         select event_seq, target, object, canonical_id, operation, fact,
+                case when requires = '' then '{}' else string_to_array(requires, E'\\n') end, state, reason
+         from unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::boolean[], $7::text[],
+                     $8::text[], $9::text[])
+           with ordinality as w(event_seq, target, object, canonical_id, operation, fact, requires, state, reason, n)
+         order by n",
+        parameters![seqs, targets, objects, ids, operations, facts, requires, states, reasons],
+    ));
+    // What is owed counts as the target's from now on: a later delete has to go there.
+    out.push((
+        "insert into applied (target, object, canonical_id, state)
+         select distinct target, object, canonical_id, 'owed'
+         from unnest($1::text[], $2::text[], $3::text[], $4::text[]) as w(target, object, canonical_id, operation)
+         where operation = 'upsert'
+         on conflict (target, object, canonical_id) do update set state = 'owed' where applied.state = 'absent'",
+        parameters![lane_targets, lane_objects, lane_ids, lane_operations],
+    ));
+}
+
+fn position_statement(position: Position) -> Prepared {
+    (
+        "insert into position (source, system_identifier, timeline, slot, phase, commit_lsn, ordinal, end_lsn,
+                               snapshot_cursor, committed_at)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+         on conflict (source) do update set
+           system_identifier = excluded.system_identifier, timeline = excluded.timeline, slot = excluded.slot,
+           phase = excluded.phase, commit_lsn = excluded.commit_lsn, ordinal = excluded.ordinal,
+           end_lsn = excluded.end_lsn, snapshot_cursor = excluded.snapshot_cursor,
+           committed_at = coalesce(excluded.committed_at, position.committed_at), updated_at = now()",
+        parameters![
+            position.source,
+            position.cluster.system_identifier,
+            i32::try_from(position.cluster.timeline).unwrap_or(i32::MAX),
+            position.slot,
+            position.phase.as_str(),
+            PgLsn::from(position.commit_lsn),
+            position.ordinal.map(|ordinal| i64::try_from(ordinal).unwrap_or(i64::MAX)),
+            PgLsn::from(position.end_lsn),
+            position.snapshot_cursor,
+            position.committed_at,
+        ],
+    )
+}
+
+/// What dispatching changes.
+pub fn dispatch_statements(batch: Batch, seq_of: &dyn Fn(EntryIndex) -> i64, out: &mut Vec<Prepared>) {
+    for (target, want) in batch.foreign {
+        out.push((
+            "insert into reservation (target, want, object, canonical_id) values ($1, $2, '', '')
+             on conflict do nothing",
+            parameters![target, want],
+        ));
+    }
+    for claim in batch.claims {
+        let Lane { target, object, canonical_id } = claim.lane;
+        out.push((
+            "insert into reservation (target, want, object, canonical_id)
+             select $1, want, $2, $3 from unnest($4::text[]) as w(want) on conflict do nothing",
+            parameters![target.clone(), object.clone(), canonical_id.clone(), claim.reserve],
+        ));
+        out.push((
+            "delete from wish where target = $1 and object = $2 and canonical_id = $3",
+            parameters![target.clone(), object.clone(), canonical_id.clone()],
+        ));
+        out.push((
+            "insert into wish (target, object, canonical_id, want, event_seq)
+             select $1, $2, $3, want, $5 from unnest($4::text[]) as w(want)",
+            parameters![target, object, canonical_id, claim.wishes, claim.event_seq],
+        ));
+    }
+    let sending = batch.sending.into_iter().map(|write| -> Prepared {
+        (
+            "update delivery set state = 'sending', idempotency_key = $2, request = $3, attempts = attempts + 1,
+                    last_attempt_at = $4,
+                    attempted_at = case when idempotency_key is distinct from $2 then $4 else attempted_at end
+             where id = $1",
+            parameters![write.id, write.idempotency_key, write.request, write.attempted_at],
+        )
+    });
+    out.extend(sending);
+    close(batch.closed, out);
+    let retries = batch.retries.into_iter().map(|write| -> Prepared {
+        (
+            "update delivery set state = case when $4 then 'sending' else 'pending' end, due_at = $2, reason = $3,
+                    round = round + case when $5 then 1 else 0 end
+             where id = $1",
+            parameters![write.id, write.due_at, write.reason, write.uncertain, write.new_round],
+        )
+    });
+    out.extend(retries);
+    for write in batch.applied {
+        applied(write, seq_of, out);
+    }
+}
+
+fn close(writes: Vec<super::batch::ClosedWrite>, out: &mut Vec<Prepared>) {
+    if writes.is_empty() {
+        return;
+    }
+    let (mut ids, mut states, mut reasons) = (vec![], vec![], vec![]);
+    for write in writes {
+        ids.push(write.id);
+        states.push(write.state);
+        reasons.push(write.reason);
+    }
+    out.push((
+        "update delivery d set state = w.state, reason = w.reason, request = null
+         from unnest($1::bigint[], $2::text[], $3::text[]) as w(id, state, reason) where d.id = w.id",
+        parameters![ids, states, reasons],
+    ));
+}
+
+fn applied(write: AppliedWrite, seq_of: &dyn Fn(EntryIndex) -> i64, out: &mut Vec<Prepared>) {
+    let Lane { target, object, canonical_id } = write.lane;
+    let state = if write.external_id.is_some() { "present" } else { "absent" };
+    out.push((
+        "insert into applied (target, object, canonical_id, state, sha256, seq) values ($1, $2, $3, $4, $5, $6)
+         on conflict (target, object, canonical_id) do update set
+           state = excluded.state, sha256 = excluded.sha256, seq = excluded.seq",
+        parameters![target.clone(), object.clone(), canonical_id.clone(), state, write.sha256, seq_of(write.outcome)],
+    ));
+    match write.external_id {
+        Some(external_id) => out.push((
+            "insert into identity (canonical_id, system, object, external_id) values ($1, $2, $3, $4)
+             on conflict (system, object, canonical_id) do update set external_id = excluded.external_id",
+            parameters![canonical_id.clone(), target.clone(), object.clone(), external_id],
+        )),
+        None => out.push((
+            "delete from identity where system = $1 and object = $2 and canonical_id = $3",
+            parameters![target.clone(), object.clone(), canonical_id.clone()],
+        )),
+    }
+    if !write.grants {
+        return;
+    }
+    out.push((
+        "delete from reservation where target = $1 and object = $2 and canonical_id = $3 and want <> all ($4::text[])",
+        parameters![target.clone(), object.clone(), canonical_id.clone(), write.holds],
+    ));
+    // Wishes are rare; whatever has become possible at this target is delivered again.
+    out.push((
+        "with granted as (
+           delete from wish w where w.target = $1 and
+             case when w.want like 'ref:%'
+                  then exists (select from applied a where a.target = w.target and a.state = 'present'
+                               and 'ref:' || a.object || '/' || a.canonical_id = w.want)
+                  else not exists (select from reservation r where r.target = w.target and r.want = w.want) end
+           returning w.*)
+         insert into delivery (event_seq, target, object, canonical_id, operation, fact, state, round)
+         select g.event_seq, g.target, g.object, g.canonical_id, 'upsert', false, 'pending',
+                1 + coalesce((select max(d.round) from delivery d where d.target = g.target and d.event_seq = g.event_seq
+                              and d.object = g.object and d.canonical_id = g.canonical_id), 0)
+         from (select distinct event_seq, target, object, canonical_id from granted) g",
+        parameters![target],
+    ));
+}
+
+/// The time as the ledger stores it: microseconds, as PostgreSQL keeps them.
+#[must_use]
+pub fn to_microseconds(now: Timestamp) -> Timestamp {
+    Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now)
+}

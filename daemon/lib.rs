@@ -1,0 +1,22 @@
+//! Tailwater: from an ERP's PostgreSQL to billing and support systems, once, with a ledger that proves it.
+//!
+//! The way of a change, in reading order: [`source`] (bytes to row changes), [`image`] (last known rows, before and
+//! after), [`mapping`] (rows to canonical events and their routes), [`ledger`] (what happened and what is owed),
+//! [`dispatch`] (when and in which order), [`connector`] and [`target`] (one request, one outcome). [`capture`] joins
+//! the first half, [`app`] everything. See ARCHITECTURE.md.
+
+pub mod app;
+pub mod capture;
+pub mod cli;
+pub mod config;
+pub mod connector;
+pub mod demo;
+pub mod dispatch;
+pub mod event;
+pub mod image;
+pub mod ledger;
+pub mod mapping;
+pub mod ops;
+pub mod pg;
+pub mod source;
+pub mod target;

@@ -1,0 +1,6 @@
+//! Operating the daemon: logs, signs of life, systemd, status.
+
+pub mod log;
+pub mod pulse;
+pub mod status;
+pub mod systemd;

@@ -1,0 +1,125 @@
+//! `tailwater status`: read from the ledger and the ERP, so that it also works while the daemon is down.
+
+use std::fmt::Write as _;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::config::Config;
+use crate::ledger::position::Position;
+use crate::ledger::{LedgerError, is_served, status};
+
+/// Deliveries listed that wait for a person.
+const HELD_LISTED: i64 = 20;
+
+/// Gathers everything as JSON.
+pub async fn gather(config: &Config, now: Timestamp) -> Result<Value, LedgerError> {
+    let client = config.ledger.connect("tailwater-status").await?;
+    let figures = status::figures(&client).await?;
+    let mut sources = Vec::new();
+    for source in &config.sources {
+        let position = Position::load(&client, &source.name).await?;
+        sources.push(json!({
+            "name": source.name,
+            "phase": position.as_ref().map_or("new", |position| position.phase.as_str()),
+            "ledgered_to": position.as_ref().map(|position| position.end_lsn.to_string()),
+            "last_commit_at": position.as_ref().and_then(|position| position.committed_at).map(|at| at.to_string()),
+            "slot": slot(source).await,
+        }));
+    }
+    let targets = config.targets.iter().map(|target| {
+        let figures = figures.targets.get(&target.name).cloned().unwrap_or_default();
+        let oldest: Option<f64> = figures.oldest_open_at.map(|at| now.duration_since(at).as_secs_f64());
+        json!({
+            "name": target.name, "quota": target.quota.to_string(), "deliveries": figures.deliveries,
+            "oldest_open_seconds": oldest,
+        })
+    });
+    let held = status::held(&client, HELD_LISTED).await?;
+    let held: Vec<Value> = held
+        .into_iter()
+        .map(|(id, target, canonical_id, state, reason)| {
+            json!({"delivery": id, "target": target, "id": canonical_id, "state": state, "reason": reason})
+        })
+        .collect();
+    Ok(json!({
+        "daemon": if is_served(&client).await? { "running" } else { "not running" },
+        "sources": sources,
+        "targets": targets.collect::<Vec<_>>(),
+        "ledger": {"last_seq": figures.last_seq, "entries": figures.entries},
+        "held": held,
+    }))
+}
+
+/// What the slot holds back on the ERP.
+async fn slot(source: &crate::config::SourceConfig) -> Value {
+    let client = match source.database.connect("tailwater-status").await {
+        Ok(client) => client,
+        Err(error) => return json!({"error": error.to_string()}),
+    };
+    let sql = "select active, wal_status, safe_wal_size,
+                      pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint,
+                      pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::bigint
+               from pg_replication_slots where slot_name = $1";
+    match client.query_opt(sql, &[&source.slot]).await {
+        Ok(Some(row)) => json!({
+            "active": row.try_get::<_, bool>(0).ok(),
+            "wal_status": row.try_get::<_, Option<String>>(1).ok().flatten(),
+            "safe_wal_bytes": row.try_get::<_, Option<i64>>(2).ok().flatten(),
+            "retained_wal_bytes": row.try_get::<_, Option<i64>>(3).ok().flatten(),
+            "unconfirmed_bytes": row.try_get::<_, Option<i64>>(4).ok().flatten(),
+        }),
+        Ok(None) => json!({"error": "the slot does not exist"}),
+        Err(error) => json!({"error": crate::pg::describe(&error)}),
+    }
+}
+
+/// The same for people.
+#[must_use]
+pub fn render(status: &Value) -> String {
+    let mut out = String::new();
+    let text = |value: &Value, key: &str| match value.get(key) {
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Null) | None => "-".to_owned(),
+        Some(other) => other.to_string(),
+    };
+    let list = |key: &str| status.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
+    let _ = writeln!(out, "daemon   {}", text(status, "daemon"));
+    for source in list("sources") {
+        let slot = source.get("slot").cloned().unwrap_or_default();
+        let _ = writeln!(
+            out,
+            "source   {}: {}, ledgered to {}, last commit {}; slot {}, retains {} bytes",
+            text(&source, "name"),
+            text(&source, "phase"),
+            text(&source, "ledgered_to"),
+            text(&source, "last_commit_at"),
+            if slot.get("error").is_some() { text(&slot, "error") } else { text(&slot, "wal_status") },
+            text(&slot, "retained_wal_bytes"),
+        );
+    }
+    for target in list("targets") {
+        let _ = writeln!(
+            out,
+            "target   {} ({}): {}, oldest open {} s",
+            text(&target, "name"),
+            text(&target, "quota"),
+            text(&target, "deliveries"),
+            text(&target, "oldest_open_seconds"),
+        );
+    }
+    let ledger = status.get("ledger").cloned().unwrap_or_default();
+    let _ = writeln!(out, "ledger   {} entries: {}", text(&ledger, "last_seq"), text(&ledger, "entries"));
+    for held in list("held") {
+        let _ = writeln!(
+            out,
+            "held     delivery {} to {} for {}: {}: {}",
+            text(&held, "delivery"),
+            text(&held, "target"),
+            text(&held, "id"),
+            text(&held, "state"),
+            text(&held, "reason"),
+        );
+    }
+    out
+}

@@ -1,0 +1,133 @@
+//! PostgreSQL connections: where, as whom, and how they are secured. Used for the ledger and for the source.
+//!
+//! Policy: over a Unix socket or loopback TLS is off unless asked for; anywhere else it is `verify-full` and nothing
+//! less, with channel binding where the server offers it. A URL never holds a password.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
+use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres_rustls_improved::MakeRustlsConnect;
+
+use crate::config::secret::Secret;
+
+/// Settings of every session, so that values always have the same text form whatever the role's defaults are.
+pub const SESSION_OPTIONS: &str = "-c client_encoding=UTF8 -c datestyle=ISO -c intervalstyle=postgres \
+     -c extra_float_digits=3 -c timezone=UTC -c bytea_output=hex -c row_security=off";
+
+/// Where a database is and how to reach it.
+#[derive(Debug, Clone)]
+pub struct Database {
+    /// Host name, address, or directory of the Unix socket.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// Role.
+    pub user: String,
+    /// Database name.
+    pub dbname: String,
+    /// Password, when the server asks for one.
+    pub password: Option<Secret>,
+    /// TLS is on, and then always verified with the host name.
+    pub tls: bool,
+    /// Certificate authorities to trust instead of the system's.
+    pub root_certificates: Option<PathBuf>,
+}
+
+/// A connection could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// PostgreSQL said no, or nobody answered.
+    #[error("{user}@{host}:{port}/{dbname}: {}", describe(.error))]
+    Postgres {
+        /// Role.
+        user: String,
+        /// Host.
+        host: String,
+        /// Port.
+        port: u16,
+        /// Database.
+        dbname: String,
+        /// Why.
+        error: tokio_postgres::Error,
+    },
+    /// Certificates could not be read.
+    #[error("certificates: {0}")]
+    Certificates(String),
+    /// The password file could not be read.
+    #[error(transparent)]
+    Secret(#[from] crate::config::secret::SecretError),
+}
+
+/// An error of PostgreSQL in its own words; the driver alone says only "db error".
+#[must_use]
+pub fn describe(error: &tokio_postgres::Error) -> String {
+    use std::error::Error as _;
+    if let Some(db) = error.as_db_error() {
+        return format!("{} (SQLSTATE {})", db.message(), db.code().code());
+    }
+    error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
+}
+
+/// True for Unix sockets and loopback addresses.
+#[must_use]
+pub fn is_local(host: &str) -> bool {
+    host.starts_with('/') || host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+impl Database {
+    /// Opens an SQL session; its connection runs in a task of its own until the client is dropped.
+    pub async fn connect(&self, application_name: &str) -> Result<Client, ConnectError> {
+        let mut config = Config::new();
+        config.host(&self.host).port(self.port).user(&self.user).dbname(&self.dbname);
+        config.application_name(application_name).options(SESSION_OPTIONS);
+        config.connect_timeout(std::time::Duration::from_secs(10));
+        config.keepalives_idle(std::time::Duration::from_secs(15));
+        config.tcp_user_timeout(std::time::Duration::from_secs(30));
+        if let Some(secret) = &self.password {
+            config.password(secret.read()?.expose());
+        }
+        let failed = |error| ConnectError::Postgres {
+            user: self.user.clone(),
+            host: self.host.clone(),
+            port: self.port,
+            dbname: self.dbname.clone(),
+            error,
+        };
+        if self.tls {
+            config.ssl_mode(tokio_postgres::config::SslMode::Require);
+            let (client, connection) =
+                config.connect(MakeRustlsConnect::new(self.tls_config()?)).await.map_err(failed)?;
+            tokio::spawn(connection);
+            return Ok(client);
+        }
+        config.ssl_mode(tokio_postgres::config::SslMode::Disable);
+        let (client, connection) = config.connect(NoTls).await.map_err(failed)?;
+        tokio::spawn(connection);
+        Ok(client)
+    }
+
+    /// TLS with full verification.
+    pub fn tls_config(&self) -> Result<ClientConfig, ConnectError> {
+        let mut roots = RootCertStore::empty();
+        if let Some(path) = &self.root_certificates {
+            let certificates = CertificateDer::pem_file_iter(path)
+                .map_err(|error| ConnectError::Certificates(format!("{}: {error}", path.display())))?;
+            for certificate in certificates {
+                let certificate = certificate.map_err(|error| ConnectError::Certificates(error.to_string()))?;
+                roots.add(certificate).map_err(|error| ConnectError::Certificates(error.to_string()))?;
+            }
+        } else {
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| ConnectError::Certificates(error.to_string()))?;
+        Ok(config.with_root_certificates(roots).with_no_client_auth())
+    }
+}

@@ -1,0 +1,290 @@
+//! What has to be true of the ERP's PostgreSQL before anything is read, checked by catalogue queries.
+//!
+//! The five shapes that make the application's own UPDATE fail are found here: no key, identity NOTHING, a dropped
+//! identity index, a column list or a row filter that does not cover the identity.
+
+use serde::Serialize;
+use tokio_postgres::Client;
+
+use crate::mapping::{SourceMapping, TableSpec};
+
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Start is refused.
+    Error,
+    /// Worth mending.
+    Warning,
+}
+
+/// Something a DBA should know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// How bad.
+    pub severity: Severity,
+    /// Table or setting.
+    pub subject: String,
+    /// What is wrong, and what it would do.
+    pub what: String,
+    /// SQL or setting that cures it.
+    pub remedy: String,
+}
+
+fn finding(severity: Severity, subject: &str, what: impl Into<String>, remedy: impl Into<String>) -> Finding {
+    Finding { severity, subject: subject.to_owned(), what: what.into(), remedy: remedy.into() }
+}
+
+/// Checks settings, publication and tables.
+pub async fn check(
+    client: &Client,
+    mapping: &SourceMapping,
+    publication: &str,
+    slot: &str,
+) -> Result<Vec<Finding>, tokio_postgres::Error> {
+    let mut findings = settings(client, slot).await?;
+    let known = client
+        .query_opt("select puballtables, pubviaroot from pg_publication where pubname = $1", &[&publication])
+        .await?;
+    let Some(row) = known else {
+        findings.push(finding(
+            Severity::Error,
+            &format!("publication \"{publication}\""),
+            "does not exist",
+            create_publication(mapping, publication),
+        ));
+        findings.extend(columns(client, mapping).await?);
+        return Ok(findings);
+    };
+    if row.try_get(0)? {
+        findings.push(finding(
+            Severity::Error,
+            &format!("publication \"{publication}\""),
+            "is FOR ALL TABLES: the first table without a key would make the ERP's own UPDATEs on it fail",
+            format!("drop publication {0}; {1}", quote(publication), create_publication(mapping, publication)),
+        ));
+    }
+    findings.extend(published(client, mapping, publication).await?);
+    findings.extend(identities(client, publication).await?);
+    findings.extend(columns(client, mapping).await?);
+    Ok(findings)
+}
+
+async fn settings(client: &Client, slot: &str) -> Result<Vec<Finding>, tokio_postgres::Error> {
+    let mut findings = Vec::new();
+    let sql = "select current_setting('wal_level'), current_setting('server_version_num')::int,
+                      current_setting('max_slot_wal_keep_size'),
+                      current_setting('max_replication_slots')::int - (select count(*)::int from pg_replication_slots),
+                      exists (select from pg_replication_slots where slot_name = $1),
+                      (select rolreplication or rolsuper from pg_roles where rolname = current_user)";
+    let row = client.query_one(sql, &[&slot]).await?;
+    let wal_level: String = row.try_get(0)?;
+    if wal_level != "logical" {
+        findings.push(finding(
+            Severity::Error,
+            "wal_level",
+            format!("is `{wal_level}`: nothing can be decoded"),
+            "alter system set wal_level = 'logical'; then restart PostgreSQL",
+        ));
+    }
+    if row.try_get::<_, i32>(1)? < 140_000 {
+        findings.push(finding(Severity::Error, "server version", "is older than PostgreSQL 14", "upgrade PostgreSQL"));
+    }
+    if row.try_get::<_, String>(2)? == "-1" {
+        findings.push(finding(
+            Severity::Warning,
+            "max_slot_wal_keep_size",
+            "is unlimited: if tailwater stays stopped, its slot can fill the disk",
+            "alter system set max_slot_wal_keep_size = '50GB'; select pg_reload_conf()  -- a share of the disk",
+        ));
+    }
+    if row.try_get::<_, i32>(3)? < 1 && !row.try_get::<_, bool>(4)? {
+        findings.push(finding(
+            Severity::Error,
+            "max_replication_slots",
+            "no slot is left",
+            "alter system set max_replication_slots = 10; then restart PostgreSQL",
+        ));
+    }
+    if row.try_get::<_, Option<bool>>(5)? != Some(true) {
+        findings.push(finding(
+            Severity::Error,
+            "role",
+            "may not replicate",
+            "alter role tailwater_src replication  -- with the name of the role in use",
+        ));
+    }
+    Ok(findings)
+}
+
+/// Tables that the mapping reads and the publication lacks, or publishes in part.
+async fn published(
+    client: &Client,
+    mapping: &SourceMapping,
+    publication: &str,
+) -> Result<Vec<Finding>, tokio_postgres::Error> {
+    // Column lists and row filters exist from PostgreSQL 15 on.
+    let partial: bool =
+        client.query_one("select current_setting('server_version_num')::int >= 150000", &[]).await?.try_get(0)?;
+    let sql = if partial {
+        "select p.schemaname, p.tablename, p.rowfilter is not null,
+                cardinality(p.attnames) < (select count(*) from pg_attribute a
+                  where a.attrelid = format('%I.%I', p.schemaname, p.tablename)::regclass
+                  and a.attnum > 0 and not a.attisdropped and a.attgenerated = '')
+         from pg_publication_tables p where p.pubname = $1"
+    } else {
+        "select schemaname, tablename, false, false from pg_publication_tables where pubname = $1"
+    };
+    let mut found = Vec::new();
+    let mut findings = Vec::new();
+    for row in client.query(sql, &[&publication]).await? {
+        let (schema, table): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+        let name = format!("{}.{}", quote(&schema), quote(&table));
+        let whole = format!("alter publication {0} drop table {name}; alter publication {0} add table {name}", quote(publication));
+        if row.try_get(2)? {
+            let what = "is published with a row filter: an UPDATE of the ERP fails when it uses other columns than the key";
+            findings.push(finding(Severity::Error, &name, what, whole.clone()));
+        }
+        if row.try_get(3)? {
+            let what = "is published with a column list: when the ERP drops a listed column with CASCADE, the table \
+                        silently leaves the publication";
+            findings.push(finding(Severity::Error, &name, what, whole));
+        }
+        found.push((schema, table));
+    }
+    for table in &mapping.tables {
+        if !found.contains(&(table.schema.to_string(), table.name.to_string())) {
+            findings.push(finding(
+                Severity::Error,
+                &qualified(table),
+                "the mapping reads it, the publication does not have it",
+                format!("alter publication {} add table {}", quote(publication), qualified(table)),
+            ));
+        }
+    }
+    Ok(findings)
+}
+
+/// Published tables whose UPDATE and DELETE would fail.
+async fn identities(client: &Client, publication: &str) -> Result<Vec<Finding>, tokio_postgres::Error> {
+    let sql = "select format('%I.%I', p.schemaname, p.tablename), c.relreplident::text,
+                 exists (select from pg_index i where i.indrelid = c.oid and i.indisprimary and i.indisvalid),
+                 exists (select from pg_index i where i.indrelid = c.oid and i.indisreplident and i.indisvalid),
+                 (select format('%I', x.relname) from pg_index i join pg_class x on x.oid = i.indexrelid
+                   where i.indrelid = c.oid and i.indisunique and i.indisvalid and i.indpred is null
+                   and i.indexprs is null
+                   and not exists (select from pg_attribute a where a.attrelid = c.oid and a.attnum = any (i.indkey)
+                                   and not a.attnotnull) limit 1)
+               from pg_publication_tables p
+               join pg_class c on c.oid = format('%I.%I', p.schemaname, p.tablename)::regclass
+               where p.pubname = $1";
+    let mut findings = Vec::new();
+    for row in client.query(sql, &[&publication]).await? {
+        let (name, identity): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+        let (primary, index): (bool, bool) = (row.try_get(2)?, row.try_get(3)?);
+        let usable: Option<String> = row.try_get(4)?;
+        let why = match identity.as_str() {
+            "f" => continue,
+            "d" if primary => continue,
+            "i" if index => continue,
+            "n" => "has REPLICA IDENTITY NOTHING",
+            "i" => "has a replica identity index that no longer exists",
+            _ => "has no primary key and so no replica identity",
+        };
+        let way = usable.map_or_else(
+            || format!("alter table {name} replica identity full"),
+            |index| format!("alter table {name} replica identity using index {index}"),
+        );
+        findings.push(finding(
+            Severity::Error,
+            &name,
+            format!("{why}: while it is published, every UPDATE and DELETE of the ERP on it fails"),
+            format!("{way};  -- or: alter publication {} drop table {name}", quote(publication)),
+        ));
+    }
+    Ok(findings)
+}
+
+/// Mapped columns that do not exist, and keys that are not the primary key.
+async fn columns(client: &Client, mapping: &SourceMapping) -> Result<Vec<Finding>, tokio_postgres::Error> {
+    let mut findings = Vec::new();
+    let sql = "select a.attname::text, coalesce(a.attnum = any (i.indkey), false), has_column_privilege(c.oid, a.attnum, 'select')
+               from pg_class c join pg_namespace n on n.oid = c.relnamespace
+               join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+               left join pg_index i on i.indrelid = c.oid
+                 and case c.relreplident when 'i' then i.indisreplident else i.indisprimary end
+               where n.nspname = $1 and c.relname = $2";
+    for table in &mapping.tables {
+        let rows = client.query(sql, &[&&*table.schema, &&*table.name]).await?;
+        let mut existing = Vec::new();
+        for row in &rows {
+            existing.push((row.try_get::<_, String>(0)?, row.try_get::<_, bool>(1)?, row.try_get::<_, bool>(2)?));
+        }
+        findings.extend(table_findings(table, &existing));
+    }
+    Ok(findings)
+}
+
+fn table_findings(table: &TableSpec, existing: &[(String, bool, bool)]) -> Vec<Finding> {
+    let name = qualified(table);
+    if existing.is_empty() {
+        return vec![finding(
+            Severity::Error,
+            &name,
+            "the mapping reads it, and it does not exist (or the role may not see it)",
+            "install the ERP module that owns it, or take it out of the mapping",
+        )];
+    }
+    let mut findings = Vec::new();
+    let mut unreadable = Vec::new();
+    for column in &table.columns {
+        match existing.iter().find(|(known, _, _)| *known == **column) {
+            None => findings.push(finding(
+                Severity::Error,
+                &name,
+                format!("has no column \"{column}\", which the mapping reads"),
+                "take the column out of the mapping",
+            )),
+            Some((_, _, false)) => unreadable.push(quote(column)),
+            Some(_) => {}
+        }
+    }
+    if !unreadable.is_empty() {
+        findings.push(finding(
+            Severity::Error,
+            &name,
+            "the role may not read mapped columns, so the first load would fail",
+            format!("grant select ({}) on {name} to tailwater_src  -- with the name of the role in use", unreadable.join(", ")),
+        ));
+    }
+    for column in &table.key {
+        if existing.iter().any(|(known, key, _)| *known == **column && !key) {
+            findings.push(finding(
+                Severity::Error,
+                &name,
+                format!("key column \"{column}\" of the mapping is not part of the replica identity"),
+                "name the primary key in the mapping's `key`",
+            ));
+        }
+    }
+    findings
+}
+
+/// `create publication … for table …`.
+#[must_use]
+pub fn create_publication(mapping: &SourceMapping, publication: &str) -> String {
+    let tables: Vec<String> = mapping.tables.iter().map(qualified).collect();
+    format!("create publication {} for table {}", quote(publication), tables.join(", "))
+}
+
+/// Schema and table, quoted.
+#[must_use]
+pub fn qualified(table: &TableSpec) -> String {
+    format!("{}.{}", quote(&table.schema), quote(&table.name))
+}
+
+/// A quoted identifier.
+#[must_use]
+pub fn quote(name: &str) -> String {
+    postgres_protocol::escape::escape_identifier(name)
+}

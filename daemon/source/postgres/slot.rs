@@ -1,0 +1,174 @@
+//! The replication slot: created once, compared with the ledger at every connect.
+//!
+//! START_REPLICATION at a position the slot has passed skips ahead without a word, so a slot that stands anywhere but
+//! where the ledger expects it is refused.
+
+use tokio_postgres::Client;
+
+use super::connection::{ConnectionError, ReplicationConnection};
+use super::catalog::quote;
+use crate::event::{Cluster, Lsn};
+use crate::ledger::position::Position;
+
+/// The slot does not fit the ledger: a person has to decide.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Discontinuity {
+    /// Another cluster.
+    #[error(
+        "source \"{source_name}\" is another database cluster than the ledger was filled from (system identifier {found}, expected {expected})
+next: point `url` at the right server, or give the new cluster a source name of its own"
+    )]
+    OtherCluster {
+        /// Source.
+        source_name: String,
+        /// Found.
+        found: String,
+        /// Expected.
+        expected: String,
+    },
+    /// The server was promoted or recovered to a point in time.
+    #[error(
+        "source \"{source_name}\" is on timeline {found}, the ledger was filled from timeline {expected}
+detail: after a failover or a point-in-time recovery the slot may have lost or repeat changes.
+next: compare the ERP with the targets; then load anew with a new slot and an empty ledger"
+    )]
+    OtherTimeline {
+        /// Source.
+        source_name: String,
+        /// Found.
+        found: u32,
+        /// Expected.
+        expected: u32,
+    },
+    /// The slot is gone.
+    #[error(
+        "replication slot \"{slot}\" does not exist any more
+detail: the ledger stands at {end_lsn}; changes after it may be lost.
+next: find out who dropped it; then load anew with a new slot and an empty ledger"
+    )]
+    SlotMissing {
+        /// Slot.
+        slot: String,
+        /// Where the ledger stands.
+        end_lsn: Lsn,
+    },
+    /// The slot was invalidated.
+    #[error(
+        "replication slot \"{slot}\" is lost: the server removed WAL it needed (max_slot_wal_keep_size)
+detail: the ledger stands at {end_lsn}; changes after it are missing.
+next: drop the slot; then load anew with a new slot and an empty ledger"
+    )]
+    SlotLost {
+        /// Slot.
+        slot: String,
+        /// Where the ledger stands.
+        end_lsn: Lsn,
+    },
+    /// The slot is ahead of the ledger.
+    #[error(
+        "replication slot \"{slot}\" stands at {confirmed}, ahead of the ledger at {end_lsn}
+detail: somebody advanced the slot, or the ledger was restored from a backup; changes between are missing.
+next: restore the newer ledger; or load anew with a new slot and an empty ledger"
+    )]
+    SlotAhead {
+        /// Slot.
+        slot: String,
+        /// Where the slot stands.
+        confirmed: Lsn,
+        /// Where the ledger stands.
+        end_lsn: Lsn,
+    },
+    /// A slot of this name exists and the ledger knows nothing of it.
+    #[error(
+        "replication slot \"{slot}\" exists already, and this ledger has never used it
+detail: the first load needs a slot of its own making, because only then is its snapshot known.
+next: if nothing else uses it: select pg_drop_replication_slot('{slot}');  or name another `slot` in the settings"
+    )]
+    SlotForeign {
+        /// Slot.
+        slot: String,
+    },
+}
+
+/// A slot made by [`create`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewSlot {
+    /// The stream begins here.
+    pub consistent_point: Lsn,
+    /// The rows as of that point, for `SET TRANSACTION SNAPSHOT`, while the connection is left alone.
+    pub snapshot: String,
+}
+
+/// `IDENTIFY_SYSTEM`.
+pub async fn identify(connection: &mut ReplicationConnection) -> Result<Cluster, ConnectionError> {
+    let rows = connection.query("IDENTIFY_SYSTEM").await?;
+    let cell = |index: usize| rows.first().and_then(|row| row.get(index)).and_then(Clone::clone);
+    let timeline = cell(1).and_then(|text| text.parse().ok());
+    match (cell(0), timeline) {
+        (Some(system_identifier), Some(timeline)) => Ok(Cluster { system_identifier, timeline }),
+        _ => Err(ConnectionError::Unsupported("IDENTIFY_SYSTEM gave no system identifier".into())),
+    }
+}
+
+/// `CREATE_REPLICATION_SLOT … EXPORT_SNAPSHOT`.
+pub async fn create(connection: &mut ReplicationConnection, slot: &str) -> Result<NewSlot, ConnectionError> {
+    let sql = format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput EXPORT_SNAPSHOT", quote(slot));
+    let rows = connection.query(&sql).await?;
+    let cell = |index: usize| rows.first().and_then(|row| row.get(index)).and_then(Clone::clone);
+    match (cell(1).and_then(|text| text.parse().ok()), cell(2)) {
+        (Some(consistent_point), Some(snapshot)) => Ok(NewSlot { consistent_point, snapshot }),
+        _ => Err(ConnectionError::Unsupported("CREATE_REPLICATION_SLOT exported no snapshot".into())),
+    }
+}
+
+/// True when a slot of this name exists.
+pub async fn exists(client: &Client, slot: &str) -> Result<bool, tokio_postgres::Error> {
+    let sql = "select exists (select from pg_replication_slots where slot_name = $1)";
+    client.query_one(sql, &[&slot]).await?.try_get(0)
+}
+
+/// Drops the slot.
+pub async fn drop(client: &Client, slot: &str) -> Result<(), tokio_postgres::Error> {
+    client.execute("select pg_drop_replication_slot($1)", &[&slot]).await.map(|_| ())
+}
+
+/// Compares cluster and slot with where the ledger stands.
+pub async fn check_continuity(
+    client: &Client,
+    cluster: &Cluster,
+    position: &Position,
+) -> Result<Option<Discontinuity>, tokio_postgres::Error> {
+    if cluster.system_identifier != position.cluster.system_identifier {
+        return Ok(Some(Discontinuity::OtherCluster {
+            source_name: position.source.clone(),
+            found: cluster.system_identifier.clone(),
+            expected: position.cluster.system_identifier.clone(),
+        }));
+    }
+    if cluster.timeline != position.cluster.timeline {
+        return Ok(Some(Discontinuity::OtherTimeline {
+            source_name: position.source.clone(),
+            found: cluster.timeline,
+            expected: position.cluster.timeline,
+        }));
+    }
+    let (slot, end_lsn) = (position.slot.clone(), position.end_lsn);
+    let sql = "select wal_status, confirmed_flush_lsn from pg_replication_slots where slot_name = $1";
+    let Some(row) = client.query_opt(sql, &[&slot]).await? else {
+        return Ok(Some(Discontinuity::SlotMissing { slot, end_lsn }));
+    };
+    if row.try_get::<_, Option<String>>(0)?.as_deref() == Some("lost") {
+        return Ok(Some(Discontinuity::SlotLost { slot, end_lsn }));
+    }
+    let confirmed: Option<postgres_types::PgLsn> = row.try_get(1)?;
+    let confirmed = confirmed.map(Lsn::from).unwrap_or_default();
+    Ok((confirmed > end_lsn).then_some(Discontinuity::SlotAhead { slot, confirmed, end_lsn }))
+}
+
+/// `START_REPLICATION` of this slot and publication from `from`.
+#[must_use]
+pub fn start_statement(slot: &str, publication: &str, from: Lsn) -> String {
+    // The list of publications is an identifier list inside a literal.
+    let names = postgres_protocol::escape::escape_literal(&quote(publication));
+    format!("START_REPLICATION SLOT {} LOGICAL {from} (proto_version '1', publication_names {names})", quote(slot))
+}

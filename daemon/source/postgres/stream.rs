@@ -1,0 +1,221 @@
+//! The running stream: one task reads and assembles, another answers.
+//!
+//! The answering task holds the write half and a watch of the flush position, so that no batch, however large, can keep
+//! a keepalive waiting (INV-9). The reading task hands slices over as soon as the receiver can take one; while it
+//! cannot, it gathers more, up to a bound, and then stops reading: the server's socket fills and the WAL waits there.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use jiff::Timestamp;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+use super::connection::{ConnectionError, Transport, server_error};
+use super::transaction::{Assembler, POSTGRES_EPOCH_US, StreamError};
+use super::wire::{StreamMessage, decode_stream_message, encode_status_update, take_frame};
+use crate::event::{Lsn, Transaction};
+
+/// Row changes gathered before the reader waits for the receiver (INV-8).
+const MAX_GATHERED_ROWS: u64 = 20_000;
+/// A read this large means that more is waiting.
+const FULL_READ_BYTES: usize = 32 << 10;
+/// Pause after a full read: the socket fills meanwhile, and both sides wake up an eighth as often.
+const BEHIND_PAUSE: Duration = Duration::from_millis(1);
+
+/// What the reader hands over.
+#[derive(Debug, Default)]
+pub struct Delivered {
+    /// Whole transactions, or slices of a large one, in commit order.
+    pub transactions: Vec<Transaction>,
+    /// Where the server stood when nothing of ours was open: all WAL before it needs nothing from us once
+    /// `transactions` are ledgered.
+    pub idle_at: Option<Lsn>,
+    /// The server wants to hear of that position at once, as it does when it shuts down.
+    pub urgent: bool,
+}
+
+/// Why the stream ended.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamEnd {
+    /// The connection.
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
+    /// The content: going on would lose rows.
+    #[error("source stream: {0}")]
+    Content(#[from] StreamError),
+}
+
+/// The running stream.
+pub struct Stream {
+    delivered: mpsc::Receiver<Delivered>,
+    flush: watch::Sender<Lsn>,
+    tasks: [JoinHandle<()>; 2],
+    end: Arc<std::sync::Mutex<Option<StreamEnd>>>,
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // Ends both tasks and with them the connection, so that PostgreSQL can always stop (INV-9).
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl Stream {
+    /// Starts both tasks on a connection in streaming mode.
+    #[must_use]
+    pub fn start(
+        transport: Box<dyn Transport>,
+        buffer: BytesMut,
+        assembler: Assembler,
+        flushed: Lsn,
+        status_interval: Duration,
+    ) -> Self {
+        let (read, write) = tokio::io::split(transport);
+        let (handover, delivered) = mpsc::channel(1);
+        let (flush, flush_seen) = watch::channel(flushed);
+        let asked = Arc::new(Notify::new());
+        let end = Arc::new(std::sync::Mutex::new(None));
+        let feedback = tokio::spawn(answer(write, flush_seen, asked.clone(), status_interval));
+        let reader = Reader { read, buffer, assembler, handover, asked, gathered: Delivered::default(), rows: 0 };
+        let cause = end.clone();
+        let reading = tokio::spawn(async move {
+            let ended = reader.run().await;
+            if let Ok(mut cause) = cause.lock() {
+                *cause = ended.err();
+            }
+        });
+        Self { delivered, flush, tasks: [reading, feedback], end }
+    }
+
+    /// The next slices; an error once the stream has ended and everything before was taken.
+    pub async fn next(&mut self) -> Result<Delivered, StreamEnd> {
+        match self.delivered.recv().await {
+            Some(delivered) => Ok(delivered),
+            None => {
+                let cause = self.end.lock().ok().and_then(|mut cause| cause.take());
+                Err(cause.unwrap_or(StreamEnd::Connection(ConnectionError::Closed)))
+            }
+        }
+    }
+
+    /// Everything before `flush_lsn` is ledgered: tells the server (INV-1).
+    pub fn confirm(&self, flush_lsn: Lsn) {
+        self.flush.send_if_modified(|current| {
+            let moved = flush_lsn > *current;
+            *current = flush_lsn.max(*current);
+            moved
+        });
+    }
+}
+
+/// Sends status updates: when the position moves, when asked, and now and then.
+async fn answer(
+    mut write: WriteHalf<Box<dyn Transport>>,
+    mut flush: watch::Receiver<Lsn>,
+    asked: Arc<Notify>,
+    status_interval: Duration,
+) {
+    let mut ticks = interval(status_interval);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut out = BytesMut::with_capacity(64);
+    loop {
+        tokio::select! {
+            moved = flush.changed() => if moved.is_err() { return },
+            () = asked.notified() => {}
+            _ = ticks.tick() => {}
+        }
+        let position = *flush.borrow_and_update();
+        out.clear();
+        let now_us = Timestamp::now().as_microsecond() - POSTGRES_EPOCH_US;
+        encode_status_update(position, now_us, &mut out);
+        if write.write_all(&out).await.is_err() || write.flush().await.is_err() {
+            // The reader sees the broken connection too, and reports it.
+            return;
+        }
+    }
+}
+
+struct Reader {
+    read: ReadHalf<Box<dyn Transport>>,
+    buffer: BytesMut,
+    assembler: Assembler,
+    handover: mpsc::Sender<Delivered>,
+    asked: Arc<Notify>,
+    gathered: Delivered,
+    rows: u64,
+}
+
+impl Reader {
+    async fn run(mut self) -> Result<(), StreamEnd> {
+        loop {
+            self.take_frames().await?;
+            let full = self.rows >= MAX_GATHERED_ROWS;
+            let waiting = !self.gathered.transactions.is_empty() || self.gathered.idle_at.is_some();
+            let handover = self.handover.clone();
+            tokio::select! {
+                biased;
+                permit = handover.reserve(), if waiting => match permit {
+                    Ok(permit) => {
+                        permit.send(std::mem::take(&mut self.gathered));
+                        self.rows = 0;
+                    }
+                    // Nobody listens any more: the stream is being closed.
+                    Err(_) => return Ok(()),
+                },
+                read = self.read.read_buf(&mut self.buffer), if !full => {
+                    let count = read.map_err(ConnectionError::from)?;
+                    if count == 0 {
+                        return Err(ConnectionError::Closed.into());
+                    }
+                    if count >= FULL_READ_BYTES {
+                        sleep(BEHIND_PAUSE).await;
+                    }
+                }
+            }
+            self.buffer.reserve(64 << 10);
+        }
+    }
+
+    /// Works off every whole frame in the buffer.
+    async fn take_frames(&mut self) -> Result<(), StreamEnd> {
+        while self.rows < MAX_GATHERED_ROWS {
+            let Some(frame) = take_frame(&mut self.buffer).map_err(StreamError::from)? else { return Ok(()) };
+            match frame.tag {
+                b'd' => self.stream_message(frame.body)?,
+                // CopyDone or CommandComplete: the server ends the stream, as it does when it shuts down.
+                b'c' | b'C' => return Err(ConnectionError::Closed.into()),
+                b'E' => return Err(server_error(frame.body).into()),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn stream_message(&mut self, body: bytes::Bytes) -> Result<(), StreamEnd> {
+        match decode_stream_message(body).map_err(StreamError::from)? {
+            StreamMessage::XLogData { payload } => {
+                if let Some(transaction) = self.assembler.push(payload)? {
+                    self.rows += transaction.changes.len() as u64 + 1;
+                    self.gathered.transactions.push(transaction);
+                    // Whatever the keepalive said, this transaction came after it.
+                    self.gathered.idle_at = None;
+                }
+            }
+            StreamMessage::Keepalive { wal_end, reply_requested } => {
+                if reply_requested {
+                    self.asked.notify_one();
+                }
+                // Inside a transaction the server's position is not ours to confirm.
+                if !self.assembler.in_transaction() {
+                    self.gathered.idle_at = Some(wal_end);
+                    self.gathered.urgent |= reply_requested;
+                }
+            }
+        }
+        Ok(())
+    }
+}

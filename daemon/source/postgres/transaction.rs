@@ -1,0 +1,266 @@
+//! Assembles logical messages into folded transactions. Pure: no socket, no clock.
+//!
+//! Within a transaction the last image of a row wins: an ORM inserts a row and then updates it several times, and the
+//! states between are not facts. A transaction that outgrows [`SliceLimits`] is handed on in slices, each marked with
+//! its last ordinal, so memory stays bounded (INV-8) and a re-read skips what is already ledgered.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::relation::{Relation, RelationError};
+use super::wire::{DecodeError, LogicalMessage, OldTuple, RelationMessage, Tuple, pgoutput};
+use crate::event::{Change, Field, Lsn, RowState, Transaction};
+use crate::mapping::SourceMapping;
+
+/// Microseconds between the Unix epoch and PostgreSQL's (2000-01-01 UTC).
+pub const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
+
+/// Why the stream cannot go on. All of these halt it: going on would lose rows.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StreamError {
+    /// Malformed bytes.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    /// A table or row that does not fit the mapping.
+    #[error(transparent)]
+    Relation(#[from] RelationError),
+    /// A row of a table that was never described.
+    #[error("a row refers to relation {0}, which the server has not described")]
+    UnknownRelation(u32),
+    /// A message in the wrong place.
+    #[error("{0} outside a transaction, or a transaction inside another")]
+    OutOfPlace(&'static str),
+    /// A time outside what a timestamp can hold.
+    #[error("commit time {0} is out of range")]
+    BadTime(i64),
+}
+
+/// When a slice is handed on inside a transaction.
+#[derive(Debug, Clone, Copy)]
+pub struct SliceLimits {
+    /// Row changes per slice.
+    pub rows: u64,
+    /// Bytes of decoded messages per slice.
+    pub bytes: u64,
+}
+
+impl Default for SliceLimits {
+    fn default() -> Self {
+        Self { rows: 10_000, bytes: 8 << 20 }
+    }
+}
+
+#[derive(Debug)]
+struct Open {
+    transaction: Transaction,
+    /// Place of each row in `transaction.changes`.
+    places: HashMap<(Arc<str>, String), usize>,
+    next_ordinal: u64,
+    bytes: u64,
+}
+
+/// Turns messages into transactions; see the module's text.
+#[derive(Debug)]
+pub struct Assembler {
+    mapping: Arc<SourceMapping>,
+    limits: SliceLimits,
+    /// `None` for tables that the mapping does not read.
+    relations: HashMap<u32, Option<Relation>>,
+    open: Option<Open>,
+    /// What the ledger already holds: commit LSN and the last ordinal of it, `None` when it holds all of it.
+    ledgered: (Lsn, Option<u64>),
+}
+
+impl Assembler {
+    /// `ledgered`: the commit LSN up to which the ledger has everything, and, for a transaction that it holds in part,
+    /// the last ordinal it holds.
+    #[must_use]
+    pub fn new(mapping: Arc<SourceMapping>, limits: SliceLimits, ledgered: (Lsn, Option<u64>)) -> Self {
+        Self { mapping, limits, relations: HashMap::new(), open: None, ledgered }
+    }
+
+    /// True between Begin and Commit: then no keepalive position may be confirmed.
+    #[must_use]
+    pub fn in_transaction(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// Feeds one pgoutput message; gives a transaction, or a slice of one, when it is whole.
+    pub fn push(&mut self, payload: bytes::Bytes) -> Result<Option<Transaction>, StreamError> {
+        let size = u64::try_from(payload.len()).unwrap_or(u64::MAX);
+        match pgoutput::decode(payload)? {
+            LogicalMessage::Begin { commit_lsn, committed_at_us, xid } => {
+                self.begin(commit_lsn, committed_at_us, xid)?;
+                return Ok(None);
+            }
+            LogicalMessage::Commit { end_lsn, .. } => return self.commit(end_lsn).map(Some),
+            LogicalMessage::Relation(message) => {
+                self.describe(&message)?;
+                return Ok(None);
+            }
+            LogicalMessage::Insert { relation_oid, new } => self.upsert(relation_oid, None, &new)?,
+            LogicalMessage::Update { relation_oid, old, new } => {
+                self.upsert(relation_oid, old.as_ref().map(OldTuple::tuple), &new)?;
+            }
+            LogicalMessage::Delete { relation_oid, old } => self.delete(relation_oid, old.tuple())?,
+            LogicalMessage::Truncate { relation_oids } => self.truncate(&relation_oids)?,
+            LogicalMessage::Origin { .. } | LogicalMessage::Type { .. } | LogicalMessage::Message { .. } => {
+                return Ok(None);
+            }
+        }
+        Ok(self.cut(size))
+    }
+
+    fn begin(&mut self, commit_lsn: Lsn, committed_at_us: i64, xid: u32) -> Result<(), StreamError> {
+        if self.open.is_some() {
+            return Err(StreamError::OutOfPlace("Begin"));
+        }
+        let unix_us = committed_at_us.checked_add(POSTGRES_EPOCH_US);
+        let committed_at = unix_us
+            .and_then(|us| Timestamp::from_microsecond(us).ok())
+            .ok_or(StreamError::BadTime(committed_at_us))?;
+        let transaction = Transaction {
+            commit_lsn,
+            end_lsn: commit_lsn,
+            committed_at,
+            xid,
+            changes: Vec::new(),
+            truncated: Vec::new(),
+            row_changes: 0,
+            last_ordinal: 0,
+            complete: false,
+        };
+        self.open = Some(Open { transaction, places: HashMap::new(), next_ordinal: 0, bytes: 0 });
+        Ok(())
+    }
+
+    fn commit(&mut self, end_lsn: Lsn) -> Result<Transaction, StreamError> {
+        let mut open = self.open.take().ok_or(StreamError::OutOfPlace("Commit"))?;
+        open.transaction.end_lsn = end_lsn;
+        open.transaction.complete = true;
+        Ok(open.transaction)
+    }
+
+    fn describe(&mut self, message: &RelationMessage) -> Result<(), StreamError> {
+        let relation = match self.mapping.table(&message.schema, &message.name) {
+            Some(spec) => Some(Relation::new(spec, message)?),
+            None => None,
+        };
+        self.relations.insert(message.oid, relation);
+        Ok(())
+    }
+
+    fn relation(&self, oid: u32) -> Result<Option<&Relation>, StreamError> {
+        self.relations.get(&oid).map(Option::as_ref).ok_or(StreamError::UnknownRelation(oid))
+    }
+
+    fn upsert(&mut self, oid: u32, old: Option<&Tuple>, new: &Tuple) -> Result<(), StreamError> {
+        let Some(relation) = self.relation(oid)? else { return self.count().map(|_| ()) };
+        let (table, key, fields) = (relation.table.clone(), relation.key_of(new)?, relation.fields_of(new)?);
+        let old_key = old.map(|tuple| relation.key_of(tuple)).transpose()?.filter(|old_key| *old_key != key);
+        let Some(ordinal) = self.count()? else { return Ok(()) };
+        let mut state = RowState::Present(fields);
+        if let Some(old_key) = &old_key {
+            // What was not sent belongs to the row under its old key, perhaps as this very transaction left it.
+            if let Some(earlier) = self.state_of(&table, old_key) {
+                state = fold(earlier, state);
+            }
+            self.record(Change::new(&table, old_key, ordinal, RowState::Absent))?;
+        }
+        self.record(Change { moved_from: old_key, ..Change::new(&table, &key, ordinal, state) })
+    }
+
+    fn delete(&mut self, oid: u32, old: &Tuple) -> Result<(), StreamError> {
+        let Some(relation) = self.relation(oid)? else { return self.count().map(|_| ()) };
+        let (table, key) = (relation.table.clone(), relation.key_of(old)?);
+        match self.count()? {
+            Some(ordinal) => self.record(Change::new(&table, &key, ordinal, RowState::Absent)),
+            None => Ok(()),
+        }
+    }
+
+    fn truncate(&mut self, oids: &[u32]) -> Result<(), StreamError> {
+        for oid in oids {
+            let table = self.relation(*oid)?.map(|relation| relation.table.clone());
+            let Some(ordinal) = self.count()? else { continue };
+            let (Some(table), Some(open)) = (table, self.open.as_mut()) else { continue };
+            open.transaction.changes.retain(|change| change.table != table);
+            open.transaction.truncated.push((table, ordinal));
+            open.places = place(&open.transaction.changes);
+        }
+        Ok(())
+    }
+
+    /// Takes the next ordinal; `None` when the ledger already holds that change.
+    fn count(&mut self) -> Result<Option<u64>, StreamError> {
+        let open = self.open.as_mut().ok_or(StreamError::OutOfPlace("a row"))?;
+        let ordinal = open.next_ordinal;
+        open.next_ordinal += 1;
+        open.transaction.row_changes += 1;
+        open.transaction.last_ordinal = ordinal;
+        let (ledgered_lsn, last_ordinal) = self.ledgered;
+        let held = open.transaction.commit_lsn < ledgered_lsn
+            || (open.transaction.commit_lsn == ledgered_lsn && last_ordinal.is_none_or(|last| ordinal <= last));
+        Ok((!held).then_some(ordinal))
+    }
+
+    fn state_of(&self, table: &Arc<str>, key: &str) -> Option<RowState> {
+        let open = self.open.as_ref()?;
+        let index = open.places.get(&(table.clone(), key.to_owned()))?;
+        open.transaction.changes.get(*index).map(|change| change.state.clone())
+    }
+
+    fn record(&mut self, change: Change) -> Result<(), StreamError> {
+        let open = self.open.as_mut().ok_or(StreamError::OutOfPlace("a row"))?;
+        let place = (change.table.clone(), change.key.clone());
+        match open.places.get(&place).and_then(|index| open.transaction.changes.get_mut(*index)) {
+            Some(earlier) => {
+                earlier.state = fold(std::mem::replace(&mut earlier.state, RowState::Absent), change.state);
+                earlier.ordinal = change.ordinal;
+                earlier.moved_from = change.moved_from.or(earlier.moved_from.take());
+            }
+            None => {
+                open.places.insert(place, open.transaction.changes.len());
+                open.transaction.changes.push(change);
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands on a slice once the open transaction is large enough.
+    fn cut(&mut self, size: u64) -> Option<Transaction> {
+        let open = self.open.as_mut()?;
+        open.bytes += size;
+        if open.transaction.row_changes < self.limits.rows && open.bytes < self.limits.bytes {
+            return None;
+        }
+        open.bytes = 0;
+        open.places.clear();
+        let head = &open.transaction;
+        let rest = Transaction { changes: Vec::new(), truncated: Vec::new(), row_changes: 0, ..*head };
+        Some(std::mem::replace(&mut open.transaction, rest))
+    }
+}
+
+fn place(changes: &[Change]) -> HashMap<(Arc<str>, String), usize> {
+    changes.iter().enumerate().map(|(index, change)| ((change.table.clone(), change.key.clone()), index)).collect()
+}
+
+/// The later state wins; a column it does not carry keeps what the earlier one said.
+fn fold(earlier: RowState, later: RowState) -> RowState {
+    match (earlier, later) {
+        (RowState::Present(old), RowState::Present(new)) => {
+            let merged = new.into_iter().map(|(name, field)| match field {
+                Field::Unchanged => {
+                    let kept = old.iter().find(|(column, _)| *column == name).map(|(_, field)| field.clone());
+                    (name, kept.unwrap_or(Field::Unchanged))
+                }
+                value @ Field::Value(_) => (name, value),
+            });
+            RowState::Present(merged.collect())
+        }
+        (_, later) => later,
+    }
+}

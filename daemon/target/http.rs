@@ -1,0 +1,138 @@
+//! HTTP targets: sends a request byte for byte as the ledger has it.
+
+use std::collections::BTreeMap;
+
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use serde_json::Value;
+
+use crate::config::secret::{Secret, SecretError};
+use crate::connector::classify::Answer;
+use crate::connector::request::Request;
+use crate::connector::{Auth, Connector};
+
+/// Answers are read up to here; the rest cannot matter for the outcome.
+const MAX_ANSWER_BYTES: usize = 1 << 20;
+
+/// What is known when no answer came.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SendError {
+    /// The request did not leave: safe to repeat.
+    #[error("not sent: {0}")]
+    NotSent(String),
+    /// It may have arrived (INV-3).
+    #[error("no answer: {0}")]
+    NoAnswer(String),
+}
+
+/// Where and as whom requests go.
+#[derive(Debug)]
+pub struct HttpTarget {
+    client: reqwest::Client,
+    base_url: String,
+    auth: Auth,
+    user: Option<String>,
+    api_key: Secret,
+    key_header: Option<HeaderName>,
+}
+
+impl HttpTarget {
+    /// Builds the client. Redirects are not followed: a vendor's API does not redirect, an attacker's would.
+    pub fn new(
+        connector: &Connector,
+        base_url: &str,
+        user: Option<&str>,
+        api_key: Secret,
+    ) -> Result<Self, reqwest::Error> {
+        let mut headers = HeaderMap::new();
+        for (name, value) in &connector.headers {
+            if let (Ok(name), Ok(value)) = (HeaderName::try_from(name.as_str()), HeaderValue::from_str(value)) {
+                headers.insert(name, value);
+            }
+        }
+        let client = reqwest::Client::builder()
+            .default_headers(headers)
+            .user_agent(concat!("tailwater/", env!("CARGO_PKG_VERSION")))
+            .redirect(reqwest::redirect::Policy::none())
+            .timeout(connector.timeout)
+            .connect_timeout(std::time::Duration::from_secs(5))
+            .tcp_nodelay(true)
+            .build()?;
+        let key_header = connector.idempotency.as_ref().map(|idempotency| idempotency.header.as_str());
+        Ok(Self {
+            client,
+            base_url: base_url.trim_end_matches('/').to_owned(),
+            auth: connector.auth,
+            user: user.map(|user| format!("{user}{}", connector.user_suffix)),
+            api_key,
+            key_header: key_header.and_then(|name| HeaderName::try_from(name).ok()),
+        })
+    }
+
+    /// Sends `request` once.
+    pub async fn send(&self, request: &Request, idempotency_key: &str) -> Result<Answer, SendError> {
+        let not_sent = |reason: String| SendError::NotSent(reason);
+        let method = reqwest::Method::from_bytes(request.method.as_bytes()).map_err(|error| not_sent(error.to_string()))?;
+        let mut builder = self.client.request(method, format!("{}{}", self.base_url, request.path));
+        builder = builder.header(AUTHORIZATION, self.authorization().map_err(|error| not_sent(error.to_string()))?);
+        if let (Some(name), "POST") = (&self.key_header, request.method.as_str()) {
+            builder = builder.header(name, idempotency_key);
+        }
+        if let (Some(body), Some(content_type)) = (&request.body, &request.content_type) {
+            builder = builder.header(CONTENT_TYPE, content_type).body(body.clone());
+        }
+        let response = builder.send().await.map_err(classify_error)?;
+        let status = response.status().as_u16();
+        let headers: BTreeMap<String, String> = response
+            .headers()
+            .iter()
+            .filter_map(|(name, value)| Some((name.as_str().to_owned(), value.to_str().ok()?.to_owned())))
+            .collect();
+        let body = read_body(response).await?;
+        Ok(Answer { status, headers, body })
+    }
+
+    fn authorization(&self) -> Result<HeaderValue, SecretError> {
+        let secret = self.api_key.read()?;
+        let text = match self.auth {
+            Auth::Bearer => format!("Bearer {}", secret.expose()),
+            Auth::Basic => {
+                let pair = format!("{}:{}", self.user.as_deref().unwrap_or_default(), secret.expose());
+                format!("Basic {}", base64(pair.as_bytes()))
+            }
+        };
+        let mut value = HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static(""));
+        value.set_sensitive(true);
+        Ok(value)
+    }
+}
+
+/// A connection that was never made carried nothing; anything later may have.
+fn classify_error(error: reqwest::Error) -> SendError {
+    let connect = error.is_connect() || error.is_builder();
+    // Without the URL: its query may hold personal values (INV-12).
+    let error = error.without_url();
+    let mut reason = error.to_string();
+    let mut source = std::error::Error::source(&error);
+    while let Some(inner) = source {
+        reason = inner.to_string();
+        source = inner.source();
+    }
+    if connect { SendError::NotSent(reason) } else { SendError::NoAnswer(reason) }
+}
+
+/// A 2xx whose body breaks off is an answer that was lost.
+async fn read_body(mut response: reqwest::Response) -> Result<Value, SendError> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| SendError::NoAnswer(error.without_url().to_string()))? {
+        if bytes.len() + chunk.len() > MAX_ANSWER_BYTES {
+            break;
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(serde_json::from_slice(&bytes).unwrap_or(Value::Null))
+}
+
+fn base64(bytes: &[u8]) -> String {
+    use base64::Engine as _;
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}
