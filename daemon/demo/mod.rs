@@ -1,2 +1,10 @@
-//! placeholder
-pub async fn run(_keep: bool, _seconds: u64, _plain: bool) -> std::process::ExitCode { std::process::ExitCode::SUCCESS }
+//! `tailwater demo`.
+
+pub mod odoo;
+pub mod private;
+pub mod vendor;
+
+/// placeholder
+pub async fn run(_keep: bool, _seconds: u64, _plain: bool) -> std::process::ExitCode {
+    std::process::ExitCode::SUCCESS
+}

@@ -19,8 +19,6 @@ use crate::ledger::outbox::Due;
 use crate::ledger::{Ledger, LedgerError};
 use crate::target::SendError;
 
-/// Pause after the target refused our credentials.
-const UNAUTHORISED_PAUSE: Duration = Duration::from_secs(30);
 
 /// A delivery on its way.
 pub struct Delivery {
@@ -322,12 +320,23 @@ impl Delivery {
     async fn close(&self, state: &'static str, reason: String) -> Result<(), LedgerError> {
         let mut batch = Batch::default();
         self.supersede(&mut batch);
-        batch.entry(NewEntry::new(
+        let outcome = batch.entry(NewEntry::new(
             EntryKind::Outcome,
             self.correlation_id(),
             json!({"delivery": self.due.id, "event_seq": self.due.event_seq, "target": self.due.lane.target,
                    "object": self.due.lane.object, "id": self.due.lane.canonical_id, "class": state, "reason": reason}),
         ));
+        if state == "duplicate" && self.due.operation == "delete" {
+            // It never came to stand there: nobody has to wait for it any more.
+            batch.applied.push(AppliedWrite {
+                lane: self.due.lane.clone(),
+                external_id: None,
+                sha256: None,
+                outcome,
+                holds: Vec::new(),
+                grants: self.target.has_any_unique(),
+            });
+        }
         batch.closed.push(ClosedWrite { id: self.due.id, state, reason: Some(reason) });
         self.ledger.writer().write(batch).await.map(|_| ())
     }

@@ -1,0 +1,195 @@
+//! The HTTP side of a simulated vendor: limits, faults, journal.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming as Body};
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+
+use super::faults::{Fate, Faults};
+use super::form::decode_component;
+use super::journal::{Call, Journal};
+use super::{Effect, Incoming, Reply, Vendor};
+
+/// The vendor's own limit: so many requests in any window.
+#[derive(Debug, Clone, Copy)]
+pub struct Limit {
+    /// Requests.
+    pub requests: usize,
+    /// Window in seconds.
+    pub window_s: f64,
+}
+
+struct Inner<V> {
+    vendor: V,
+    limit: Limit,
+    recent: VecDeque<f64>,
+    faults: Faults,
+    journal: Journal,
+    started: Instant,
+}
+
+/// A running simulated vendor.
+pub struct VendorServer<V> {
+    inner: Arc<Mutex<Inner<V>>>,
+    address: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl<V> Drop for VendorServer<V> {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl<V: Vendor> VendorServer<V> {
+    /// Starts on a free loopback port.
+    pub async fn start(vendor: V, limit: Limit) -> io::Result<Self> {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+        let address = listener.local_addr()?;
+        let inner = Inner {
+            vendor,
+            limit,
+            recent: VecDeque::new(),
+            faults: Faults::default(),
+            journal: Journal::default(),
+            started: Instant::now(),
+        };
+        let inner = Arc::new(Mutex::new(inner));
+        let task = tokio::spawn(accept(listener, inner.clone()));
+        Ok(Self { inner, address, task })
+    }
+
+    /// `http://127.0.0.1:port`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Changes what goes wrong from now on.
+    pub fn set_faults(&self, faults: Faults) {
+        lock(&self.inner).faults = faults;
+    }
+
+    /// What it saw so far.
+    #[must_use]
+    pub fn journal(&self) -> Journal {
+        lock(&self.inner).journal.clone()
+    }
+
+    /// Looks into the vendor.
+    pub fn with<T>(&self, look: impl FnOnce(&mut V) -> T) -> T {
+        look(&mut lock(&self.inner).vendor)
+    }
+}
+
+fn lock<V>(inner: &Mutex<Inner<V>>) -> MutexGuard<'_, Inner<V>> {
+    inner.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn accept<V: Vendor>(listener: TcpListener, inner: Arc<Mutex<Inner<V>>>) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else { continue };
+        tokio::spawn(serve(stream, inner.clone()));
+    }
+}
+
+/// Serves one connection. An error from the service closes it without an answer.
+async fn serve<V: Vendor>(stream: TcpStream, inner: Arc<Mutex<Inner<V>>>) {
+    // Latency matters to what is measured here.
+    let _ = stream.set_nodelay(true);
+    let service = service_fn(move |request| respond(request, inner.clone()));
+    // A connection that ends in an error is what some of the faults are.
+    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+}
+
+async fn respond<V: Vendor>(
+    request: Request<Body>,
+    inner: Arc<Mutex<Inner<V>>>,
+) -> Result<Response<Full<Bytes>>, io::Error> {
+    let request = read(request).await?;
+    let latency = lock(&inner).faults.latency;
+    if !latency.is_zero() {
+        sleep(latency).await;
+    }
+    let reply = decide(&request, &mut lock(&inner));
+    let Some(reply) = reply else { return Err(io::Error::from(io::ErrorKind::ConnectionReset)) };
+    let mut builder = Response::builder().status(reply.status).header("content-type", "application/json");
+    for (name, value) in &reply.headers {
+        builder = builder.header(name, value);
+    }
+    let body = if reply.body.is_null() { String::new() } else { reply.body.to_string() };
+    builder.body(Full::new(Bytes::from(body))).map_err(io::Error::other)
+}
+
+async fn read(request: Request<Body>) -> Result<Incoming, io::Error> {
+    let method = request.method().to_string();
+    let path = request.uri().path().to_owned();
+    let query = request.uri().query().unwrap_or_default();
+    let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+    let query = pairs.map(|(name, value)| (decode_component(name), decode_component(value))).collect();
+    let headers: BTreeMap<String, String> = request
+        .headers()
+        .iter()
+        .filter_map(|(name, value)| Some((name.as_str().to_owned(), value.to_str().ok()?.to_owned())))
+        .collect();
+    let body = request.into_body().collect().await.map_err(io::Error::other)?.to_bytes().to_vec();
+    Ok(Incoming { method, path, query, headers, body })
+}
+
+/// The answer, or none when the connection is to be closed.
+fn decide<V: Vendor>(request: &Incoming, inner: &mut Inner<V>) -> Option<Reply> {
+    let now_s = inner.started.elapsed().as_secs_f64();
+    let fate = inner.faults.fate(rand::random());
+    let reply = match fate {
+        Fate::Reset => None,
+        Fate::Error => Some(Reply::plain(500, serde_json::json!({"error": {"type": "api_error"}}))),
+        Fate::Throttle => Some(throttled(&inner.vendor, 1.0)),
+        Fate::Normal | Fate::Swallow => Some(answer(request, inner, now_s)),
+    };
+    record(request, reply.as_ref(), now_s, &mut inner.journal);
+    reply.filter(|_| fate != Fate::Swallow)
+}
+
+fn answer<V: Vendor>(request: &Incoming, inner: &mut Inner<V>, now_s: f64) -> Reply {
+    let Limit { requests, window_s } = inner.limit;
+    while inner.recent.front().is_some_and(|at| now_s - at >= window_s) {
+        inner.recent.pop_front();
+    }
+    if inner.recent.len() >= requests {
+        let oldest = inner.recent.front().copied().unwrap_or(now_s);
+        return throttled(&inner.vendor, (oldest + window_s - now_s).ceil().max(1.0));
+    }
+    inner.recent.push_back(now_s);
+    match inner.vendor.refuse(request) {
+        Some(reply) => reply,
+        None => inner.vendor.handle(request, now_s),
+    }
+}
+
+fn throttled<V: Vendor>(vendor: &V, wait_s: f64) -> Reply {
+    Reply {
+        headers: vec![("retry-after".into(), format!("{wait_s:.0}"))],
+        ..Reply::plain(429, vendor.throttled())
+    }
+}
+
+fn record(request: &Incoming, reply: Option<&Reply>, now_s: f64, journal: &mut Journal) {
+    let effect = reply.map_or(&Effect::None, |reply| &reply.effect);
+    journal.calls.push(Call {
+        at_s: now_s,
+        line: format!("{} {}", request.method, request.path),
+        status: reply.map_or(0, |reply| reply.status),
+        key: request.headers.get("idempotency-key").cloned(),
+        changed: if let Effect::Changed(id) = effect { Some(id.clone()) } else { None },
+        nil: matches!(effect, Effect::Nil(_)),
+    });
+}

@@ -1,0 +1,248 @@
+//! A simulated Stripe: customers, as <https://docs.stripe.com/api/customers> describes them.
+//!
+//! Idempotency keys replay the first answer, errors after execution began included; other parameters under a used key
+//! are an `idempotency_error`; throttled, unauthenticated and invalid requests are not stored. Search lags behind.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde_json::{Map, Value, json};
+
+use super::{Effect, Incoming, Reply, Vendor, form};
+
+/// Fields of a customer that a request may set; others are `parameter_unknown`.
+const PARAMETERS: [&str; 12] = [
+    "name", "email", "phone", "address", "metadata", "description", "preferred_locales", "shipping", "tax_exempt",
+    "invoice_prefix", "invoice_settings", "balance",
+];
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct Stripe {
+    api_key: String,
+    /// Customers by id, deleted ones as null.
+    customers: BTreeMap<String, Value>,
+    created_at: HashMap<String, f64>,
+    /// Answers by idempotency key: parameters, status, body.
+    keys: HashMap<String, (String, u16, Value)>,
+    search_lag_s: f64,
+    next: u64,
+    /// Creations by `metadata[tailwater_id]`.
+    creations: BTreeMap<String, u32>,
+    deletions: BTreeMap<String, u32>,
+}
+
+impl Stripe {
+    /// An account without customers; search shows a new customer after `search_lag_s` seconds.
+    #[must_use]
+    pub fn new(api_key: &str, search_lag_s: f64) -> Self {
+        Self {
+            api_key: api_key.to_owned(),
+            customers: BTreeMap::new(),
+            created_at: HashMap::new(),
+            keys: HashMap::new(),
+            search_lag_s,
+            next: 1,
+            creations: BTreeMap::new(),
+            deletions: BTreeMap::new(),
+        }
+    }
+
+    /// Customers that stand, by `metadata[tailwater_id]`.
+    #[must_use]
+    pub fn customers(&self) -> BTreeMap<String, Value> {
+        let standing = self.customers.values().filter(|customer| !customer.is_null());
+        standing.map(|customer| (tailwater_id(customer), customer.clone())).collect()
+    }
+
+    /// Ids for which more customers were created than are explained by deletions in between.
+    #[must_use]
+    pub fn doubled(&self) -> Vec<String> {
+        let doubled = self.creations.iter().filter(|(id, created)| {
+            **created > 1 + self.deletions.get(*id).copied().unwrap_or_default()
+        });
+        doubled.map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Forgets all idempotency keys, as Stripe does after a day.
+    pub fn prune_keys(&mut self) {
+        self.keys.clear();
+    }
+
+    fn keyed(&mut self, request: &Incoming, now_s: f64) -> Reply {
+        let parameters = format!("{} {}", request.path, String::from_utf8_lossy(&request.body));
+        let key = request.headers.get("idempotency-key").cloned();
+        if let Some((used_for, status, body)) = key.as_ref().and_then(|key| self.keys.get(key)) {
+            if *used_for != parameters {
+                return error(400, "idempotency_error", "idempotency_key_in_use");
+            }
+            let headers = vec![("idempotent-replayed".to_owned(), "true".to_owned())];
+            return Reply { headers, ..Reply::plain(*status, body.clone()) };
+        }
+        let reply = self.write(request, now_s);
+        if let Some(key) = key
+            && reply.status != 400
+        {
+            self.keys.insert(key, (parameters, reply.status, reply.body.clone()));
+        }
+        reply
+    }
+
+    fn write(&mut self, request: &Incoming, now_s: f64) -> Reply {
+        let parameters = form::decode(&String::from_utf8_lossy(&request.body));
+        if let Some(refused) = invalid(&parameters) {
+            return refused;
+        }
+        if request.path == "/v1/customers" {
+            return self.create(&parameters, now_s);
+        }
+        let id = request.path.trim_start_matches("/v1/customers/").to_owned();
+        match self.customers.get_mut(&id) {
+            None => error(404, "invalid_request_error", "resource_missing"),
+            Some(Value::Null) => Reply::plain(200, json!({"id": id, "object": "customer", "deleted": true})),
+            Some(customer) => {
+                let before = customer.clone();
+                apply(customer, &parameters);
+                let external = tailwater_id(customer);
+                let effect = if *customer == before { Effect::Nil(external) } else { Effect::Changed(external) };
+                Reply { effect, ..Reply::plain(200, customer.clone()) }
+            }
+        }
+    }
+
+    fn create(&mut self, parameters: &Map<String, Value>, now_s: f64) -> Reply {
+        let id = format!("cus_{:08}", self.next);
+        self.next += 1;
+        let mut customer = json!({
+            "id": id, "object": "customer", "name": null, "email": null, "phone": null, "address": null, "metadata": {},
+        });
+        apply(&mut customer, parameters);
+        let external = tailwater_id(&customer);
+        *self.creations.entry(external.clone()).or_default() += 1;
+        self.created_at.insert(id.clone(), now_s);
+        self.customers.insert(id, customer.clone());
+        Reply { effect: Effect::Changed(external), ..Reply::plain(200, customer) }
+    }
+
+    fn delete(&mut self, id: &str) -> Reply {
+        match self.customers.get_mut(id) {
+            None => error(404, "invalid_request_error", "resource_missing"),
+            Some(Value::Null) => error(404, "invalid_request_error", "resource_missing"),
+            Some(customer) => {
+                let external = tailwater_id(customer);
+                *self.deletions.entry(external.clone()).or_default() += 1;
+                *customer = Value::Null;
+                let body = json!({"id": id, "object": "customer", "deleted": true});
+                Reply { effect: Effect::Changed(external), ..Reply::plain(200, body) }
+            }
+        }
+    }
+
+    /// `metadata['key']:'value'`, the only form used here.
+    fn search(&self, request: &Incoming, now_s: f64) -> Reply {
+        let query = request.query.get("query").cloned().unwrap_or_default();
+        let parts: Vec<&str> = query.split('\'').collect();
+        let [_, key, _, value, ..] = parts.as_slice() else {
+            return error(400, "invalid_request_error", "parameter_invalid");
+        };
+        let found = self.customers.iter().filter(|(id, customer)| {
+            let visible = self.created_at.get(*id).is_some_and(|at| now_s - at >= self.search_lag_s);
+            visible && customer.get("metadata").and_then(|m| m.get(*key)).and_then(Value::as_str) == Some(value)
+        });
+        let data: Vec<Value> = found.map(|(_, customer)| customer.clone()).collect();
+        Reply::plain(200, json!({"object": "search_result", "data": data, "has_more": false}))
+    }
+}
+
+impl Vendor for Stripe {
+    fn handle(&mut self, request: &Incoming, now_s: f64) -> Reply {
+        let id = request.path.strip_prefix("/v1/customers/").map(str::to_owned);
+        match (request.method.as_str(), request.path.as_str(), id) {
+            ("GET", "/v1/customers/search", _) => self.search(request, now_s),
+            ("POST", _, _) if request.path.starts_with("/v1/customers") => self.keyed(request, now_s),
+            ("GET", _, Some(id)) => match self.customers.get(&id) {
+                None => error(404, "invalid_request_error", "resource_missing"),
+                Some(Value::Null) => Reply::plain(200, json!({"id": id, "object": "customer", "deleted": true})),
+                Some(customer) => Reply::plain(200, customer.clone()),
+            },
+            ("DELETE", _, Some(id)) => self.delete(&id),
+            _ => error(404, "invalid_request_error", "url_invalid"),
+        }
+    }
+
+    fn throttled(&self) -> Value {
+        json!({"error": {"type": "invalid_request_error", "code": "rate_limit"}})
+    }
+
+    fn refuse(&self, request: &Incoming) -> Option<Reply> {
+        let right = request.headers.get("authorization").is_some_and(|value| *value == format!("Bearer {}", self.api_key));
+        (!right).then(|| Reply::plain(401, json!({"error": {"type": "invalid_request_error", "code": "api_key_invalid"}})))
+    }
+}
+
+fn error(status: u16, kind: &str, code: &str) -> Reply {
+    Reply::plain(status, json!({"error": {"type": kind, "code": code}}))
+}
+
+fn tailwater_id(customer: &Value) -> String {
+    let id = customer.get("metadata").and_then(|metadata| metadata.get("tailwater_id")).and_then(Value::as_str);
+    id.unwrap_or_default().to_owned()
+}
+
+/// The limits of the reference pages, as far as a customer has them.
+fn invalid(parameters: &Map<String, Value>) -> Option<Reply> {
+    let too_long = |key: &str, most: usize| {
+        parameters.get(key).and_then(Value::as_str).is_some_and(|text| text.chars().count() > most)
+    };
+    if parameters.keys().any(|key| !PARAMETERS.contains(&key.as_str())) {
+        return Some(error(400, "invalid_request_error", "parameter_unknown"));
+    }
+    if too_long("name", 256) || too_long("email", 512) || too_long("phone", 20) {
+        return Some(error(400, "invalid_request_error", "parameter_invalid_string_too_long"));
+    }
+    let email = parameters.get("email").and_then(Value::as_str).unwrap_or_default();
+    if !email.is_empty() && !email.contains('@') {
+        return Some(error(400, "invalid_request_error", "email_invalid"));
+    }
+    let metadata = parameters.get("metadata").and_then(Value::as_object);
+    let bad_metadata = metadata.is_some_and(|map| {
+        map.len() > 50
+            || map.iter().any(|(key, value)| {
+                key.chars().count() > 40 || value.as_str().is_some_and(|text| text.chars().count() > 500)
+            })
+    });
+    bad_metadata.then(|| error(400, "invalid_request_error", "parameter_invalid"))
+}
+
+/// Sets what the request names; an empty text unsets.
+fn apply(customer: &mut Value, parameters: &Map<String, Value>) {
+    let Value::Object(customer) = customer else { return };
+    for (key, value) in parameters {
+        match value {
+            Value::Object(children) => {
+                let child = customer.entry(key.clone()).or_insert_with(|| json!({}));
+                if child.is_null() {
+                    *child = json!({});
+                }
+                merge(child, children, key == "metadata");
+            }
+            Value::String(text) if text.is_empty() => {
+                customer.insert(key.clone(), Value::Null);
+            }
+            other => {
+                customer.insert(key.clone(), other.clone());
+            }
+        }
+    }
+}
+
+fn merge(child: &mut Value, children: &Map<String, Value>, removes: bool) {
+    let Value::Object(child) = child else { return };
+    for (key, value) in children {
+        let empty = value.as_str().is_some_and(str::is_empty);
+        if empty && removes {
+            child.remove(key);
+        } else {
+            child.insert(key.clone(), if empty { Value::Null } else { value.clone() });
+        }
+    }
+}

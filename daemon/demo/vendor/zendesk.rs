@@ -1,0 +1,290 @@
+//! A simulated Zendesk Support: organizations, users and their e-mail identities.
+//!
+//! As documented: `create_or_update` of users matches by external id (whatever its case) or by any e-mail of a user;
+//! the e-mail of a known user is not replaced, a second one is added; organizations match by id or external id, and
+//! their names are unique. <https://developer.zendesk.com/api-reference/ticketing/users/users/>
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use super::{Effect, Incoming, Reply, Vendor};
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct Zendesk {
+    authorization: String,
+    organizations: BTreeMap<u64, Value>,
+    users: BTreeMap<u64, Value>,
+    /// E-mail identities: id to (user, address, primary).
+    identities: BTreeMap<u64, (u64, String, bool)>,
+    next: u64,
+    /// Users whose external id was replaced by another one: two people who became one.
+    pub merged: Vec<String>,
+    /// Verification mails that went out to people.
+    pub mails: usize,
+}
+
+impl Zendesk {
+    /// An account with one agent, known by `user` and `token`.
+    #[must_use]
+    pub fn new(user: &str, token: &str) -> Self {
+        use base64::Engine as _;
+        let pair = format!("{user}/token:{token}");
+        Self {
+            authorization: format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair)),
+            organizations: BTreeMap::new(),
+            users: BTreeMap::new(),
+            identities: BTreeMap::new(),
+            next: 1000,
+            merged: Vec::new(),
+            mails: 0,
+        }
+    }
+
+    /// Organizations by external id.
+    #[must_use]
+    pub fn organizations(&self) -> BTreeMap<String, Value> {
+        self.organizations.values().map(|object| (text(object, "external_id"), object.clone())).collect()
+    }
+
+    /// Active users by external id, with their primary e-mail.
+    #[must_use]
+    pub fn users(&self) -> BTreeMap<String, Value> {
+        let active = self.users.iter().filter(|(_, user)| user.get("active") != Some(&Value::Bool(false)));
+        active.map(|(id, user)| (text(user, "external_id"), self.shown(*id, user))).collect()
+    }
+
+    /// Adds an organization that somebody made by hand.
+    pub fn add_foreign_organization(&mut self, name: &str) {
+        let id = self.new_id();
+        self.organizations.insert(id, json!({"id": id, "name": name, "external_id": null}));
+    }
+
+    fn new_id(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    fn upsert_organization(&mut self, body: &Value) -> Reply {
+        let Some(fields) = body.get("organization").and_then(Value::as_object) else { return malformed() };
+        let external = fields.get("external_id").and_then(Value::as_str).unwrap_or_default().to_lowercase();
+        let known = self.organizations.iter().find(|(id, object)| {
+            fields.get("id").and_then(Value::as_u64) == Some(**id)
+                || (!external.is_empty() && text(object, "external_id").to_lowercase() == external)
+        });
+        let known = known.map(|(id, _)| *id);
+        let name = fields.get("name").and_then(Value::as_str).map(|name| name.trim().to_lowercase());
+        if known.is_none() && name.as_deref().unwrap_or_default().is_empty() {
+            return invalid("name", "BlankValue");
+        }
+        let taken = self.organizations.iter().any(|(id, object)| {
+            Some(*id) != known && name.as_ref().is_some_and(|name| text(object, "name").trim().to_lowercase() == *name)
+        });
+        if taken {
+            return invalid("name", "DuplicateValue");
+        }
+        let id = known.unwrap_or_else(|| self.new_id());
+        let before = self.organizations.get(&id).cloned();
+        let mut object = before.clone().unwrap_or_else(|| {
+            json!({"id": id, "name": null, "external_id": null, "details": null, "notes": null, "tags": []})
+        });
+        merge(&mut object, fields, &["id"]);
+        self.organizations.insert(id, object.clone());
+        written("organization", before, object)
+    }
+
+    fn upsert_user(&mut self, body: &Value) -> Reply {
+        let Some(fields) = body.get("user").and_then(Value::as_object) else { return malformed() };
+        let external = fields.get("external_id").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let email = fields.get("email").and_then(Value::as_str).map(str::to_lowercase);
+        let by_external = self.users.iter().find(|(_, user)| {
+            !external.is_empty() && text(user, "external_id").to_lowercase() == external.to_lowercase() && is_active(user)
+        });
+        let by_external = by_external.map(|(id, _)| *id);
+        let by_email = email.as_ref().and_then(|email| self.owner_of(email));
+        let known = by_external.or(by_email);
+        if let (Some(found), Some(owner)) = (by_external, by_email)
+            && found != owner
+        {
+            return invalid("email", "DuplicateValue");
+        }
+        if known.is_none() && fields.get("name").and_then(Value::as_str).unwrap_or_default().is_empty() {
+            return invalid("name", "BlankValue");
+        }
+        let id = known.unwrap_or_else(|| self.new_id());
+        let before = self.users.get(&id).cloned();
+        let shown_before = before.as_ref().map(|user| self.shown(id, user));
+        if let Some(user) = &before
+            && !external.is_empty()
+            && !text(user, "external_id").is_empty()
+            && text(user, "external_id").to_lowercase() != external.to_lowercase()
+        {
+            self.merged.push(external.clone());
+        }
+        let mut user = before.unwrap_or_else(|| {
+            json!({"id": id, "name": null, "external_id": null, "phone": null, "organization_id": null, "tags": [],
+                   "role": "end-user", "active": true})
+        });
+        merge(&mut user, fields, &["id", "email", "skip_verify_email"]);
+        self.users.insert(id, user.clone());
+        let added = email.filter(|email| self.owner_of(email).is_none());
+        if let Some(email) = &added {
+            let first = !self.identities.values().any(|(owner, _, _)| *owner == id);
+            let identity = self.new_id();
+            self.identities.insert(identity, (id, email.clone(), first));
+            if fields.get("skip_verify_email") != Some(&Value::Bool(true)) {
+                self.mails += 1;
+            }
+        }
+        let shown = self.shown(id, &user);
+        let mut reply = written("user", shown_before, shown);
+        if added.is_some() {
+            reply.effect = Effect::Changed(external);
+        }
+        reply
+    }
+
+    fn owner_of(&self, email: &str) -> Option<u64> {
+        self.identities.values().find(|(_, address, _)| address == email).map(|(user, _, _)| *user)
+    }
+
+    /// The user as the API shows it: with the primary e-mail.
+    fn shown(&self, id: u64, user: &Value) -> Value {
+        let mut user = user.clone();
+        let primary = self.identities.values().find(|(owner, _, primary)| *owner == id && *primary);
+        if let Value::Object(map) = &mut user {
+            map.insert("email".into(), primary.map_or(Value::Null, |(_, address, _)| Value::String(address.clone())));
+        }
+        user
+    }
+
+    fn delete_user(&mut self, id: u64) -> Reply {
+        match self.users.get_mut(&id) {
+            Some(user) if is_active(user) => {
+                let external = text(user, "external_id");
+                if let Value::Object(map) = user {
+                    map.insert("active".into(), Value::Bool(false));
+                }
+                self.identities.retain(|_, (owner, _, _)| *owner != id);
+                let body = json!({"user": user});
+                Reply { effect: Effect::Changed(external), ..Reply::plain(200, body) }
+            }
+            _ => missing(),
+        }
+    }
+
+    fn delete_organization(&mut self, id: u64) -> Reply {
+        match self.organizations.remove(&id) {
+            Some(object) => {
+                for user in self.users.values_mut() {
+                    if user.get("organization_id").and_then(Value::as_u64) == Some(id)
+                        && let Value::Object(map) = user
+                    {
+                        map.insert("organization_id".into(), Value::Null);
+                    }
+                }
+                Reply { effect: Effect::Changed(text(&object, "external_id")), ..Reply::plain(204, Value::Null) }
+            }
+            None => missing(),
+        }
+    }
+
+    /// `/users/{user}/identities[/{identity}[/make_primary]]`.
+    fn identity(&mut self, method: &str, user: u64, rest: &[&str]) -> Reply {
+        let external = self.users.get(&user).map(|user| text(user, "external_id")).unwrap_or_default();
+        match (method, rest) {
+            ("GET", []) => {
+                let own = self.identities.iter().filter(|(_, (owner, _, _))| *owner == user);
+                let list: Vec<Value> = own
+                    .map(|(id, (_, address, primary))| {
+                        json!({"id": id, "user_id": user, "type": "email", "value": address, "primary": primary})
+                    })
+                    .collect();
+                Reply::plain(200, json!({"identities": list}))
+            }
+            ("PUT", [identity, "make_primary"]) => {
+                let wanted: u64 = identity.parse().unwrap_or_default();
+                if !self.identities.contains_key(&wanted) {
+                    return missing();
+                }
+                for (id, (owner, _, primary)) in &mut self.identities {
+                    if *owner == user {
+                        *primary = *id == wanted;
+                    }
+                }
+                Reply { effect: Effect::Changed(external), ..Reply::plain(200, json!({"identities": []})) }
+            }
+            ("DELETE", [identity]) => match self.identities.remove(&identity.parse().unwrap_or_default()) {
+                Some(_) => Reply { effect: Effect::Changed(external), ..Reply::plain(204, Value::Null) },
+                None => missing(),
+            },
+            _ => missing(),
+        }
+    }
+}
+
+impl Vendor for Zendesk {
+    fn handle(&mut self, request: &Incoming, _now_s: f64) -> Reply {
+        let path = request.path.trim_start_matches("/api/v2/").trim_end_matches(".json").to_owned();
+        let parts: Vec<&str> = path.split('/').collect();
+        let id = |part: &str| part.parse::<u64>().unwrap_or_default();
+        match (request.method.as_str(), parts.as_slice()) {
+            ("POST", [kind, "create_or_update"]) => match serde_json::from_slice(&request.body) {
+                Ok(body) if *kind == "organizations" => self.upsert_organization(&body),
+                Ok(body) if *kind == "users" => self.upsert_user(&body),
+                _ => malformed(),
+            },
+            ("DELETE", ["organizations", organization]) => self.delete_organization(id(organization)),
+            ("DELETE", ["users", user]) => self.delete_user(id(user)),
+            (method, ["users", user, "identities", rest @ ..]) => self.identity(method, id(user), rest),
+            ("GET", ["users", "me"]) => Reply::plain(200, json!({"user": {"id": 1, "role": "admin"}})),
+            _ => missing(),
+        }
+    }
+
+    fn throttled(&self) -> Value {
+        json!({"error": "APIRateLimitExceeded", "description": "Number of allowed API requests per minute exceeded"})
+    }
+
+    fn refuse(&self, request: &Incoming) -> Option<Reply> {
+        let right = request.headers.get("authorization") == Some(&self.authorization);
+        (!right).then(|| Reply::plain(401, json!({"error": "Couldn't authenticate you"})))
+    }
+}
+
+fn is_active(user: &Value) -> bool {
+    user.get("active") != Some(&Value::Bool(false))
+}
+
+fn text(object: &Value, key: &str) -> String {
+    object.get(key).and_then(Value::as_str).unwrap_or_default().to_owned()
+}
+
+fn merge(object: &mut Value, fields: &Map<String, Value>, except: &[&str]) {
+    let Value::Object(map) = object else { return };
+    for (key, value) in fields.iter().filter(|(key, _)| !except.contains(&key.as_str())) {
+        map.insert(key.clone(), value.clone());
+    }
+}
+
+fn written(kind: &str, before: Option<Value>, after: Value) -> Reply {
+    let external = text(&after, "external_id");
+    let status = if before.is_none() { 201 } else { 200 };
+    let effect = if before.as_ref() == Some(&after) { Effect::Nil(external) } else { Effect::Changed(external) };
+    Reply { effect, ..Reply::plain(status, json!({kind: after})) }
+}
+
+fn missing() -> Reply {
+    Reply::plain(404, json!({"error": "RecordNotFound", "description": "Not found"}))
+}
+
+fn malformed() -> Reply {
+    Reply::plain(400, json!({"error": "InvalidRequest", "description": "malformed"}))
+}
+
+fn invalid(field: &str, error: &str) -> Reply {
+    let details = json!({field: [{"description": format!("{field} is not acceptable"), "error": error}]});
+    let body = json!({"error": "RecordInvalid", "description": "Record validation errors", "details": details});
+    Reply::plain(422, body)
+}

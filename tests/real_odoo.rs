@@ -1,0 +1,53 @@
+//! A recorded working day of a real Odoo 19: see `../shared/odoo/recorded`.
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use crate::support::expected::{assert_same, expected, held};
+use crate::support::{World, WorldOptions, shared};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recorded_day_of_odoo_arrives_field_by_field_and_no_call_is_wasted() {
+    let Some(recorded) = shared("odoo/recorded") else { return };
+    let world = World::start(WorldOptions { odoo_schema: false, ..WorldOptions::default() }).await;
+    let restore = Command::new(world.erp.program("pg_restore"))
+        .args(["--no-publications", "-d", &world.erp.url("postgres", "erp")])
+        .arg(recorded.join("base.dump"))
+        .status()
+        .unwrap();
+    assert!(restore.success());
+    world.prepare_source().await;
+    let erp = world.erp.client("erp").await.unwrap();
+    let archived: Vec<i32> = erp
+        .query("select id from res_partner where active is false", &[])
+        .await
+        .unwrap()
+        .iter()
+        .map(|row| row.get(0))
+        .collect();
+    let mut daemon = world.daemon();
+    world.streaming().await;
+    world.settled(Duration::from_secs(30)).await;
+    assert_same(&held(&world), &expected(&erp, &archived).await);
+    let script = Command::new("zcat").arg(recorded.join("small.sql.gz")).stdout(Stdio::piped()).spawn().unwrap();
+    let psql = Command::new(world.erp.program("psql"))
+        .args(["-q", "-v", "ON_ERROR_STOP=1", &world.erp.url("postgres", "erp")])
+        .stdin(script.stdout.unwrap())
+        .stdout(Stdio::null())
+        .status()
+        .unwrap();
+    assert!(psql.success());
+    world.settled(Duration::from_secs(10)).await;
+    assert_same(&held(&world), &expected(&erp, &archived).await);
+    assert_eq!(world.stripe.with(|stripe| stripe.doubled()), Vec::<String>::new());
+    assert_eq!(world.stripe.journal().nil_effects(), 0);
+    assert_eq!(world.zendesk.journal().nil_effects(), 0);
+    assert_eq!(world.zendesk.with(|zendesk| (zendesk.merged.clone(), zendesk.mails)), (vec![], 0));
+    let ledger = world.ledger_client().await;
+    let events: i64 =
+        ledger.query_one("select count(*) from entry where kind = 'event'", &[]).await.unwrap().get(0);
+    let calls = world.stripe.journal().calls.len() + world.zendesk.journal().calls.len();
+    println!("row changes : events : calls = 2829 : {events} : {calls}");
+    assert!(daemon.terminate().success());
+    world.verify();
+}

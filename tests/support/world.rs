@@ -1,0 +1,239 @@
+//! A whole installation on loopback: ERP, ledger, Redis, Stripe, Zendesk, settings.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use tailwater::demo::odoo::{Odoo, SCHEMA};
+use tailwater::demo::private::{PrivatePostgres, PrivateRedis, TemporaryDirectory};
+use tailwater::demo::vendor::server::{Limit, VendorServer};
+use tailwater::demo::vendor::stripe::Stripe;
+use tailwater::demo::vendor::zendesk::Zendesk;
+use tokio_postgres::Client;
+
+use super::eventually;
+
+pub const STRIPE_KEY: &str = "sk_test_51SecretOfStripe";
+pub const ZENDESK_KEY: &str = "zendesk-secret-token";
+pub const ZENDESK_USER: &str = "bot@example.test";
+
+/// What differs between tests.
+pub struct WorldOptions {
+    pub stripe_quota: &'static str,
+    pub zendesk_quota: &'static str,
+    pub stripe_limit: Limit,
+    pub zendesk_limit: Limit,
+    /// Create the Odoo-shaped schema; otherwise the ERP database is empty.
+    pub odoo_schema: bool,
+}
+
+impl Default for WorldOptions {
+    fn default() -> Self {
+        Self {
+            stripe_quota: "1000/s",
+            zendesk_quota: "60000/min",
+            stripe_limit: Limit { requests: 1000, window_s: 1.0 },
+            zendesk_limit: Limit { requests: 60_000, window_s: 60.0 },
+            odoo_schema: true,
+        }
+    }
+}
+
+pub struct World {
+    pub erp: PrivatePostgres,
+    pub ledger: PrivatePostgres,
+    pub redis: PrivateRedis,
+    pub stripe: VendorServer<Stripe>,
+    pub zendesk: VendorServer<Zendesk>,
+    pub config: PathBuf,
+    pub directory: TemporaryDirectory,
+}
+
+/// The daemon as a process; killed when dropped.
+pub struct Daemon {
+    pub child: Child,
+}
+
+impl Daemon {
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub fn terminate(&mut self) -> std::process::ExitStatus {
+        let status = Command::new("kill").arg(self.child.id().to_string()).status().unwrap();
+        assert!(status.success());
+        self.child.wait().unwrap()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl World {
+    pub async fn start(options: WorldOptions) -> Self {
+        let directory = TemporaryDirectory::new("tailwater-test").unwrap();
+        let erp = PrivatePostgres::start(directory.path(), "erp", &[]).await.unwrap();
+        let ledger = PrivatePostgres::start(directory.path(), "ledger", &[]).await.unwrap();
+        let redis = PrivateRedis::start(directory.path()).await.unwrap();
+        let stripe = VendorServer::start(Stripe::new(STRIPE_KEY, 1.0), options.stripe_limit).await.unwrap();
+        let zendesk =
+            VendorServer::start(Zendesk::new(ZENDESK_USER, ZENDESK_KEY), options.zendesk_limit).await.unwrap();
+        let admin = erp.client("postgres").await.unwrap();
+        for sql in ["create role tailwater_src login replication", "create role odoo login", "create role cdc"] {
+            admin.batch_execute(sql).await.unwrap();
+        }
+        admin.batch_execute("create database erp owner odoo").await.unwrap();
+        let admin = ledger.client("postgres").await.unwrap();
+        admin.batch_execute("create role tailwater login").await.unwrap();
+        admin.batch_execute("create database tailwater owner tailwater").await.unwrap();
+        let mut world = Self { erp, ledger, redis, stripe, zendesk, config: PathBuf::new(), directory };
+        world.write_config(&options);
+        if options.odoo_schema {
+            let client = world.erp.client("erp").await.unwrap();
+            client.batch_execute(SCHEMA).await.unwrap();
+            world.prepare_source().await;
+        }
+        world
+    }
+
+    /// Runs the SQL that `tailwater source sql` prints.
+    pub async fn prepare_source(&self) {
+        let printed = self.run(&["source", "sql"]);
+        assert!(printed.status.success(), "{}", String::from_utf8_lossy(&printed.stderr));
+        let sql = String::from_utf8(printed.stdout).unwrap().replace("create role", "-- create role");
+        self.erp.client("erp").await.unwrap().batch_execute(&sql).await.unwrap();
+    }
+
+    fn write_config(&mut self, options: &WorldOptions) {
+        let path = |name: &str| self.directory.path().join(name);
+        std::fs::write(path("stripe.key"), STRIPE_KEY).unwrap();
+        std::fs::write(path("zendesk.key"), ZENDESK_KEY).unwrap();
+        let text = format!(
+            r#"
+mappings = "{mappings}"
+[ledger]
+url = "{ledger}"
+[redis]
+url = "{redis}"
+[sources.erp]
+kind = "postgres"
+url = "{erp}"
+slot = "tailwater"
+publication = "tailwater"
+mapping = "odoo"
+[targets.stripe]
+connector = "stripe"
+base_url = "{stripe}"
+api_key = {{ file = "{stripe_key}" }}
+quota = "{stripe_quota}"
+[targets.zendesk]
+connector = "zendesk"
+base_url = "{zendesk}"
+user = "{ZENDESK_USER}"
+api_key = {{ file = "{zendesk_key}" }}
+quota = "{zendesk_quota}"
+"#,
+            mappings = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("mappings").display(),
+            ledger = self.ledger.url("tailwater", "tailwater"),
+            redis = self.redis.url(),
+            erp = self.erp.url("tailwater_src", "erp"),
+            stripe = self.stripe.url(),
+            stripe_key = path("stripe.key").display(),
+            stripe_quota = options.stripe_quota,
+            zendesk = self.zendesk.url(),
+            zendesk_key = path("zendesk.key").display(),
+            zendesk_quota = options.zendesk_quota,
+        );
+        self.config = path("tailwater.toml");
+        std::fs::write(&self.config, text).unwrap();
+    }
+
+    /// Runs a command of the program to its end.
+    pub fn run(&self, arguments: &[&str]) -> std::process::Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tailwater"));
+        command.args(arguments).arg("--config").arg(&self.config).stdin(Stdio::null());
+        command.output().unwrap()
+    }
+
+    /// Starts the daemon; its log goes to `daemon.log`.
+    pub fn daemon(&self) -> Daemon {
+        let log = std::fs::File::options().create(true).append(true).open(self.log_path()).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tailwater"));
+        command.arg("run").arg("--config").arg(&self.config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command.env("NO_COLOR", "1");
+        Daemon { child: command.spawn().unwrap() }
+    }
+
+    pub fn log_path(&self) -> PathBuf {
+        self.directory.path().join("daemon.log")
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    pub async fn odoo(&self) -> Odoo {
+        Odoo::new(self.erp.client("erp").await.unwrap())
+    }
+
+    pub async fn ledger_client(&self) -> Client {
+        self.ledger.client("tailwater").await.unwrap()
+    }
+
+    /// Waits until the daemon streams.
+    pub async fn streaming(&self) {
+        eventually(Duration::from_secs(60), "streaming", async || {
+            let client = self.ledger_client().await;
+            let sql = "select phase from position where source = 'erp'";
+            let phase = match client.query_opt(sql, &[]).await {
+                Ok(Some(row)) => row.get::<_, String>(0),
+                _ => "none".into(),
+            };
+            if phase == "streaming" { Ok(()) } else { Err(format!("phase {phase}\n{}", self.log())) }
+        })
+        .await;
+    }
+
+    /// Waits until the source is ledgered up to now and nothing is open.
+    pub async fn settled(&self, patience: Duration) {
+        let erp = self.erp.client("erp").await.unwrap();
+        let lsn: String = erp.query_one("select pg_current_wal_lsn()::text", &[]).await.unwrap().get(0);
+        let ledger = self.ledger_client().await;
+        eventually(patience, "settled", async || {
+            let sql = "select end_lsn >= $1::text::pg_lsn,
+                       (select count(*) from delivery where state in ('pending', 'sending')) from position";
+            let row = ledger.query_opt(sql, &[&lsn]).await.map_err(|e| e.to_string())?;
+            let row = row.ok_or("no position")?;
+            match (row.get::<_, bool>(0), row.get::<_, i64>(1)) {
+                (true, 0) => Ok(()),
+                (reached, open) => {
+                    Err(format!("reached {reached}, open {open}: {}; log:\n{}", open_deliveries(&ledger).await, tail(&self.log())))
+                }
+            }
+        })
+        .await;
+    }
+
+    /// `tailwater ledger verify`.
+    pub fn verify(&self) {
+        let output = self.run(&["ledger", "verify"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    }
+}
+
+async fn open_deliveries(ledger: &Client) -> String {
+    let sql = "select coalesce(string_agg(format('%s %s/%s %s %s round %s attempts %s due %s (%s) requires %s', id, object, canonical_id,
+               operation, state, round, attempts, due_at - now(), reason, requires), E'\\n'), '')
+               from (select * from delivery where state in ('pending', 'sending') order by id limit 10) d";
+    ledger.query_one(sql, &[]).await.map(|row| row.get(0)).unwrap_or_default()
+}
+
+fn tail(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(30)..].join("\n")
+}
