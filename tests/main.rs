@@ -6,4 +6,7 @@
 
 mod support;
 
+mod crash;
+mod faults;
 mod real_odoo;
+mod shutdown;

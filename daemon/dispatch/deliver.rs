@@ -82,6 +82,7 @@ impl Delivery {
                 reserve: request.holds.clone(),
                 wishes,
                 event_seq: self.due.event_seq,
+                requires: self.due.requires.clone(),
             });
         }
         batch.sending.push(SendingWrite {

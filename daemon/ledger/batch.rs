@@ -135,6 +135,8 @@ pub struct ClaimWrite {
     pub wishes: Vec<String>,
     /// The event that is sent without them.
     pub event_seq: i64,
+    /// References of that event.
+    pub requires: Vec<String>,
 }
 
 /// See the module's text. Writes happen in the order of the fields.

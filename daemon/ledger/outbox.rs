@@ -54,34 +54,35 @@ pub struct Due {
 /// pending state behind it, up to the next fact (INV-6). A lane waits while something it requires is owed but not there.
 const DUE: &str = "
   with head as (
-    select d.* from delivery d
-    where d.target = $1 and d.state in ('pending', 'sending') and d.due_at <= now() and d.id <> all ($2::bigint[])
-      and not exists (select from delivery e where e.target = d.target and e.object = d.object
-                      and e.canonical_id = d.canonical_id and e.state in ('pending', 'sending') and e.id < d.id)
-      and not exists (select from unnest(d.requires) r join applied a
-                      on a.target = d.target and a.object = split_part(r, '/', 1)
+    select h.*, coalesce(n.id, h.id) as newest
+    from delivery h
+    left join lateral (
+      select n.id, n.requires from delivery n
+      where h.state = 'pending' and not h.fact and n.target = h.target and n.object = h.object
+        and n.canonical_id = h.canonical_id and n.state = 'pending' and not n.fact and n.id > h.id
+        and not exists (select from delivery f where f.target = h.target and f.object = h.object
+                        and f.canonical_id = h.canonical_id and f.state in ('pending', 'sending') and f.fact
+                        and f.id < n.id)
+      order by n.id desc limit 1) n on true
+    where h.target = $1 and h.state in ('pending', 'sending') and h.due_at <= now() and h.id <> all ($2::bigint[])
+      and not exists (select from delivery e where e.target = h.target and e.object = h.object
+                      and e.canonical_id = h.canonical_id and e.state in ('pending', 'sending') and e.id < h.id)
+      and not exists (select from unnest(coalesce(n.requires, h.requires)) r join applied a
+                      on a.target = h.target and a.object = split_part(r, '/', 1)
                       and a.canonical_id = substr(r, strpos(r, '/') + 1) where a.state = 'owed')
-    order by d.id limit $3)
-  select coalesce(n.id, h.id), h.target, h.object, h.canonical_id, coalesce(n.event_seq, h.event_seq), e.body,
-         coalesce(n.operation, h.operation), h.state = 'sending', coalesce(n.round, h.round),
-         coalesce(n.attempts, h.attempts), coalesce(n.requires, h.requires), h.request, h.idempotency_key,
-         h.attempted_at, s.ids, i.external_id, a.sha256, h.last_attempt_at
+    order by h.id limit $3)
+  select n.id, n.target, n.object, n.canonical_id, n.event_seq, e.body, n.operation, h.state = 'sending', n.round,
+         n.attempts, n.requires, n.request, n.idempotency_key, n.attempted_at,
+         (select array_agg(o.id) from delivery o
+          where o.target = h.target and o.object = h.object and o.canonical_id = h.canonical_id
+            and o.state = 'pending' and o.id >= h.id and o.id < n.id),
+         i.external_id, a.sha256, n.last_attempt_at
   from head h
-  left join lateral (
-    select n.* from delivery n
-    where h.state = 'pending' and not h.fact and n.target = h.target and n.object = h.object
-      and n.canonical_id = h.canonical_id and n.state = 'pending' and not n.fact and n.id > h.id
-      and n.id < coalesce((select min(f.id) from delivery f where f.target = h.target and f.object = h.object
-                           and f.canonical_id = h.canonical_id and f.state in ('pending', 'sending') and f.fact), n.id + 1)
-    order by n.id desc limit 1) n on true
-  left join lateral (
-    select array_agg(o.id) as ids from delivery o
-    where n.id is not null and o.target = h.target and o.object = h.object and o.canonical_id = h.canonical_id
-      and o.state = 'pending' and o.id >= h.id and o.id < n.id) s on true
-  join entry e on e.seq = coalesce(n.event_seq, h.event_seq)
+  join delivery n on n.id = h.newest
+  join entry e on e.seq = n.event_seq
   left join identity i on i.system = h.target and i.object = h.object and i.canonical_id = h.canonical_id
   left join applied a on a.target = h.target and a.object = h.object and a.canonical_id = h.canonical_id
-  order by 1";
+  order by n.id";
 
 /// See [`DUE`].
 pub async fn due(client: &Client, target: &str, busy: &[i64], limit: i64) -> Result<Vec<Due>, LedgerError> {

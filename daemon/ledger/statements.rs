@@ -212,9 +212,9 @@ pub fn dispatch_statements(batch: Batch, seq_of: &dyn Fn(EntryIndex) -> i64, out
             parameters![target.clone(), object.clone(), canonical_id.clone()],
         ));
         out.push((
-            "insert into wish (target, object, canonical_id, want, event_seq)
-             select $1, $2, $3, want, $5 from unnest($4::text[]) as w(want)",
-            parameters![target, object, canonical_id, claim.wishes, claim.event_seq],
+            "insert into wish (target, object, canonical_id, want, event_seq, requires)
+             select $1, $2, $3, want, $5, $6 from unnest($4::text[]) as w(want)",
+            parameters![target, object, canonical_id, claim.wishes, claim.event_seq, claim.requires],
         ));
     }
     let sending = batch.sending.into_iter().map(|write| -> Prepared {
@@ -286,7 +286,8 @@ fn applied(write: AppliedWrite, seq_of: &dyn Fn(EntryIndex) -> i64, out: &mut Ve
         "delete from reservation where target = $1 and object = $2 and canonical_id = $3 and want <> all ($4::text[])",
         parameters![target.clone(), object.clone(), canonical_id.clone(), write.holds],
     ));
-    // Wishes are rare; whatever has become possible at this target is delivered again.
+    // Wishes are rare; whatever has become possible at this target is delivered again. An object with a newer event
+    // gets nothing: that event brings wishes of its own, and may be the object's end.
     out.push((
         "with granted as (
            delete from wish w where w.target = $1 and
@@ -295,11 +296,13 @@ fn applied(write: AppliedWrite, seq_of: &dyn Fn(EntryIndex) -> i64, out: &mut Ve
                                and 'ref:' || a.object || '/' || a.canonical_id = w.want)
                   else not exists (select from reservation r where r.target = w.target and r.want = w.want) end
            returning w.*)
-         insert into delivery (event_seq, target, object, canonical_id, operation, fact, state, round)
-         select g.event_seq, g.target, g.object, g.canonical_id, 'upsert', false, 'pending',
-                1 + coalesce((select max(d.round) from delivery d where d.target = g.target and d.event_seq = g.event_seq
-                              and d.object = g.object and d.canonical_id = g.canonical_id), 0)
-         from (select distinct event_seq, target, object, canonical_id from granted) g",
+         insert into delivery (event_seq, target, object, canonical_id, operation, fact, requires, state, round)
+         select g.event_seq, g.target, g.object, g.canonical_id, 'upsert', false, g.requires, 'pending',
+                1 + coalesce((select max(d.round) from delivery d where d.target = g.target and d.object = g.object
+                              and d.canonical_id = g.canonical_id and d.event_seq = g.event_seq), 0)
+         from (select distinct event_seq, target, object, canonical_id, requires from granted) g
+         where not exists (select from delivery d where d.target = g.target and d.object = g.object
+                           and d.canonical_id = g.canonical_id and d.event_seq > g.event_seq)",
         parameters![target],
     ));
 }

@@ -80,6 +80,7 @@ create table delivery (
 ) with (fillfactor = 70);
 create index delivery_open on delivery (target, id) where state in ('pending', 'sending');
 create index delivery_lane on delivery (target, object, canonical_id, id) where state in ('pending', 'sending');
+create index delivery_history on delivery (target, object, canonical_id, event_seq);
 create index delivery_held on delivery (target, state) where state in ('rejected', 'parked');
 
 -- What each target holds of each object. `owed`: not there yet; `absent`: deleted there.
@@ -119,7 +120,8 @@ create table wish (
   object       text not null,
   canonical_id text not null,
   want         text not null,
-  event_seq    bigint not null,
+  event_seq    bigint not null,                   -- what was sent without it
+  requires     text[] not null,
   primary key (target, object, canonical_id, want)
 );
 create index wish_want on wish (target, want);

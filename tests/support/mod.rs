@@ -1,9 +1,10 @@
 //! Private servers, the daemon as a process of its own, and what Odoo's own tables say the targets should hold.
 
 pub mod expected;
+pub mod workload;
 pub mod world;
 
-pub use world::{Daemon, World, WorldOptions};
+pub use world::{World, WorldOptions};
 
 use std::path::PathBuf;
 use std::time::Duration;
