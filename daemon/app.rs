@@ -106,7 +106,10 @@ fn print_man() -> ExitCode {
 fn read_config(path: &Path) -> Result<Config, ExitCode> {
     load(path, std::env::vars()).map_err(|problems| {
         let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        fail(EX_CONFIG, &format!("{} in the settings:\n{}", count(problems.len(), "mistake"), lines.join("\n")))
+        fail(
+            EX_CONFIG,
+            &format!("{} in the settings:\n{}", count(problems.len(), "mistake"), lines.join("\n")),
+        )
     })
 }
 
@@ -114,7 +117,10 @@ fn count(number: usize, noun: &str) -> String {
     if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
 }
 
-async fn with_config<F: Future<Output = ExitCode>>(args: &ConfigArgs, command: impl FnOnce(Config) -> F) -> ExitCode {
+async fn with_config<F: Future<Output = ExitCode>>(
+    args: &ConfigArgs,
+    command: impl FnOnce(Config) -> F,
+) -> ExitCode {
     match read_config(&args.config) {
         Ok(config) => command(config).await,
         Err(code) => code,
@@ -199,7 +205,8 @@ async fn check(args: &ConfigArgs, as_json: bool) -> ExitCode {
             say("everything is in order\n");
         }
     }
-    if findings.iter().any(|finding| finding.severity == Severity::Error && !down.contains(&finding.subject)) {
+    if findings.iter().any(|finding| finding.severity == Severity::Error && !down.contains(&finding.subject))
+    {
         ExitCode::from(EX_CONFIG)
     } else if down.is_empty() {
         ExitCode::SUCCESS
@@ -236,15 +243,23 @@ async fn findings(config: &Config) -> (Vec<catalog::Finding>, Vec<String>) {
                 found.push(error(&subject, cause.to_string(), "start the server, or correct `url`"));
                 down.push(subject);
             }
-            Ok(client) => match catalog::check(&client, &source.mapping, &source.publication, &source.slot).await {
-                Ok(findings) => found.extend(findings),
-                Err(cause) => found.push(error(&subject, crate::pg::describe(&cause), "see `tailwater source sql`")),
-            },
+            Ok(client) => {
+                match catalog::check(&client, &source.mapping, &source.publication, &source.slot).await {
+                    Ok(findings) => found.extend(findings),
+                    Err(cause) => {
+                        found.push(error(&subject, crate::pg::describe(&cause), "see `tailwater source sql`"))
+                    }
+                }
+            }
         }
     }
     for target in &config.targets {
         if let Err(cause) = target.api_key.read() {
-            found.push(error(&format!("target {}", target.name), cause.to_string(), "write the key into that file, mode 0600"));
+            found.push(error(
+                &format!("target {}", target.name),
+                cause.to_string(),
+                "write the key into that file, mode 0600",
+            ));
         }
     }
     (found, down)
@@ -277,7 +292,8 @@ async fn run(config: Config) -> ExitCode {
     let mut failures = 0;
     loop {
         pulses.clear();
-        let supervisor = Supervisor { sources: &sources.0, targets: &targets, pulses: &pulses, stopping: &stopping };
+        let supervisor =
+            Supervisor { sources: &sources.0, targets: &targets, pulses: &pulses, stopping: &stopping };
         match supervisor.run(&sources.1).await {
             End::Stopped => return ExitCode::SUCCESS,
             End::Refused(message) => {
@@ -288,7 +304,7 @@ async fn run(config: Config) -> ExitCode {
             End::LedgerLost(error) => {
                 failures += 1;
                 let wait = backoff(failures.min(8), rand::random()).min(Duration::from_secs(5));
-                tracing::warn!(%error, wait_ms = wait.as_millis() as u64, "the ledger is away");
+                tracing::warn!(%error, wait_ms = %wait.as_millis(), "the ledger is away");
                 notify(&[NotifyState::Status("waiting for the ledger")]);
                 let mut stopping = stopping.clone();
                 tokio::select! {
@@ -388,7 +404,9 @@ impl Supervisor<'_> {
             notify(&[NotifyState::Stopping]);
             let drained = timeout(DRAIN_PATIENCE, async { while dispatchers.join_next().await.is_some() {} });
             if drained.await.is_err() {
-                tracing::warn!("requests in flight were abandoned; they are in doubt and will be resolved at the next start");
+                tracing::warn!(
+                    "requests in flight were abandoned; they are in doubt and will be resolved at the next start"
+                );
             }
             if let Err(error) = note(&ledger, EntryKind::Stop, json!({})).await {
                 tracing::warn!(%error, "the stop could not be ledgered");
@@ -451,7 +469,8 @@ async fn note(ledger: &Ledger, kind: EntryKind, fields: Value) -> Result<(), Led
 }
 
 async fn wait_for_signal() {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
         return std::future::pending().await;
     };

@@ -76,7 +76,9 @@ pub fn describe(error: &tokio_postgres::Error) -> String {
 /// True for Unix sockets and loopback addresses.
 #[must_use]
 pub fn is_local(host: &str) -> bool {
-    host.starts_with('/') || host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    host.starts_with('/')
+        || host == "localhost"
+        || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 impl Database {
@@ -118,7 +120,8 @@ impl Database {
             let certificates = CertificateDer::pem_file_iter(path)
                 .map_err(|error| ConnectError::Certificates(format!("{}: {error}", path.display())))?;
             for certificate in certificates {
-                let certificate = certificate.map_err(|error| ConnectError::Certificates(error.to_string()))?;
+                let certificate =
+                    certificate.map_err(|error| ConnectError::Certificates(error.to_string()))?;
                 roots.add(certificate).map_err(|error| ConnectError::Certificates(error.to_string()))?;
             }
         } else {

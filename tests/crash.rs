@@ -67,7 +67,9 @@ async fn a_kill_in_the_first_load_does_not_leave_a_second_slot_or_a_second_custo
     let world = World::start(WorldOptions::default()).await;
     let mut odoo = world.odoo().await;
     for number in 0..200 {
-        odoo.create_company(&format!("Company {number}"), &format!("c{number}@example.com"), 2).await.unwrap();
+        odoo.create_company(&format!("Company {number}"), &format!("c{number}@example.com"), 2)
+            .await
+            .unwrap();
     }
     let ledger = world.ledger_client().await;
     for phase in ["creating", "copying", "mapping"] {

@@ -30,7 +30,11 @@ async fn one_answer_in_five_swallowed_doubles_nothing() {
     }
     world.settled(Duration::from_secs(90)).await;
     let swallowed = world.log().matches("no answer").count();
-    println!("Stripe calls {}, Zendesk calls {}", world.stripe.journal().calls.len(), world.zendesk.journal().calls.len());
+    println!(
+        "Stripe calls {}, Zendesk calls {}",
+        world.stripe.journal().calls.len(),
+        world.zendesk.journal().calls.len()
+    );
     let erp = world.erp.client("erp").await.unwrap();
     assert_same(&held(&world), &expected(&erp, &[]).await);
     assert_eq!(world.stripe.with(|stripe| stripe.doubled()), Vec::<String>::new(), "{swallowed}");
@@ -59,7 +63,11 @@ async fn throttling_errors_and_resets_lose_nothing_and_the_quota_holds() {
     }
     world.settled(Duration::from_secs(120)).await;
     let (stripe, zendesk) = (world.stripe.journal(), world.zendesk.journal());
-    println!("busiest second at Stripe: {} of 40; calls by status {:?}", stripe.busiest(1.0), stripe.by_status());
+    println!(
+        "busiest second at Stripe: {} of 40; calls by status {:?}",
+        stripe.busiest(1.0),
+        stripe.by_status()
+    );
     assert!(stripe.busiest(1.0) <= 40, "{}", stripe.busiest(1.0));
     assert!(zendesk.busiest(60.0) <= 2400, "{}", zendesk.busiest(60.0));
     let erp = world.erp.client("erp").await.unwrap();
@@ -73,7 +81,8 @@ async fn a_target_that_is_down_holds_up_neither_the_other_target_nor_the_wal() {
     let _daemon = world.daemon();
     world.streaming().await;
     world.zendesk.set_faults(Faults { down: true, ..Faults::default() });
-    let seconds: u64 = std::env::var("TAILWATER_DOWN_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(12);
+    let seconds: u64 =
+        std::env::var("TAILWATER_DOWN_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(12);
     let mut odoo = world.odoo().await;
     let mut workload = Workload::new(seed());
     let until = Instant::now() + Duration::from_secs(seconds);
@@ -94,7 +103,10 @@ async fn a_target_that_is_down_holds_up_neither_the_other_target_nor_the_wal() {
     println!("most WAL retained while Zendesk was down for {seconds} s: {:.1} MB", most_wal as f64 / 1e6);
     assert!(most_wal < 16 << 20, "{most_wal} bytes of WAL retained");
     let refused = world.zendesk.journal().calls.len();
-    assert!(refused < 60 + 5 * usize::try_from(seconds).unwrap(), "{refused} requests to a target that is down");
+    assert!(
+        refused < 60 + 5 * usize::try_from(seconds).unwrap(),
+        "{refused} requests to a target that is down"
+    );
     world.zendesk.set_faults(Faults::default());
     world.settled(Duration::from_secs(60)).await;
     let erp = world.erp.client("erp").await.unwrap();

@@ -1,12 +1,21 @@
 //! Every test runs against real PostgreSQL and Redis, private ones in a temporary directory; Stripe and Zendesk are
 //! simulated by servers that keep the vendors' contract and count every side effect.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
-#![allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, clippy::cast_sign_loss, clippy::print_stdout)]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    clippy::print_stdout
+)]
 #![allow(clippy::cast_possible_wrap, clippy::print_stderr)]
 
 mod support;
 
 mod crash;
 mod faults;
+mod lifecycle;
 mod real_odoo;
+mod refusals;
+mod settings;
 mod shutdown;
+mod unique_values;

@@ -29,14 +29,15 @@ async fn a_recorded_day_of_odoo_arrives_field_by_field_and_no_call_is_wasted() {
     world.streaming().await;
     world.settled(Duration::from_secs(30)).await;
     assert_same(&held(&world), &expected(&erp, &archived).await);
-    let script = Command::new("zcat").arg(recorded.join("small.sql.gz")).stdout(Stdio::piped()).spawn().unwrap();
+    let mut script =
+        Command::new("zcat").arg(recorded.join("small.sql.gz")).stdout(Stdio::piped()).spawn().unwrap();
     let psql = Command::new(world.erp.program("psql"))
         .args(["-q", "-v", "ON_ERROR_STOP=1", &world.erp.url("postgres", "erp")])
-        .stdin(script.stdout.unwrap())
+        .stdin(script.stdout.take().unwrap())
         .stdout(Stdio::null())
         .status()
         .unwrap();
-    assert!(psql.success());
+    assert!(psql.success() && script.wait().unwrap().success());
     world.settled(Duration::from_secs(10)).await;
     assert_same(&held(&world), &expected(&erp, &archived).await);
     assert_eq!(world.stripe.with(|stripe| stripe.doubled()), Vec::<String>::new());

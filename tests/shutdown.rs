@@ -41,7 +41,8 @@ async fn the_erp_stops_at_once_with_the_ledger_down_and_with_the_ledger_frozen()
 
     // A ledger that takes connections and never answers.
     let ledger = world.ledger_client().await;
-    let pids = ledger.query("select pid from pg_stat_activity where pid <> pg_backend_pid()", &[]).await.unwrap();
+    let pids =
+        ledger.query("select pid from pg_stat_activity where pid <> pg_backend_pid()", &[]).await.unwrap();
     let pids: Vec<String> = pids.iter().map(|row| row.get::<_, i32>(0).to_string()).collect();
     signal("-STOP", &pids);
     let took = world.erp.stop("fast").unwrap();

@@ -127,19 +127,25 @@ impl FirstLoad<'_> {
     }
 
     /// Makes the events of the rows that were copied; afterwards the source stands in [`Phase::Streaming`].
-    pub async fn map(&self, mut position: Position, wake: &(dyn Fn() + Sync)) -> Result<Position, CaptureError> {
+    pub async fn map(
+        &self,
+        mut position: Position,
+        wake: &(dyn Fn() + Sync),
+    ) -> Result<Position, CaptureError> {
         let taken_at = Timestamp::now();
         let mut intake = Intake::new(self.source.clone(), position.cluster.clone(), self.ledger.clone());
         let cursor = position.snapshot_cursor.take().unwrap_or_default();
         let resumed_type = cursor.get("event_type").and_then(|value| value.as_str()).map(str::to_owned);
         let mut after = cursor.get("after").and_then(|value| value.as_str()).map(str::to_owned);
         let events = self.source.mapping.events.iter();
-        let skipped = events.skip_while(|spec| resumed_type.as_ref().is_some_and(|name| *name != spec.event_type));
+        let skipped =
+            events.skip_while(|spec| resumed_type.as_ref().is_some_and(|name| *name != spec.event_type));
         for spec in skipped {
             loop {
                 self.pulse.beat();
                 let reader = self.ledger.reader();
-                let keys = keys_after(reader, &self.source.name, &spec.table, after.as_deref(), MAP_KEYS).await?;
+                let keys =
+                    keys_after(reader, &self.source.name, &spec.table, after.as_deref(), MAP_KEYS).await?;
                 let Some(last) = keys.last().cloned() else { break };
                 let consistent_point = position.commit_lsn;
                 let mut prepared = intake

@@ -63,9 +63,9 @@ pub enum CaptureError {
 }
 
 fn list(findings: &[Finding]) -> String {
-    let lines = findings.iter().map(|finding| {
-        format!("  {}: {}\n    next: {}", finding.subject, finding.what, finding.remedy)
-    });
+    let lines = findings
+        .iter()
+        .map(|finding| format!("  {}: {}\n    next: {}", finding.subject, finding.what, finding.remedy));
     lines.collect::<Vec<_>>().join("\n")
 }
 
@@ -139,7 +139,7 @@ impl Follower {
             }
             failures += 1;
             let wait = backoff(failures, rand::random()).min(Duration::from_secs(10));
-            tracing::warn!(source_name = %self.source.name, reason, wait_ms = wait.as_millis() as u64, "source is away");
+            tracing::warn!(source_name = %self.source.name, reason, wait_ms = %wait.as_millis(), "source is away");
             self.pulse.beat();
             tokio::select! {
                 () = sleep(wait) => {}
@@ -279,6 +279,10 @@ async fn status_interval(client: &tokio_postgres::Client) -> Result<Duration, to
 /// True for refusals that another try cannot cure.
 #[must_use]
 pub fn is_permanent(state: &SqlState) -> bool {
-    [SqlState::INVALID_PASSWORD, SqlState::INVALID_AUTHORIZATION_SPECIFICATION, SqlState::INVALID_CATALOG_NAME]
-        .contains(state)
+    [
+        SqlState::INVALID_PASSWORD,
+        SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
+        SqlState::INVALID_CATALOG_NAME,
+    ]
+    .contains(state)
 }

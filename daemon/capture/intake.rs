@@ -79,8 +79,11 @@ impl Intake {
         project: impl Fn(&Projection<'_>, &mut Overlay<'_>) -> Result<Vec<Emitted>, UnknownColumn>,
     ) -> Result<Prepared, IntakeError> {
         for _ in 0..MAX_ROUNDS {
-            let projection =
-                Projection { mapping: &self.source.mapping, source: &self.source.name, cluster: &self.cluster };
+            let projection = Projection {
+                mapping: &self.source.mapping,
+                source: &self.source.name,
+                cluster: &self.cluster,
+            };
             let mut overlay = Overlay::new(&self.images);
             let emitted = project(&projection, &mut overlay);
             let (missing, changes) = overlay.finish();

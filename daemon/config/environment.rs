@@ -13,8 +13,7 @@ pub fn overlay(root: &mut Node, variables: impl Iterator<Item = (String, String)
     let mut found: Vec<(String, String)> = variables.filter(|(name, _)| name.starts_with(PREFIX)).collect();
     found.sort();
     for (name, value) in found {
-        let path: Vec<String> =
-            name.trim_start_matches(PREFIX).split("__").map(str::to_lowercase).collect();
+        let path: Vec<String> = name.trim_start_matches(PREFIX).split("__").map(str::to_lowercase).collect();
         let at = At { file: PathBuf::from(format!("environment variable {name}")), line: 0 };
         set(root, &path, &at, value);
     }

@@ -124,14 +124,24 @@ impl Node {
     /// Parses one YAML document.
     pub fn from_yaml(path: &Path, text: &str, problems: &mut Problems) -> Option<Self> {
         match MarkedYaml::load_from_str(text) {
-            Ok(documents) if documents.len() == 1 => documents.first().map(|doc| yaml_node(path, doc, problems)),
+            Ok(documents) if documents.len() == 1 => {
+                documents.first().map(|doc| yaml_node(path, doc, problems))
+            }
             Ok(_) => {
-                problems.add(&At::file(path), "the file must hold exactly one YAML document", "remove `---` separators");
+                problems.add(
+                    &At::file(path),
+                    "the file must hold exactly one YAML document",
+                    "remove `---` separators",
+                );
                 None
             }
             Err(error) => {
                 let at = At { file: path.to_path_buf(), line: error.marker().line() };
-                problems.add(&at, format!("not valid YAML: {}", error.info()), "check indentation and quoting of this line");
+                problems.add(
+                    &at,
+                    format!("not valid YAML: {}", error.info()),
+                    "check indentation and quoting of this line",
+                );
                 None
             }
         }
@@ -154,7 +164,11 @@ impl Node {
         match &self.content {
             Content::Scalar(Value::String(text)) => Some(text.clone()),
             other => {
-                problems.add(&self.at, format!("expected a string, found {}", kind(other)), "put the value in quotes");
+                problems.add(
+                    &self.at,
+                    format!("expected a string, found {}", kind(other)),
+                    "put the value in quotes",
+                );
                 None
             }
         }
@@ -165,7 +179,11 @@ impl Node {
         match &self.content {
             Content::Scalar(Value::Bool(value)) => Some(*value),
             other => {
-                problems.add(&self.at, format!("expected true or false, found {}", kind(other)), "true or false");
+                problems.add(
+                    &self.at,
+                    format!("expected true or false, found {}", kind(other)),
+                    "true or false",
+                );
                 None
             }
         }
@@ -191,7 +209,11 @@ impl Node {
         match &self.content {
             Content::List(items) => items.clone(),
             other => {
-                problems.add(&self.at, format!("expected a list, found {}", kind(other)), "[a, b] or one `- item` per line");
+                problems.add(
+                    &self.at,
+                    format!("expected a list, found {}", kind(other)),
+                    "[a, b] or one `- item` per line",
+                );
                 Vec::new()
             }
         }
@@ -215,11 +237,7 @@ impl Node {
 
     /// A reader over the keys of a map.
     pub fn fields(&self, problems: &mut Problems) -> Fields {
-        Fields {
-            at: self.at.clone(),
-            left: self.entries(problems).into_iter().collect(),
-            known: Vec::new(),
-        }
+        Fields { at: self.at.clone(), left: self.entries(problems).into_iter().collect(), known: Vec::new() }
     }
 }
 
@@ -256,8 +274,10 @@ impl Fields {
     /// Reports every key that was never asked for, with the nearest known one.
     pub fn finish(self, problems: &mut Problems) {
         for (key, node) in &self.left {
-            let instead = nearest(key, &self.known)
-                .map_or_else(|| format!("one of: {}", self.known.join(", ")), |near| format!("did you mean `{near}`?"));
+            let instead = nearest(key, &self.known).map_or_else(
+                || format!("one of: {}", self.known.join(", ")),
+                |near| format!("did you mean `{near}`?"),
+            );
             problems.add(&node.at, format!("unknown key `{key}`"), instead);
         }
     }
@@ -318,17 +338,21 @@ fn toml_value(path: &Path, text: &str, line: usize, value: &DeValue<'_>) -> Node
         DeValue::String(text) => scalar(Value::String(text.to_string())),
         DeValue::Boolean(value) => scalar(Value::Bool(*value)),
         DeValue::Integer(number) => scalar(
-            i64::from_str_radix(number.as_str(), number.radix()).map_or_else(|_| Value::String(number.to_string()), Value::from),
+            i64::from_str_radix(number.as_str(), number.radix())
+                .map_or_else(|_| Value::String(number.to_string()), Value::from),
         ),
-        DeValue::Float(number) => {
-            scalar(number.as_str().parse::<f64>().map_or_else(|_| Value::String(number.to_string()), Value::from))
-        }
+        DeValue::Float(number) => scalar(
+            number.as_str().parse::<f64>().map_or_else(|_| Value::String(number.to_string()), Value::from),
+        ),
         DeValue::Datetime(instant) => scalar(Value::String(instant.to_string())),
         DeValue::Table(table) => toml_table(path, text, line, table),
         DeValue::Array(items) => Node {
             at: At { file: path.to_path_buf(), line },
             content: Content::List(
-                items.iter().map(|item| toml_value(path, text, line_of(text, item.span().start), item.get_ref())).collect(),
+                items
+                    .iter()
+                    .map(|item| toml_value(path, text, line_of(text, item.span().start), item.get_ref()))
+                    .collect(),
             ),
         },
     }

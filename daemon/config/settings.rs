@@ -89,12 +89,16 @@ fn read(
     let targets = entries(&mut fields, "targets", problems);
     fields.finish(problems);
     let mappings = mappings?;
-    let sources = sources.iter().filter_map(|(name, node)| read_source(name, node, &mappings, problems)).collect();
+    let sources =
+        sources.iter().filter_map(|(name, node)| read_source(name, node, &mappings, problems)).collect();
     let targets: Vec<TargetConfig> =
         targets.iter().filter_map(|(name, node)| read_target(name, node, &mappings, problems)).collect();
     let routes = mapping::route::load(&mappings, problems);
     let config = Config { ledger: ledger?, redis_url: redis_url?, sources, targets, routes };
-    check_routes(&config, &mappings, problems);
+    if problems.is_empty() {
+        // Only then is known which events and objects there are.
+        check_routes(&config, &mappings, problems);
+    }
     Some(config)
 }
 
@@ -109,7 +113,11 @@ fn find_mappings(path: &Path, fields: &mut Fields, problems: &mut Problems) -> O
     if let Some(node) = fields.optional("mappings") {
         let directory = beside.join(node.string(problems)?);
         if !directory.is_dir() {
-            problems.add(&node.at, format!("`{}` is not a directory", directory.display()), "the path of mappings/");
+            problems.add(
+                &node.at,
+                format!("`{}` is not a directory", directory.display()),
+                "the path of mappings/",
+            );
             return None;
         }
         return Some(directory);
@@ -126,7 +134,11 @@ fn find_mappings(path: &Path, fields: &mut Fields, problems: &mut Problems) -> O
     if found.is_none() {
         let at = At::file(path);
         let places: Vec<String> = places.iter().map(|place| place.display().to_string()).collect();
-        problems.add(&at, format!("no mapping files in any of {}", places.join(", ")), "mappings = \"/path/to/mappings\"");
+        problems.add(
+            &at,
+            format!("no mapping files in any of {}", places.join(", ")),
+            "mappings = \"/path/to/mappings\"",
+        );
     }
     found
 }
@@ -178,12 +190,15 @@ fn parse_url(text: &str) -> Result<Database, String> {
             ("host", directory) => host_parameter = Some(directory.replace("%2F", "/").replace("%2f", "/")),
             ("sslmode", "disable") => tls = Some(false),
             ("sslmode", "verify-full") => tls = Some(true),
-            ("sslmode", other) => return Err(format!("sslmode={other} does not verify the server: use verify-full")),
+            ("sslmode", other) => {
+                return Err(format!("sslmode={other} does not verify the server: use verify-full"));
+            }
             ("sslrootcert", path) => root_certificates = Some(PathBuf::from(path)),
             (other, _) => return Err(format!("URL parameter `{other}` is not known here")),
         }
     }
-    let parsed = tokio_postgres::Config::from_str(base).map_err(|error| format!("not a PostgreSQL URL: {error}"))?;
+    let parsed =
+        tokio_postgres::Config::from_str(base).map_err(|error| format!("not a PostgreSQL URL: {error}"))?;
     if parsed.get_password().is_some() {
         return Err("a password does not belong into the settings: use password = { file = \"…\" }".into());
     }
@@ -241,7 +256,11 @@ fn read_source(name: &str, node: &Node, mappings: &Path, problems: &mut Problems
     let publication = fields.string("publication", "\"tailwater\"", problems);
     let mapping = fields.string("mapping", "\"odoo\"", problems);
     if slot.as_ref().is_some_and(|slot| !is_slot_name(slot)) {
-        problems.add(&fields.at, "a slot name has lower-case letters, digits and underscores, at most 63", "slot = \"tailwater\"");
+        problems.add(
+            &fields.at,
+            "a slot name has lower-case letters, digits and underscores, at most 63",
+            "slot = \"tailwater\"",
+        );
     }
     fields.finish(problems);
     let mapping = mapping.and_then(|mapping| mapping::file::load(mappings, &mapping, problems));
@@ -279,21 +298,41 @@ fn read_target(name: &str, node: &Node, mappings: &Path, problems: &mut Problems
     fields.finish(problems);
     let connector = connector?;
     if connector.auth == Auth::Basic && user.is_none() {
-        problems.add(&at, format!("connector `{}` needs `user`", connector.system), "user = \"bot@example.test\"");
+        problems.add(
+            &at,
+            format!("connector `{}` needs `user`", connector.system),
+            "user = \"bot@example.test\"",
+        );
     }
     let base_url = read_base_url(base_url, &connector, &at, problems);
-    Some(TargetConfig { name: name.to_owned(), connector, base_url: base_url?, user, api_key: api_key?, quota: quota? })
+    Some(TargetConfig {
+        name: name.to_owned(),
+        connector,
+        base_url: base_url?,
+        user,
+        api_key: api_key?,
+        quota: quota?,
+    })
 }
 
 /// Encrypted, unless the target is on this machine.
-fn read_base_url(node: Option<Node>, connector: &Connector, at: &At, problems: &mut Problems) -> Option<String> {
+fn read_base_url(
+    node: Option<Node>,
+    connector: &Connector,
+    at: &At,
+    problems: &mut Problems,
+) -> Option<String> {
     let (text, at) = match node {
         Some(node) => (node.string(problems)?, node.at),
         None => match &connector.base_url {
             Some(url) => (url.clone(), at.clone()),
             None => {
                 let example = "base_url = \"https://your-subdomain.zendesk.com\"";
-                problems.add(at, format!("connector `{}` has no address of its own", connector.system), example);
+                problems.add(
+                    at,
+                    format!("connector `{}` has no address of its own", connector.system),
+                    example,
+                );
                 return None;
             }
         },
@@ -320,12 +359,20 @@ fn check_routes(config: &Config, mappings: &Path, problems: &mut Problems) {
         .collect();
     for route in &config.routes {
         if !known.contains(route.event_type.as_str()) && !config.sources.is_empty() {
-            problems.add(&at, format!("a route names event `{}`, which no mapping makes", route.event_type), "a mapped event type");
+            problems.add(
+                &at,
+                format!("a route names event `{}`, which no mapping makes", route.event_type),
+                "a mapped event type",
+            );
         }
         for target in config.targets.iter().filter(|target| target.connector.system == route.system) {
-            let names = std::iter::once(&route.object).chain(route.requires.iter().map(|required| &required.object));
+            let names =
+                std::iter::once(&route.object).chain(route.requires.iter().map(|required| &required.object));
             for object in names.filter(|object| target.connector.object(object).is_none()) {
-                let what = format!("a route names object `{object}`, which connector `{}` does not have", route.system);
+                let what = format!(
+                    "a route names object `{object}`, which connector `{}` does not have",
+                    route.system
+                );
                 problems.add(&at, what, "an object of the connector file");
             }
         }

@@ -55,7 +55,7 @@ impl Class {
 /// A rule of a connector file.
 #[derive(Debug)]
 pub struct OutcomeRule {
-    /// Condition over `status`, `headers`, `body`.
+    /// Condition over `step` (what the request was for), `status`, `headers`, `body`.
     pub when: Expression,
     /// What it means.
     pub class: Class,
@@ -78,10 +78,13 @@ impl Answer {
     /// The class of this answer, and the rule's field. What no rule matches is judged by status alone: 2xx is done,
     /// 4xx refused, anything else uncertain.
     #[must_use]
-    pub fn classify<'a>(&self, rules: &'a [OutcomeRule]) -> (Class, Option<&'a str>) {
+    pub fn classify<'a>(&self, step: &str, rules: &'a [OutcomeRule]) -> (Class, Option<&'a str>) {
+        let step = Value::from(step);
         let status = Value::from(self.status);
-        let headers = Value::Object(self.headers.iter().map(|(k, v)| (k.clone(), Value::from(v.clone()))).collect());
-        let scope = Scope::new([("status", &status), ("headers", &headers), ("body", &self.body)]);
+        let headers =
+            Value::Object(self.headers.iter().map(|(k, v)| (k.clone(), Value::from(v.clone()))).collect());
+        let scope =
+            Scope::new([("step", &step), ("status", &status), ("headers", &headers), ("body", &self.body)]);
         // A rule that cannot be evaluated (a body without the member it asks for) does not match.
         let matched = rules.iter().find(|rule| rule.when.holds(&scope).unwrap_or(false));
         match matched {
@@ -99,7 +102,9 @@ impl Answer {
     pub fn retry_after(&self, now: Timestamp) -> Option<Duration> {
         let text = self.headers.get("retry-after")?.trim();
         let wait = match text.parse::<f64>() {
-            Ok(seconds) if seconds.is_finite() && seconds >= 0.0 => Duration::try_from_secs_f64(seconds).ok()?,
+            Ok(seconds) if seconds.is_finite() && seconds >= 0.0 => {
+                Duration::try_from_secs_f64(seconds).ok()?
+            }
             Ok(_) => return None,
             Err(_) => {
                 let at = Timestamp::try_from(httpdate::parse_http_date(text).ok()?).ok()?;

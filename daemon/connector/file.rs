@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use super::classify::{Class, OutcomeRule};
 use super::request::RequestLine;
-use super::{Auth, Connector, Encoding, Find, Idempotency, ObjectSpec, Strategy, Unique, Write};
+use super::{
+    Auth, Connector, Encoding, Find, FollowUp, FollowUpStep, Idempotency, ObjectSpec, Strategy, Unique, Write,
+};
 use crate::config::node::{Fields, Node, Problems, nearest};
 use crate::mapping::expression::{Expression, Variables, open_variables};
 use crate::mapping::file::{check_format, read};
@@ -28,13 +30,15 @@ pub fn load(mappings: &Path, system: &str, problems: &mut Problems) -> Option<Co
     let base_url = fields.optional("base_url").and_then(|node| node.string(problems));
     let (auth, user_suffix) = read_auth(&mut fields, problems);
     let headers = read_headers(&mut fields, problems);
-    let encoding = one_of(&mut fields, "encoding", &[("form", Encoding::Form), ("json", Encoding::Json)], problems);
+    let encoding =
+        one_of(&mut fields, "encoding", &[("form", Encoding::Form), ("json", Encoding::Json)], problems);
     let timeout = seconds(&mut fields, "timeout_s", 30, problems);
     let concurrency = fields.optional("concurrency").and_then(|node| node.whole(1, problems)).unwrap_or(8);
     let idempotency = fields.optional("idempotency").and_then(|node| read_idempotency(&node, problems));
     let outcomes = fields.required("outcomes", "a list of rules", problems).map(|node| node.list(problems));
     let outcomes = outcomes.unwrap_or_default().iter().filter_map(|node| read_rule(node, problems)).collect();
-    let objects = fields.required("objects", "a map", problems).map(|node| node.entries(problems)).unwrap_or_default();
+    let objects =
+        fields.required("objects", "a map", problems).map(|node| node.entries(problems)).unwrap_or_default();
     let objects = objects.iter().filter_map(|(name, node)| read_object(name, node, problems)).collect();
     for item in fields.optional("evidence").map(|node| node.list(problems)).unwrap_or_default() {
         let mut source = item.fields(problems);
@@ -60,7 +64,9 @@ pub fn load(mappings: &Path, system: &str, problems: &mut Problems) -> Option<Co
 }
 
 fn read_auth(fields: &mut Fields, problems: &mut Problems) -> (Option<Auth>, String) {
-    let Some(node) = fields.required("auth", "{ kind: bearer }", problems) else { return (None, String::new()) };
+    let Some(node) = fields.required("auth", "{ kind: bearer }", problems) else {
+        return (None, String::new());
+    };
     let mut inner = node.fields(problems);
     let auth = one_of(&mut inner, "kind", &[("bearer", Auth::Bearer), ("basic", Auth::Basic)], problems);
     let suffix = inner.optional("user_suffix").and_then(|node| node.string(problems)).unwrap_or_default();
@@ -84,8 +90,10 @@ fn one_of<T: Copy>(
     let text = node.string(problems)?;
     let found = choices.iter().find(|(name, _)| *name == text).map(|(_, value)| *value);
     if found.is_none() {
-        let instead = nearest(&text, &names)
-            .map_or_else(|| format!("one of: {}", names.join(", ")), |near| format!("did you mean `{near}`?"));
+        let instead = nearest(&text, &names).map_or_else(
+            || format!("one of: {}", names.join(", ")),
+            |near| format!("did you mean `{near}`?"),
+        );
         problems.add(&node.at, format!("unknown {key} `{text}`"), instead);
     }
     found
@@ -107,7 +115,7 @@ fn read_rule(node: &Node, problems: &mut Problems) -> Option<OutcomeRule> {
     let mut fields = node.fields(problems);
     let when = fields.required("when", "status == 429", problems);
     let when = when.and_then(|node| {
-        Expression::compile(&node, &open_variables(&["status", "headers", "body"]), problems)
+        Expression::compile(&node, &open_variables(&["step", "status", "headers", "body"]), problems)
     });
     let class = one_of(&mut fields, "outcome", &Class::ALL, problems);
     let field = fields.optional("field").and_then(|node| node.string(problems));
@@ -131,19 +139,31 @@ fn read_object(name: &str, node: &Node, problems: &mut Problems) -> Option<Objec
     let delete = delete.and_then(|node| RequestLine::compile(&node, &variables, problems));
     let unique = fields.optional("unique").map(|node| node.entries(problems)).unwrap_or_default();
     let unique = unique.iter().filter_map(|(path, node)| read_unique(path, node, problems)).collect();
+    let follow_up = fields.optional("follow_up").and_then(|node| read_follow_up(&node, problems));
     fields.finish(problems);
     let strategy = match (upsert, create, update) {
         (Some(write), None, None) if find.is_none() => Strategy::Upsert(write),
-        (None, Some(create), Some(update)) => Strategy::CreateOrUpdate { create, update, find },
+        (None, Some(create), Some(update)) => {
+            Strategy::CreateOrUpdate { create, update: Box::new(update), find: find.map(Box::new) }
+        }
         _ => {
-            problems.add(&node.at, format!("object `{name}` needs either `upsert`, or `create` and `update`"), "upsert: …");
+            problems.add(
+                &node.at,
+                format!("object `{name}` needs either `upsert`, or `create` and `update`"),
+                "upsert: …",
+            );
             return None;
         }
     };
-    Some(ObjectSpec { name: name.to_owned(), body: body?, strategy, delete: delete?, unique })
+    Some(ObjectSpec { name: name.to_owned(), body: body?, strategy, delete: delete?, unique, follow_up })
 }
 
-fn read_write(fields: &mut Fields, key: &'static str, variables: &Variables, problems: &mut Problems) -> Option<Write> {
+fn read_write(
+    fields: &mut Fields,
+    key: &'static str,
+    variables: &Variables,
+    problems: &mut Problems,
+) -> Option<Write> {
     let node = fields.optional(key)?;
     let mut inner = node.fields(problems);
     let line = inner.required("request", "POST /v1/customers", problems);
@@ -160,15 +180,45 @@ fn read_find(node: &Node, variables: &Variables, problems: &mut Problems) -> Opt
     let line = line.and_then(|node| RequestLine::compile(&node, variables, problems));
     let ids = fields.required("ids", "answer.data.map(c, c.id)", problems);
     let ids = ids.and_then(|node| Expression::compile(&node, &open_variables(&["answer"]), problems));
-    let fresh_after = fields.required("fresh_after_s", "60", problems).and_then(|node| node.whole(0, problems));
+    let fresh_after =
+        fields.required("fresh_after_s", "60", problems).and_then(|node| node.whole(0, problems));
     fields.finish(problems);
     Some(Find { line: line?, ids: ids?, fresh_after: Duration::from_secs(fresh_after?) })
+}
+
+fn read_follow_up(node: &Node, problems: &mut Problems) -> Option<FollowUp> {
+    let mut fields = node.fields(problems);
+    let when = fields.required("when", "answer.user.email != sent.user.email", problems);
+    let when =
+        when.and_then(|node| Expression::compile(&node, &open_variables(&["sent", "answer"]), problems));
+    let list = fields.required("list", "GET /api/v2/users/{external_id}/identities", problems);
+    let list = list
+        .and_then(|node| RequestLine::compile(&node, &open_variables(&["sent", "external_id"]), problems));
+    let steps =
+        fields.required("then", "a list of `each` and `request`", problems).map(|node| node.list(problems));
+    fields.finish(problems);
+    let steps = steps.unwrap_or_default();
+    let then = steps.iter().filter_map(|node| {
+        let mut fields = node.fields(problems);
+        let each = fields.required("each", "list.identities.map(i, i.id)", problems);
+        let variables = open_variables(&["sent", "list", "external_id"]);
+        let each = each.and_then(|node| Expression::compile(&node, &variables, problems));
+        let line =
+            fields.required("request", "DELETE /api/v2/users/{external_id}/identities/{item}", problems);
+        let variables = open_variables(&["sent", "item", "external_id"]);
+        let line = line.and_then(|node| RequestLine::compile(&node, &variables, problems));
+        fields.finish(problems);
+        Some(FollowUpStep { each: each?, line: line? })
+    });
+    let then = then.collect();
+    Some(FollowUp { when: when?, list: list?, then })
 }
 
 fn read_unique(path: &str, node: &Node, problems: &mut Problems) -> Option<Unique> {
     let mut fields = node.fields(problems);
     let otherwise = fields.required("otherwise", "event.name + ' (' + event.id + ')'", problems);
-    let otherwise = otherwise.and_then(|node| Expression::compile(&node, &open_variables(&["event"]), problems));
+    let otherwise =
+        otherwise.and_then(|node| Expression::compile(&node, &open_variables(&["event"]), problems));
     fields.finish(problems);
     Some(Unique { path: path.split('.').map(str::to_owned).collect(), otherwise: otherwise? })
 }

@@ -70,9 +70,9 @@ pub enum Strategy {
         /// Request for a new object.
         create: Write,
         /// Request for a known one.
-        update: Write,
+        update: Box<Write>,
         /// How to find one whose creation is in doubt.
-        find: Option<Find>,
+        find: Option<Box<Find>>,
     },
 }
 
@@ -83,6 +83,26 @@ pub struct Unique {
     pub path: Vec<String>,
     /// What to send instead when another object holds the value.
     pub otherwise: Expression,
+}
+
+/// Requests that complete a write whose answer shows that it did not take in full.
+#[derive(Debug)]
+pub struct FollowUp {
+    /// Condition over `sent` (the body) and `answer`.
+    pub when: Expression,
+    /// Reads what is there.
+    pub list: RequestLine,
+    /// Then, for each item, one request.
+    pub then: Vec<FollowUpStep>,
+}
+
+/// See [`FollowUp`].
+#[derive(Debug)]
+pub struct FollowUpStep {
+    /// Items, from `sent` and `list`.
+    pub each: Expression,
+    /// Request with `item`.
+    pub line: RequestLine,
 }
 
 /// One kind of object of a system.
@@ -98,6 +118,8 @@ pub struct ObjectSpec {
     pub delete: RequestLine,
     /// What the vendor wants unique.
     pub unique: Vec<Unique>,
+    /// What completes a write that did not take in full.
+    pub follow_up: Option<FollowUp>,
 }
 
 /// One system.

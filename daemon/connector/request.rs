@@ -150,8 +150,10 @@ pub fn encode(encoding: Encoding, body: &Value, known: bool) -> (String, &'stati
         Encoding::Form => {
             let mut pairs = Vec::new();
             form_pairs("", &body, &mut pairs);
-            let encoded: Vec<String> =
-                pairs.iter().map(|(name, value)| format!("{}={}", form_name(name), percent_encode(value))).collect();
+            let encoded: Vec<String> = pairs
+                .iter()
+                .map(|(name, value)| format!("{}={}", form_name(name), percent_encode(value)))
+                .collect();
             (encoded.join("&"), "application/x-www-form-urlencoded")
         }
     }

@@ -52,7 +52,10 @@ impl Odoo {
             )
             .await?;
         transaction
-            .execute("insert into mail_message (model, res_id, body) values ('res.partner', $1, 'created')", &[&id])
+            .execute(
+                "insert into mail_message (model, res_id, body) values ('res.partner', $1, 'created')",
+                &[&id],
+            )
             .await?;
         transaction.commit().await?;
         Ok(id)
@@ -91,7 +94,9 @@ impl Odoo {
         let transaction = self.client.transaction().await?;
         let sql = format!("update res_partner set {column} = $2, write_date = now() where id = $1");
         transaction.execute(&sql, &[&partner, value]).await?;
-        transaction.execute("update res_partner set write_date = now() where parent_id = $1", &[&partner]).await?;
+        transaction
+            .execute("update res_partner set write_date = now() where parent_id = $1", &[&partner])
+            .await?;
         transaction.commit().await?;
         Ok(())
     }
@@ -99,11 +104,18 @@ impl Odoo {
     /// A new name: the company twice, each child twice.
     pub async fn rename(&mut self, partner: i32, name: &str) -> Result<(), OdooError> {
         let transaction = self.client.transaction().await?;
-        transaction.execute("update res_partner set name = $2, write_date = now() where id = $1", &[&partner, &name]).await?;
-        transaction.execute("update res_partner set complete_name = name where id = $1", &[&partner]).await?;
-        transaction.execute("update res_partner set write_date = now() where parent_id = $1", &[&partner]).await?;
         transaction
-            .execute("update res_partner set complete_name = $2 || ', ' || name where parent_id = $1", &[&partner, &name])
+            .execute("update res_partner set name = $2, write_date = now() where id = $1", &[&partner, &name])
+            .await?;
+        transaction.execute("update res_partner set complete_name = name where id = $1", &[&partner]).await?;
+        transaction
+            .execute("update res_partner set write_date = now() where parent_id = $1", &[&partner])
+            .await?;
+        transaction
+            .execute(
+                "update res_partner set complete_name = $2 || ', ' || name where parent_id = $1",
+                &[&partner, &name],
+            )
             .await?;
         transaction.commit().await?;
         Ok(())
@@ -125,7 +137,9 @@ impl Odoo {
                 &[&partner, &tags],
             )
             .await?;
-        transaction.execute("update res_partner set write_date = now() where id = $1 or parent_id = $1", &[&partner]).await?;
+        transaction
+            .execute("update res_partner set write_date = now() where id = $1 or parent_id = $1", &[&partner])
+            .await?;
         transaction.commit().await?;
         Ok(())
     }
@@ -144,7 +158,10 @@ impl Odoo {
             .await?;
         transaction.execute("update res_partner set parent_id = $1 where parent_id = $2", &pair).await?;
         transaction
-            .execute("update res_partner set commercial_partner_id = $1 where commercial_partner_id = $2", &pair)
+            .execute(
+                "update res_partner set commercial_partner_id = $1 where commercial_partner_id = $2",
+                &pair,
+            )
             .await?;
         transaction
             .execute(
@@ -161,12 +178,16 @@ impl Odoo {
     /// Deletes a partner; its children become their own.
     pub async fn unlink(&mut self, partner: i32) -> Result<(), OdooError> {
         let transaction = self.client.transaction().await?;
-        let children = transaction.query("select id from res_partner where parent_id = $1", &[&partner]).await?;
+        let children =
+            transaction.query("select id from res_partner where parent_id = $1", &[&partner]).await?;
         transaction.execute("delete from res_partner where id = $1", &[&partner]).await?;
         for row in children {
             let id: i32 = row.try_get(0)?;
             transaction
-                .execute("update res_partner set commercial_partner_id = id, complete_name = name where id = $1", &[&id])
+                .execute(
+                    "update res_partner set commercial_partner_id = id, complete_name = name where id = $1",
+                    &[&id],
+                )
                 .await?;
         }
         transaction.commit().await?;

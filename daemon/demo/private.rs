@@ -50,7 +50,8 @@ pub struct TemporaryDirectory(PathBuf);
 impl TemporaryDirectory {
     /// A new directory that only its owner may enter.
     pub fn new(name: &str) -> io::Result<Self> {
-        let path = std::env::temp_dir().join(format!("{name}-{}-{:08x}", std::process::id(), rand::random::<u32>()));
+        let path =
+            std::env::temp_dir().join(format!("{name}-{}-{:08x}", std::process::id(), rand::random::<u32>()));
         std::fs::create_dir(&path)?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o711))?;
         Ok(Self(path))
@@ -106,7 +107,8 @@ impl PrivatePostgres {
         }
         let mut server = Self { directory, binaries, user, port: free_port()?, running: false };
         let data = server.data();
-        let arguments = ["-D", &data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"];
+        let arguments =
+            ["-D", &data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"];
         server.run("initdb", &arguments)?;
         let mut lines = format!(
             "listen_addresses = '127.0.0.1'\nport = {}\nunix_socket_directories = '{}'\nwal_level = logical\n\
@@ -172,7 +174,12 @@ impl PrivatePostgres {
 
     fn run(&self, program: &str, arguments: &[&str]) -> Result<(), PrivateError> {
         let mut command = Command::new(self.binaries.join(program));
-        command.args(arguments).current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+            .args(arguments)
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
         as_user(&mut command, self.user);
         // Standard error would stay open in the server that pg_ctl starts, so it is not waited for there.
         if program == "pg_ctl" {
@@ -210,7 +217,16 @@ impl PrivateRedis {
     pub async fn start(parent: &Path) -> Result<Self, PrivateError> {
         let port = free_port()?;
         let mut command = Command::new("redis-server");
-        command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+        command.args([
+            "--port",
+            &port.to_string(),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+        ]);
         command.args(["--dir", &parent.display().to_string()]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn().map_err(|error| match error.kind() {
@@ -291,7 +307,10 @@ fn unprivileged_user() -> Result<Option<(u32, u32)>, PrivateError> {
             return Ok(Some((uid, gid)));
         }
     }
-    Err(PrivateError::Failed { program: "initdb".into(), reason: "refuses root, and there is no other user".into() })
+    Err(PrivateError::Failed {
+        program: "initdb".into(),
+        reason: "refuses root, and there is no other user".into(),
+    })
 }
 
 fn as_user(command: &mut Command, user: Option<(u32, u32)>) {

@@ -13,12 +13,13 @@ use crate::connector::Strategy;
 use crate::connector::classify::{Answer, Class};
 use crate::connector::request::Request;
 use crate::event::sha256_hex;
-use crate::ledger::batch::{AppliedWrite, Batch, ClaimWrite, ClosedWrite, EntryIndex, RetryWrite, SendingWrite};
+use crate::ledger::batch::{
+    AppliedWrite, Batch, ClaimWrite, ClosedWrite, EntryIndex, RetryWrite, SendingWrite,
+};
 use crate::ledger::entry::{EntryKind, NewEntry};
 use crate::ledger::outbox::Due;
 use crate::ledger::{Ledger, LedgerError};
 use crate::target::SendError;
-
 
 /// A delivery on its way.
 pub struct Delivery {
@@ -31,13 +32,13 @@ pub struct Delivery {
 }
 
 /// What an exchange told us.
-struct Outcome<'a> {
-    class: Class,
-    field: Option<&'a str>,
-    status: Option<u16>,
-    answer: Value,
-    retry_after: Option<Duration>,
-    reason: String,
+pub(super) struct Outcome<'a> {
+    pub(super) class: Class,
+    pub(super) field: Option<&'a str>,
+    pub(super) status: Option<u16>,
+    pub(super) answer: Value,
+    pub(super) retry_after: Option<Duration>,
+    pub(super) reason: String,
 }
 
 impl Delivery {
@@ -93,8 +94,11 @@ impl Delivery {
         });
         let attempt_seq = self.ledger.writer().write(batch).await?;
         let result = self.target.http.send(&request, &key).await;
-        let outcome = self.judge(result);
+        let mut outcome = self.judge(&request.step, result);
         self.target.note(outcome.class, outcome.retry_after).await;
+        if outcome.class == Class::Applied {
+            self.follow_up(&request, &mut outcome).await?;
+        }
         let (batch, delivered) = self.settle(&request, attempt_seq, &outcome);
         let seq = self.ledger.writer().write(batch).await?;
         if delivered {
@@ -104,7 +108,7 @@ impl Delivery {
     }
 
     /// The attempt entry, and the states this delivery replaces.
-    fn attempt(&self, request: &Request, key: &str) -> Batch {
+    pub(super) fn attempt(&self, request: &Request, key: &str) -> Batch {
         let mut batch = Batch::default();
         batch.entry(NewEntry::new(
             EntryKind::Attempt,
@@ -134,10 +138,10 @@ impl Delivery {
         }
     }
 
-    fn judge(&self, result: Result<Answer, SendError>) -> Outcome<'_> {
+    pub(super) fn judge(&self, step: &str, result: Result<Answer, SendError>) -> Outcome<'_> {
         match result {
             Ok(answer) => {
-                let (class, field) = answer.classify(&self.target.connector.outcomes);
+                let (class, field) = answer.classify(step, &self.target.connector.outcomes);
                 Outcome {
                     class,
                     field,
@@ -148,7 +152,11 @@ impl Delivery {
                 }
             }
             Err(error) => Outcome {
-                class: if matches!(error, SendError::NotSent(_)) { Class::Transient } else { Class::Uncertain },
+                class: if matches!(error, SendError::NotSent(_)) {
+                    Class::Transient
+                } else {
+                    Class::Uncertain
+                },
                 field: None,
                 status: None,
                 answer: Value::Null,
@@ -179,7 +187,8 @@ impl Delivery {
                 return (batch, true);
             }
             Class::Throttled | Class::Transient | Class::Unauthorised | Class::Uncertain => {
-                let wait = outcome.retry_after.unwrap_or_else(|| backoff(self.due.attempts + 1, rand::random()));
+                let wait =
+                    outcome.retry_after.unwrap_or_else(|| backoff(self.due.attempts + 1, rand::random()));
                 let uncertain = self.due.uncertain || class == Class::Uncertain;
                 batch.retries.push(self.retry(wait, outcome, uncertain, false));
             }
@@ -188,7 +197,7 @@ impl Delivery {
                 match want {
                     Some(want) => {
                         batch.foreign.push((self.due.lane.target.clone(), want));
-                        batch.retries.push(self.retry(Duration::ZERO, outcome, false, true));
+                        batch.retries.push(self.retry(backoff(self.due.attempts, 1.0), outcome, false, true));
                     }
                     None => self.reject(&mut batch, outcome),
                 }
@@ -212,12 +221,23 @@ impl Delivery {
         });
     }
 
-    fn retry(&self, wait: Duration, outcome: &Outcome<'_>, uncertain: bool, new_round: bool) -> RetryWrite {
+    pub(super) fn retry(
+        &self,
+        wait: Duration,
+        outcome: &Outcome<'_>,
+        uncertain: bool,
+        new_round: bool,
+    ) -> RetryWrite {
         let due_at = Timestamp::now().checked_add(wait).unwrap_or(Timestamp::MAX);
         RetryWrite { id: self.due.id, due_at, reason: outcome.reason.clone(), uncertain, new_round }
     }
 
-    fn applied(&self, request: &Request, external_id: Option<String>, outcome: EntryIndex) -> AppliedWrite {
+    pub(super) fn applied(
+        &self,
+        request: &Request,
+        external_id: Option<String>,
+        outcome: EntryIndex,
+    ) -> AppliedWrite {
         AppliedWrite {
             lane: self.due.lane.clone(),
             sha256: external_id.as_ref().and(request.sha256.clone()),
@@ -229,7 +249,7 @@ impl Delivery {
     }
 
     /// The target's id: from the answer, else the one that was known. None after a delete.
-    fn external_id(&self, request: &Request, answer: &Value) -> Option<String> {
+    pub(super) fn external_id(&self, request: &Request, answer: &Value) -> Option<String> {
         if request.step == "delete" {
             return None;
         }
@@ -247,7 +267,7 @@ impl Delivery {
         }
     }
 
-    fn outcome_entry(
+    pub(super) fn outcome_entry(
         &self,
         class: Class,
         attempt_seq: i64,
@@ -265,56 +285,6 @@ impl Delivery {
                 "response_sha256": outcome.status.map(|_| sha256_hex(outcome.answer.to_string().as_bytes())),
             }),
         )
-    }
-
-    /// Looks the object up by our id to learn what became of its creation.
-    async fn find(&self, request: Request) -> Result<(), LedgerError> {
-        self.target.permit().await;
-        let attempt_seq = self.ledger.writer().write(self.attempt(&request, "")).await?;
-        let result = self.target.http.send(&request, "").await;
-        let mut outcome = self.judge(result);
-        self.target.note(outcome.class, outcome.retry_after).await;
-        let object = self.target.connector.object(&self.due.lane.object);
-        let find = object.and_then(|object| match &object.strategy {
-            Strategy::CreateOrUpdate { find, .. } => find.as_ref(),
-            Strategy::Upsert(_) => None,
-        });
-        let ids = find.filter(|_| outcome.class == Class::Applied).map(|find| {
-            let scope = crate::mapping::expression::Scope::new([("answer", &outcome.answer)]);
-            (find.fresh_after, find.ids.evaluate(&scope).unwrap_or_default())
-        });
-        let mut batch = Batch::default();
-        match ids {
-            Some((_, Value::Array(ids))) if ids.len() == 1 => {
-                let id = ids.first().and_then(Value::as_str).map(str::to_owned);
-                outcome.reason = "found by our id: it was carried out".into();
-                let index = batch.entry(self.outcome_entry(Class::Applied, attempt_seq, &outcome, id.as_deref()));
-                let created = self.due.request.as_ref().and_then(Request::from_json).unwrap_or(request);
-                batch.closed.push(ClosedWrite { id: self.due.id, state: "applied", reason: None });
-                batch.applied.push(self.applied(&created, id, index));
-            }
-            Some((fresh_after, Value::Array(ids))) if ids.is_empty() => {
-                let age = self.due.last_attempt_at.map(|at| Timestamp::now().duration_since(at));
-                let age: Duration = age.and_then(|age| age.try_into().ok()).unwrap_or_default();
-                let settled = age >= fresh_after;
-                outcome.reason = if settled { "not found: it was not carried out" } else { "not found yet" }.into();
-                batch.entry(self.outcome_entry(Class::Transient, attempt_seq, &outcome, None));
-                let wait = if settled { Duration::ZERO } else { fresh_after.saturating_sub(age) };
-                batch.retries.push(self.retry(wait, &outcome, !settled, settled));
-            }
-            Some(_) => {
-                outcome.reason = "several objects carry our id".into();
-                batch.entry(self.outcome_entry(Class::Uncertain, attempt_seq, &outcome, None));
-                let reason = Some(outcome.reason.clone());
-                batch.closed.push(ClosedWrite { id: self.due.id, state: "parked", reason });
-            }
-            None => {
-                batch.entry(self.outcome_entry(outcome.class, attempt_seq, &outcome, None));
-                let wait = outcome.retry_after.unwrap_or_else(|| backoff(self.due.attempts, rand::random()));
-                batch.retries.push(self.retry(wait, &outcome, true, false));
-            }
-        }
-        self.ledger.writer().write(batch).await.map(|_| ())
     }
 
     /// Ends the delivery without a request.
@@ -353,7 +323,9 @@ fn describe(answer: &Answer) -> String {
     let code = error
         .and_then(|error| error.get("code").or_else(|| error.get("type")).or(Some(error)))
         .and_then(Value::as_str)
-        .filter(|code| code.len() <= 64 && code.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c)));
+        .filter(|code| {
+            code.len() <= 64 && code.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c))
+        });
     match code {
         Some(code) => format!("status {} {code}", answer.status),
         None => format!("status {}", answer.status),

@@ -3,8 +3,10 @@
 
 pub mod dedup;
 pub mod deliver;
+pub mod follow_up;
 pub mod gate;
 pub mod lane;
+pub mod look_up;
 pub mod plan;
 pub mod quota;
 pub mod retry;

@@ -85,8 +85,11 @@ pub fn plan(
         holds.extend(want(object, unique, &body));
         wishes.push(wanted);
     }
-    let missing = due.requires.iter().filter(|reference| !due.references.contains_key(*reference));
-    wishes.extend(missing.map(|reference| format!("ref:{reference}")));
+    // `ref`: not there, deliver again when it comes. `back`: there, deliver again should it go and come back.
+    wishes.extend(due.requires.iter().map(|reference| {
+        let kind = if due.references.contains_key(reference) { "back" } else { "ref" };
+        format!("{kind}:{reference}")
+    }));
     let sha256 = sha256_hex(&canonical_bytes(&without_nulls(&body)));
     if due.external_id.is_some() && due.applied_sha256.as_deref() == Some(sha256.as_str()) {
         return Ok(Plan::Skip("unchanged at the target"));
@@ -119,7 +122,7 @@ fn in_doubt(
     };
     let age = due.attempted_at.map(|at| now.duration_since(at));
     let find = match &object.strategy {
-        Strategy::CreateOrUpdate { find, .. } => find.as_ref(),
+        Strategy::CreateOrUpdate { find, .. } => find.as_deref(),
         Strategy::Upsert(_) => None,
     };
     let doubt = Doubt {
@@ -131,7 +134,9 @@ fn in_doubt(
     };
     match (resolve(&doubt), find) {
         (Resolution::Resend, _) => Ok(Plan::Send { request: request_sent, wishes: Vec::new() }),
-        (Resolution::Find, Some(find)) => Ok(Plan::Find(request("find", &find.line, &scope(connector, due))?)),
+        (Resolution::Find, Some(find)) => {
+            Ok(Plan::Find(request("find", &find.line, &scope(connector, due))?))
+        }
         (Resolution::Find | Resolution::Park, _) => {
             Ok(Plan::Park("it is not known whether the request was carried out".into()))
         }

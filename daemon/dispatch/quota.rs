@@ -68,7 +68,8 @@ impl Pacer {
     #[must_use]
     pub fn new(quota: Quota) -> Self {
         let (burst, interval) = quota.bucket();
-        let cells = Cells::with_period(interval).unwrap_or(Cells::per_second(NonZeroU32::MIN)).allow_burst(burst);
+        let cells =
+            Cells::with_period(interval).unwrap_or(Cells::per_second(NonZeroU32::MIN)).allow_burst(burst);
         let limiter = RateLimiter::direct(cells);
         // A burst never exceeds the bucket, so it is always granted.
         let _ = limiter.check_n(burst);

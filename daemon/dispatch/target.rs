@@ -65,7 +65,9 @@ impl Target {
                 gate.pause(now, UNAUTHORISED_PAUSE);
             }
             Class::Transient | Class::Uncertain => gate.failed(now, rand::random()),
-            Class::Applied | Class::Duplicate | Class::Rejected | Class::Conflict | Class::Missing => gate.answered(),
+            Class::Applied | Class::Duplicate | Class::Rejected | Class::Conflict | Class::Missing => {
+                gate.answered()
+            }
         }
     }
 

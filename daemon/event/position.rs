@@ -64,7 +64,13 @@ pub struct ChangePosition {
 
 /// The identity of an event: the same whenever the source is read again.
 #[must_use]
-pub fn event_id(source: &str, cluster: &Cluster, position: &ChangePosition, event_type: &str, id: &str) -> String {
+pub fn event_id(
+    source: &str,
+    cluster: &Cluster,
+    position: &ChangePosition,
+    event_type: &str,
+    id: &str,
+) -> String {
     let mut hash = Sha256::new();
     let ordinal = position.ordinal.to_string();
     let timeline = cluster.timeline.to_string();

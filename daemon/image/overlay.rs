@@ -18,13 +18,16 @@ pub type IndexId = (Arc<str>, Arc<str>, String);
 /// An object: (event type, canonical id).
 pub type DocumentId = (String, String);
 
+/// Row keys by the text of a column.
+pub type KeysByValue = HashMap<String, BTreeSet<String>>;
+
 /// What the ledger holds, as far as it was asked for.
 #[derive(Debug, Default)]
 pub struct Images {
     /// Rows by id; `None` is a row that does not exist.
     pub rows: HashMap<RowId, Option<Arc<Row>>>,
     /// Keys by table and column, then by value.
-    pub index: HashMap<(Arc<str>, Arc<str>), HashMap<String, BTreeSet<String>>>,
+    pub index: HashMap<(Arc<str>, Arc<str>), KeysByValue>,
     /// SHA-256 of the data last emitted; `None` for an object that was never emitted or is gone.
     pub documents: HashMap<DocumentId, Option<String>>,
     /// Columns by which each table is looked up; the empty column, which finds every row, is among them.
@@ -89,10 +92,14 @@ impl Images {
             if indexed != table {
                 continue;
             }
-            if let Some(keys) = before.and_then(|row| index_value(row, column)).and_then(|value| by_value.get_mut(&value)) {
+            if let Some(keys) =
+                before.and_then(|row| index_value(row, column)).and_then(|value| by_value.get_mut(&value))
+            {
                 keys.remove(key);
             }
-            if let Some(keys) = after.and_then(|row| index_value(row, column)).and_then(|value| by_value.get_mut(&value)) {
+            if let Some(keys) =
+                after.and_then(|row| index_value(row, column)).and_then(|value| by_value.get_mut(&value))
+            {
                 keys.insert(key.clone());
             }
         }
@@ -140,7 +147,12 @@ impl<'a> Overlay<'a> {
     /// Nothing changed yet.
     #[must_use]
     pub fn new(base: &'a Images) -> Self {
-        Self { base, changed: OverlayChanges::default(), changed_index: HashMap::new(), missing: RefCell::default() }
+        Self {
+            base,
+            changed: OverlayChanges::default(),
+            changed_index: HashMap::new(),
+            missing: RefCell::default(),
+        }
     }
 
     /// The row as it stands now; `None` when it has to be loaded first.

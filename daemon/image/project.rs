@@ -11,14 +11,16 @@ use serde_json::{Map, Value};
 
 use super::overlay::{DocumentId, Overlay};
 use crate::event::{
-    CanonicalEvent, Cause, Change, ChangePosition, Cluster, Field, Operation, Row, RowState, Transaction, event_id,
-    key_text, sha256_hex,
+    CanonicalEvent, Cause, Change, ChangePosition, Cluster, Field, Operation, Row, RowState, Transaction,
+    event_id, key_text, sha256_hex,
 };
 use crate::mapping::{EventSpec, Join, JoinKind, SourceMapping};
 
 /// An update whose unsent column is in no image: the row must be read back from the source.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("table \"{table}\" key {key}: column \"{column}\" was not sent (unchanged TOAST) and no image holds it")]
+#[error(
+    "table \"{table}\" key {key}: column \"{column}\" was not sent (unchanged TOAST) and no image holds it"
+)]
 pub struct UnknownColumn {
     table: String,
     key: String,
@@ -102,7 +104,11 @@ impl Projection<'_> {
     }
 
     /// Applies the row changes; gives those that changed a mapped column.
-    fn apply(&self, overlay: &mut Overlay<'_>, transaction: &Transaction) -> Result<Vec<(u64, Cause)>, UnknownColumn> {
+    fn apply(
+        &self,
+        overlay: &mut Overlay<'_>,
+        transaction: &Transaction,
+    ) -> Result<Vec<(u64, Cause)>, UnknownColumn> {
         let mut changed = Vec::new();
         for (table, ordinal) in &transaction.truncated {
             for key in overlay.keys_where(table, &Arc::from(""), "").unwrap_or_default() {
@@ -144,14 +150,17 @@ impl Projection<'_> {
         stamp: Stamp,
     ) -> Option<Emitted> {
         let now = overlay.row(&spec.table, key)?;
-        let before = || causes.iter().find(|cause| *cause.table == *spec.table && cause.key == key)?.before.clone();
+        let before =
+            || causes.iter().find(|cause| *cause.table == *spec.table && cause.key == key)?.before.clone();
         let identified = now.as_deref().cloned().or_else(before)?;
         let source = Value::String(self.source.to_uppercase());
         // A row without a canonical id cannot be told apart from others; it is reported under its key.
         let id = spec.canonical_id(&source, &identified);
         let (id, mut fault) = match id {
             Ok(id) => (id, None),
-            Err(error) => (format!("{}-{}-{key}", self.source.to_uppercase(), spec.table), Some(error.to_string())),
+            Err(error) => {
+                (format!("{}-{}-{key}", self.source.to_uppercase(), spec.table), Some(error.to_string()))
+            }
         };
         let document: DocumentId = (spec.event_type.clone(), id.clone());
         let known = overlay.document(&document);
@@ -223,7 +232,9 @@ fn apply_one(overlay: &mut Overlay<'_>, change: &Change) -> Result<Option<(u64, 
     };
     let after = match &change.state {
         RowState::Absent => None,
-        RowState::Present(fields) => Some(Arc::new(filled(change, fields, before.as_deref().or(moved.as_deref()))?)),
+        RowState::Present(fields) => {
+            Some(Arc::new(filled(change, fields, before.as_deref().or(moved.as_deref()))?))
+        }
     };
     if before == after {
         return Ok(None);
@@ -243,11 +254,13 @@ fn filled(change: &Change, fields: &[(Arc<str>, Field)], known: Option<&Row>) ->
     for (name, field) in fields {
         let value = match field {
             Field::Value(value) => value.clone(),
-            Field::Unchanged => known.and_then(|row| row.get(&**name)).cloned().ok_or_else(|| UnknownColumn {
-                table: change.table.to_string(),
-                key: change.key.clone(),
-                column: name.to_string(),
-            })?,
+            Field::Unchanged => {
+                known.and_then(|row| row.get(&**name)).cloned().ok_or_else(|| UnknownColumn {
+                    table: change.table.to_string(),
+                    key: change.key.clone(),
+                    column: name.to_string(),
+                })?
+            }
         };
         row.insert(name.to_string(), value);
     }

@@ -37,7 +37,8 @@ impl Session {
     /// Commits `batch`; gives the `seq` of its first entry.
     pub async fn commit(&mut self, mut batch: Batch, now: Timestamp) -> Result<i64, LedgerError> {
         let mut after = self.tree.clone();
-        let first = i64::try_from(self.tree.size()).map_err(|_| LedgerError::Unreadable("tree size".into()))? + 1;
+        let first =
+            i64::try_from(self.tree.size()).map_err(|_| LedgerError::Unreadable("tree size".into()))? + 1;
         let mut sealed = Vec::with_capacity(batch.entries.len());
         for (seq, entry) in (first..).zip(std::mem::take(&mut batch.entries)) {
             let entry = entry.seal(seq, now);
@@ -72,7 +73,8 @@ impl Session {
         for (sql, parameters) in &statements {
             let Some(statement) = self.statements.get(sql) else { continue };
             steps.push(Box::pin(async move {
-                let parameters: Vec<&(dyn ToSql + Sync)> = parameters.iter().map(|value| &**value as _).collect();
+                let parameters: Vec<&(dyn ToSql + Sync)> =
+                    parameters.iter().map(|value| &**value as _).collect();
                 client.execute(statement, &parameters).await.map(|_| ())
             }));
         }

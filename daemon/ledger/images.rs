@@ -10,13 +10,23 @@ use super::LedgerError;
 use crate::image::{Images, Missing};
 
 /// Loads everything in `missing` into `images`.
-pub async fn load(client: &Client, source: &str, missing: Missing, images: &mut Images) -> Result<(), LedgerError> {
+pub async fn load(
+    client: &Client,
+    source: &str,
+    missing: Missing,
+    images: &mut Images,
+) -> Result<(), LedgerError> {
     load_rows(client, source, &missing, images).await?;
     load_index(client, source, &missing, images).await?;
     load_documents(client, source, &missing, images).await
 }
 
-async fn load_rows(client: &Client, source: &str, missing: &Missing, images: &mut Images) -> Result<(), LedgerError> {
+async fn load_rows(
+    client: &Client,
+    source: &str,
+    missing: &Missing,
+    images: &mut Images,
+) -> Result<(), LedgerError> {
     if missing.rows.is_empty() {
         return Ok(());
     }
@@ -38,7 +48,12 @@ async fn load_rows(client: &Client, source: &str, missing: &Missing, images: &mu
 }
 
 /// One query for each (table, column), so that its partial index is used.
-async fn load_index(client: &Client, source: &str, missing: &Missing, images: &mut Images) -> Result<(), LedgerError> {
+async fn load_index(
+    client: &Client,
+    source: &str,
+    missing: &Missing,
+    images: &mut Images,
+) -> Result<(), LedgerError> {
     let pairs: BTreeSet<(Arc<str>, Arc<str>)> =
         missing.index.iter().map(|(table, column, _)| (table.clone(), column.clone())).collect();
     for (table, column) in pairs {
@@ -134,7 +149,11 @@ pub async fn owed(
                join applied a using (target, object, canonical_id) where a.state <> 'absent'";
     let rows = client.query(sql, &[&targets, &objects, &ids]).await?;
     let lane = |row: &tokio_postgres::Row| -> Result<super::batch::Lane, LedgerError> {
-        Ok(super::batch::Lane { target: row.try_get(0)?, object: row.try_get(1)?, canonical_id: row.try_get(2)? })
+        Ok(super::batch::Lane {
+            target: row.try_get(0)?,
+            object: row.try_get(1)?,
+            canonical_id: row.try_get(2)?,
+        })
     };
     rows.iter().map(lane).collect()
 }

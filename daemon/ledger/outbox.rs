@@ -149,11 +149,16 @@ pub async fn next_due_at(client: &Client, target: &str) -> Result<Option<Timesta
 }
 
 /// Who holds these unique values at `target`.
-pub async fn holders(client: &Client, target: &str, wants: &[String]) -> Result<HashMap<String, Lane>, LedgerError> {
+pub async fn holders(
+    client: &Client,
+    target: &str,
+    wants: &[String],
+) -> Result<HashMap<String, Lane>, LedgerError> {
     if wants.is_empty() {
         return Ok(HashMap::new());
     }
-    let sql = "select want, target, object, canonical_id from reservation where target = $1 and want = any ($2)";
+    let sql =
+        "select want, target, object, canonical_id from reservation where target = $1 and want = any ($2)";
     let mut found = HashMap::new();
     for row in client.query(sql, &[&target, &wants]).await? {
         let lane = Lane { target: row.try_get(1)?, object: row.try_get(2)?, canonical_id: row.try_get(3)? };

@@ -34,7 +34,9 @@ impl Phase {
     }
 
     fn parse(text: &str) -> Option<Self> {
-        [Self::Creating, Self::Copying, Self::Mapping, Self::Streaming].into_iter().find(|phase| phase.as_str() == text)
+        [Self::Creating, Self::Copying, Self::Mapping, Self::Streaming]
+            .into_iter()
+            .find(|phase| phase.as_str() == text)
     }
 }
 

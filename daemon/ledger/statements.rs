@@ -35,7 +35,8 @@ pub fn entry_statements(
         bodies.push(entry.body);
         leaves.push(entry.leaf.0.to_vec());
     }
-    let size = |tree: &Tree| i64::try_from(tree.size()).map_err(|_| LedgerError::Unreadable("tree size".into()));
+    let size =
+        |tree: &Tree| i64::try_from(tree.size()).map_err(|_| LedgerError::Unreadable("tree size".into()));
     // A second writer would collide on the primary key of `entry`, so the tree cannot fork.
     out.push((
         "insert into entry (seq, kind, recorded_at, correlation_id, body, leaf)
@@ -67,7 +68,8 @@ pub fn source_statements(batch: &mut Batch, seq_of: &dyn Fn(EntryIndex) -> i64, 
 }
 
 fn images(batch: &mut Batch, out: &mut Vec<Prepared>) {
-    let (mut kept, mut gone) = ((Vec::new(), Vec::new(), Vec::new(), Vec::new()), (Vec::new(), Vec::new(), Vec::new()));
+    let (mut kept, mut gone) =
+        ((Vec::new(), Vec::new(), Vec::new(), Vec::new()), (Vec::new(), Vec::new(), Vec::new()));
     for write in batch.images.drain(..) {
         match write.row {
             Some(row) => {
@@ -131,7 +133,8 @@ fn documents(batch: &mut Batch, seq_of: &dyn Fn(EntryIndex) -> i64, out: &mut Ve
 
 fn deliveries(writes: Vec<DeliveryWrite>, seq_of: &dyn Fn(EntryIndex) -> i64, out: &mut Vec<Prepared>) {
     let (mut seqs, mut targets, mut objects, mut ids) = (vec![], vec![], vec![], vec![]);
-    let (mut operations, mut facts, mut requires, mut states, mut reasons) = (vec![], vec![], vec![], vec![], vec![]);
+    let (mut operations, mut facts, mut requires, mut states, mut reasons) =
+        (vec![], vec![], vec![], vec![], vec![]);
     for write in writes {
         seqs.push(seq_of(write.event));
         targets.push(write.lane.target);
@@ -196,7 +199,7 @@ pub fn dispatch_statements(batch: Batch, seq_of: &dyn Fn(EntryIndex) -> i64, out
     for (target, want) in batch.foreign {
         out.push((
             "insert into reservation (target, want, object, canonical_id) values ($1, $2, '', '')
-             on conflict do nothing",
+             on conflict (target, want) do update set object = '', canonical_id = ''",
             parameters![target, want],
         ));
     }
@@ -282,6 +285,14 @@ fn applied(write: AppliedWrite, seq_of: &dyn Fn(EntryIndex) -> i64, out: &mut Ve
     if !write.grants {
         return;
     }
+    if state == "absent" {
+        // What refers to it was cut off at the target; it is delivered again when the object comes back.
+        out.push((
+            "update wish set want = 'ref:' || $2 || '/' || $3
+             where target = $1 and want = 'back:' || $2 || '/' || $3",
+            parameters![target.clone(), object.clone(), canonical_id.clone()],
+        ));
+    }
     out.push((
         "delete from reservation where target = $1 and object = $2 and canonical_id = $3 and want <> all ($4::text[])",
         parameters![target.clone(), object.clone(), canonical_id.clone(), write.holds],
@@ -291,7 +302,8 @@ fn applied(write: AppliedWrite, seq_of: &dyn Fn(EntryIndex) -> i64, out: &mut Ve
     out.push((
         "with granted as (
            delete from wish w where w.target = $1 and
-             case when w.want like 'ref:%'
+             case when w.want like 'back:%' then false
+                  when w.want like 'ref:%'
                   then exists (select from applied a where a.target = w.target and a.state = 'present'
                                and 'ref:' || a.object || '/' || a.canonical_id = w.want)
                   else not exists (select from reservation r where r.target = w.target and r.want = w.want) end

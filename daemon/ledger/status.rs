@@ -46,7 +46,10 @@ pub async fn figures(client: &Client) -> Result<LedgerFigures, LedgerError> {
 }
 
 /// Deliveries that wait for a person: parked and rejected ones, newest first.
-pub async fn held(client: &Client, limit: i64) -> Result<Vec<(i64, String, String, String, String)>, LedgerError> {
+pub async fn held(
+    client: &Client,
+    limit: i64,
+) -> Result<Vec<(i64, String, String, String, String)>, LedgerError> {
     let sql = "select id, target, canonical_id, state, coalesce(reason, '') from delivery
                where state in ('parked', 'rejected') order by id desc limit $1";
     let rows = client.query(sql, &[&limit]).await?;

@@ -77,10 +77,16 @@ pub async fn verify(client: &mut Client, mut progress: impl FnMut(u64, u64)) -> 
         let row = row?;
         let seq: i64 = row.try_get(0)?;
         if seq != expected {
-            return Ok(Verdict::Incomplete { seq: expected, what: format!("missing; the next one there is {seq}") });
+            return Ok(Verdict::Incomplete {
+                seq: expected,
+                what: format!("missing; the next one there is {seq}"),
+            });
         }
         if seq > claimed {
-            return Ok(Verdict::Incomplete { seq, what: format!("not covered by the tree, whose size is {claimed}") });
+            return Ok(Verdict::Incomplete {
+                seq,
+                what: format!("not covered by the tree, whose size is {claimed}"),
+            });
         }
         let body: Vec<u8> = row.try_get(4)?;
         let leaf = record_hash(&body);
@@ -98,10 +104,16 @@ pub async fn verify(client: &mut Client, mut progress: impl FnMut(u64, u64)) -> 
         expected += 1;
     }
     if expected - 1 != claimed {
-        return Ok(Verdict::Incomplete { seq: expected, what: format!("missing; the tree covers {claimed} entries") });
+        return Ok(Verdict::Incomplete {
+            seq: expected,
+            what: format!("missing; the tree covers {claimed} entries"),
+        });
     }
     if tree.root()?.as_slice() != root.as_slice() {
-        return Ok(Verdict::Tampered { seq: claimed, what: "the entries do not hash to the tree head".into() });
+        return Ok(Verdict::Tampered {
+            seq: claimed,
+            what: "the entries do not hash to the tree head".into(),
+        });
     }
     Ok(Verdict::Sound { size: tree.size(), root: hex(&root) })
 }

@@ -110,7 +110,10 @@ impl Expression {
     pub fn holds(&self, scope: &Scope) -> Result<bool, EvaluationError> {
         match self.evaluate(scope)? {
             Value::Bool(answer) => Ok(answer),
-            _ => Err(EvaluationError { text: self.text.clone(), reason: "the result is not true or false".into() }),
+            _ => Err(EvaluationError {
+                text: self.text.clone(),
+                reason: "the result is not true or false".into(),
+            }),
         }
     }
 }
@@ -156,8 +159,10 @@ fn check_names(
                 && !members.contains(&select.field)
             {
                 let candidates: Vec<&str> = members.iter().map(String::as_str).collect();
-                let near = nearest(&select.field, &candidates)
-                    .map_or_else(|| format!("one of: {}", candidates.join(", ")), |near| format!("did you mean `{near}`?"));
+                let near = nearest(&select.field, &candidates).map_or_else(
+                    || format!("one of: {}", candidates.join(", ")),
+                    |near| format!("did you mean `{near}`?"),
+                );
                 report(format!("`{name}` has no member `{}`", select.field), near);
             }
             check_names(&select.operand, variables, local, report);
@@ -191,12 +196,19 @@ fn check_names(
     }
 }
 
-fn check_variable(name: &str, variables: &Variables, local: &[String], report: &mut dyn FnMut(String, String)) {
+fn check_variable(
+    name: &str,
+    variables: &Variables,
+    local: &[String],
+    report: &mut dyn FnMut(String, String),
+) {
     if variables.contains_key(name) || local.iter().any(|known| known == name) {
         return;
     }
     let candidates: Vec<&str> = variables.keys().map(String::as_str).collect();
-    let near = nearest(name, &candidates)
-        .map_or_else(|| format!("known here: {}", candidates.join(", ")), |near| format!("did you mean `{near}`?"));
+    let near = nearest(name, &candidates).map_or_else(
+        || format!("known here: {}", candidates.join(", ")),
+        |near| format!("did you mean `{near}`?"),
+    );
     report(format!("unknown name `{name}`"), near);
 }

@@ -31,8 +31,12 @@ use crate::event::sha256_hex;
 pub fn load(mappings: &Path, name: &str, problems: &mut Problems) -> Option<SourceMapping> {
     let directory = mappings.join("sources").join(name);
     let files = yaml_files(&directory, problems);
-    let mut mapping =
-        SourceMapping { name: name.to_owned(), sha256: String::new(), tables: Vec::new(), events: Vec::new() };
+    let mut mapping = SourceMapping {
+        name: name.to_owned(),
+        sha256: String::new(),
+        tables: Vec::new(),
+        events: Vec::new(),
+    };
     let mut all_text = String::new();
     let mut nodes = Vec::new();
     for path in &files {
@@ -44,7 +48,8 @@ pub fn load(mappings: &Path, name: &str, problems: &mut Problems) -> Option<Sour
     for node in &nodes {
         let mut fields = node.fields(problems);
         check_format(&mut fields, problems);
-        for (table, body) in fields.optional("tables").map(|node| node.entries(problems)).unwrap_or_default() {
+        for (table, body) in fields.optional("tables").map(|node| node.entries(problems)).unwrap_or_default()
+        {
             read_table(&table, &body, &mut mapping, problems);
         }
         sections.extend(fields.optional("events").map(|node| node.entries(problems)).unwrap_or_default());
@@ -64,7 +69,11 @@ pub fn yaml_files(directory: &Path, problems: &mut Problems) -> Vec<PathBuf> {
     let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) => {
-            problems.add(&At::file(directory), format!("cannot be read: {error}"), "a directory with YAML files");
+            problems.add(
+                &At::file(directory),
+                format!("cannot be read: {error}"),
+                "a directory with YAML files",
+            );
             return Vec::new();
         }
     };
@@ -105,12 +114,20 @@ fn read_table(name: &str, body: &Node, mapping: &mut SourceMapping, problems: &m
     fields.finish(problems);
     for column in &key {
         if !columns.contains(column) {
-            problems.add(&body.at, format!("key column `{column}` is not among the columns"), "add it to `columns`");
+            problems.add(
+                &body.at,
+                format!("key column `{column}` is not among the columns"),
+                "add it to `columns`",
+            );
         }
     }
     let (schema, table) = name.split_once('.').unwrap_or(("public", name));
     if mapping.table(schema, table).is_some() {
-        problems.add(&body.at, format!("table `{name}` is declared twice"), "one declaration with all columns");
+        problems.add(
+            &body.at,
+            format!("table `{name}` is declared twice"),
+            "one declaration with all columns",
+        );
         return;
     }
     mapping.tables.push(TableSpec { schema: schema.into(), name: table.into(), key, columns });
@@ -131,14 +148,15 @@ fn read_event(
     let mut fields = body.fields(problems);
     let table = fields.required("table", "res_partner", problems);
     let table = table.and_then(|node| find_table(&node, mapping, problems));
-    let kind = fields.required("kind", "state", problems).and_then(|node| match node.string(problems)?.as_str() {
-        "state" => Some(EventKind::State),
-        "fact" => Some(EventKind::Fact),
-        other => {
-            problems.add(&node.at, format!("unknown kind `{other}`"), "state or fact");
-            None
-        }
-    });
+    let kind =
+        fields.required("kind", "state", problems).and_then(|node| match node.string(problems)?.as_str() {
+            "state" => Some(EventKind::State),
+            "fact" => Some(EventKind::Fact),
+            other => {
+                problems.add(&node.at, format!("unknown kind `{other}`"), "state or fact");
+                None
+            }
+        });
     let joins = fields.optional("joins").map(|node| node.entries(problems)).unwrap_or_default();
     let id = fields.required("id", "\"source + '-P-' + string(row.id)\"", problems);
     let when = fields.required("when", "\"true\"", problems);
@@ -146,7 +164,11 @@ fn read_event(
     fields.finish(problems);
     let schema = Schema::load(mappings, event_type, &body.at, problems);
     let Some((object, _)) = event_type.rsplit_once(".v") else {
-        problems.add(&body.at, format!("event type `{event_type}` has no version"), format!("{event_type}.v1"));
+        problems.add(
+            &body.at,
+            format!("event type `{event_type}` has no version"),
+            format!("{event_type}.v1"),
+        );
         return None;
     };
     let table = table?;
@@ -229,11 +251,16 @@ fn through(
     problems: &mut Problems,
 ) -> Option<JoinKind> {
     let links = text.split_once('.').and_then(|(alias, column)| {
-        let join = joins.iter().find(|join| &*join.alias == alias && matches!(join.kind, JoinKind::Children(_)))?;
+        let join =
+            joins.iter().find(|join| &*join.alias == alias && matches!(join.kind, JoinKind::Children(_)))?;
         Some((join, mapping.table_named(&join.table)?, column))
     });
     let Some((join, table, column)) = links else {
-        problems.add(at, format!("`{text}` does not name a `children` join above"), "through: links.category_id");
+        problems.add(
+            at,
+            format!("`{text}` does not name a `children` join above"),
+            "through: links.category_id",
+        );
         return None;
     };
     let column = has_column(table, column, at, problems)?;
@@ -244,8 +271,10 @@ fn has_column(table: &TableSpec, name: &str, at: &At, problems: &mut Problems) -
     let found = table.columns.iter().find(|column| &***column == name).cloned();
     if found.is_none() {
         let known: Vec<&str> = table.columns.iter().map(|column| &**column).collect();
-        let instead = nearest(name, &known)
-            .map_or_else(|| format!("one of: {}", known.join(", ")), |near| format!("did you mean `{near}`?"));
+        let instead = nearest(name, &known).map_or_else(
+            || format!("one of: {}", known.join(", ")),
+            |near| format!("did you mean `{near}`?"),
+        );
         problems.add(at, format!("table `{}` declares no column `{name}`", table.name), instead);
     }
     found

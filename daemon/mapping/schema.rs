@@ -23,9 +23,15 @@ impl Schema {
             Err(error) => {
                 let known = known_types(directory);
                 let known: Vec<&str> = known.iter().map(String::as_str).collect();
-                let instead = nearest(event_type, &known)
-                    .map_or_else(|| format!("one of: {}", known.join(", ")), |near| format!("did you mean `{near}`?"));
-                problems.add(at, format!("no schema for `{event_type}`: {}: {error}", path.display()), instead);
+                let instead = nearest(event_type, &known).map_or_else(
+                    || format!("one of: {}", known.join(", ")),
+                    |near| format!("did you mean `{near}`?"),
+                );
+                problems.add(
+                    at,
+                    format!("no schema for `{event_type}`: {}: {error}", path.display()),
+                    instead,
+                );
                 return None;
             }
         };
@@ -40,7 +46,11 @@ impl Schema {
         match jsonschema::validator_for(&schema) {
             Ok(validator) => Some(Self { validator, properties: keys(&schema), required: names(&schema) }),
             Err(error) => {
-                problems.add(&At::file(&path), format!("not a JSON Schema: {error}"), "see https://json-schema.org");
+                problems.add(
+                    &At::file(&path),
+                    format!("not a JSON Schema: {error}"),
+                    "see https://json-schema.org",
+                );
                 None
             }
         }
@@ -52,14 +62,20 @@ impl Schema {
         let known: Vec<&str> = self.properties.iter().map(String::as_str).collect();
         for field in &fields {
             if !known.contains(field) {
-                let instead = nearest(field, &known)
-                    .map_or_else(|| format!("one of: {}", known.join(", ")), |near| format!("did you mean `{near}`?"));
+                let instead = nearest(field, &known).map_or_else(
+                    || format!("one of: {}", known.join(", ")),
+                    |near| format!("did you mean `{near}`?"),
+                );
                 problems.add(at, format!("the canonical schema has no field `{field}`"), instead);
             }
         }
         for name in &self.required {
             if !fields.contains(&name.as_str()) {
-                problems.add(at, format!("the canonical schema requires field `{name}`"), format!("{name}: row.{name}"));
+                problems.add(
+                    at,
+                    format!("the canonical schema requires field `{name}`"),
+                    format!("{name}: row.{name}"),
+                );
             }
         }
     }
@@ -85,7 +101,5 @@ fn names(schema: &Value) -> Vec<String> {
 
 fn known_types(directory: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(directory.join("canonical")).into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".json").map(str::to_owned))
-        .collect()
+    entries.filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".json").map(str::to_owned)).collect()
 }

@@ -26,7 +26,11 @@ impl Template {
             }
             Content::Scalar(_) => Expression::compile(node, variables, problems).map(Self::Leaf),
             Content::List(_) => {
-                problems.add(&node.at, "a list cannot stand here", "a CEL list in quotes: \"[event.a, event.b]\"");
+                problems.add(
+                    &node.at,
+                    "a list cannot stand here",
+                    "a CEL list in quotes: \"[event.a, event.b]\"",
+                );
                 None
             }
         }

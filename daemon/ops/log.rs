@@ -6,7 +6,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 /// Starts logging; a second call does nothing.
 pub fn start() {
-    let filter = || EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,refinery_core=warn"));
+    let filter =
+        || EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,refinery_core=warn"));
     // Set by systemd when standard error goes to the journal: then fields are kept as journal fields.
     if std::env::var_os("JOURNAL_STREAM").is_some()
         && let Ok(journal) = tracing_journald::layer()

@@ -45,7 +45,8 @@ impl HttpTarget {
     ) -> Result<Self, reqwest::Error> {
         let mut headers = HeaderMap::new();
         for (name, value) in &connector.headers {
-            if let (Ok(name), Ok(value)) = (HeaderName::try_from(name.as_str()), HeaderValue::from_str(value)) {
+            if let (Ok(name), Ok(value)) = (HeaderName::try_from(name.as_str()), HeaderValue::from_str(value))
+            {
                 headers.insert(name, value);
             }
         }
@@ -71,9 +72,11 @@ impl HttpTarget {
     /// Sends `request` once.
     pub async fn send(&self, request: &Request, idempotency_key: &str) -> Result<Answer, SendError> {
         let not_sent = |reason: String| SendError::NotSent(reason);
-        let method = reqwest::Method::from_bytes(request.method.as_bytes()).map_err(|error| not_sent(error.to_string()))?;
+        let method = reqwest::Method::from_bytes(request.method.as_bytes())
+            .map_err(|error| not_sent(error.to_string()))?;
         let mut builder = self.client.request(method, format!("{}{}", self.base_url, request.path));
-        builder = builder.header(AUTHORIZATION, self.authorization().map_err(|error| not_sent(error.to_string()))?);
+        builder =
+            builder.header(AUTHORIZATION, self.authorization().map_err(|error| not_sent(error.to_string()))?);
         if let (Some(name), "POST") = (&self.key_header, request.method.as_str()) {
             builder = builder.header(name, idempotency_key);
         }
@@ -123,7 +126,9 @@ fn classify_error(error: reqwest::Error) -> SendError {
 /// A 2xx whose body breaks off is an answer that was lost.
 async fn read_body(mut response: reqwest::Response) -> Result<Value, SendError> {
     let mut bytes = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| SendError::NoAnswer(error.without_url().to_string()))? {
+    while let Some(chunk) =
+        response.chunk().await.map_err(|error| SendError::NoAnswer(error.without_url().to_string()))?
+    {
         if bytes.len() + chunk.len() > MAX_ANSWER_BYTES {
             break;
         }

@@ -113,8 +113,8 @@ create table reservation (
 );
 create index reservation_holder on reservation (target, object, canonical_id);
 
--- Objects that were sent without something they want: a unique value held by another, a reference not there yet.
--- When it becomes free or appears, they are delivered again.
+-- What objects at a target wait for: a unique value held by another (object.field=value), a reference that is not there
+-- (ref:object/id), or one that is there and might go and come back (back:object/id). Then they are delivered again.
 create table wish (
   target       text not null,
   object       text not null,

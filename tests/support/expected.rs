@@ -109,7 +109,11 @@ pub fn assert_same(held: &Holdings, expected: &Holdings) {
     for (kind, held, expected) in kinds {
         for id in held.keys().chain(expected.keys().filter(|id| !held.contains_key(*id))) {
             if held.get(id) != expected.get(id) {
-                differences.push(format!("{kind} {id}:\n  held     {:?}\n  expected {:?}", held.get(id), expected.get(id)));
+                differences.push(format!(
+                    "{kind} {id}:\n  held     {:?}\n  expected {:?}",
+                    held.get(id),
+                    expected.get(id)
+                ));
             }
         }
     }

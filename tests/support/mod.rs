@@ -20,7 +20,9 @@ where
     loop {
         match condition().await {
             Ok(()) => return,
-            Err(reason) if started.elapsed() > patience => panic!("{what}: not within {patience:?}: {reason}"),
+            Err(reason) if started.elapsed() > patience => {
+                panic!("{what}: not within {patience:?}: {reason}")
+            }
             Err(_) => sleep(Duration::from_millis(20)).await,
         }
     }

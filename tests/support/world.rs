@@ -81,10 +81,13 @@ impl World {
         let ledger = PrivatePostgres::start(directory.path(), "ledger", &[]).await.unwrap();
         let redis = PrivateRedis::start(directory.path()).await.unwrap();
         let stripe = VendorServer::start(Stripe::new(STRIPE_KEY, 1.0), options.stripe_limit).await.unwrap();
-        let zendesk =
-            VendorServer::start(Zendesk::new(ZENDESK_USER, ZENDESK_KEY), options.zendesk_limit).await.unwrap();
+        let zendesk = VendorServer::start(Zendesk::new(ZENDESK_USER, ZENDESK_KEY), options.zendesk_limit)
+            .await
+            .unwrap();
         let admin = erp.client("postgres").await.unwrap();
-        for sql in ["create role tailwater_src login replication", "create role odoo login", "create role cdc"] {
+        for sql in
+            ["create role tailwater_src login replication", "create role odoo login", "create role cdc"]
+        {
             admin.batch_execute(sql).await.unwrap();
         }
         admin.batch_execute("create database erp owner odoo").await.unwrap();
@@ -164,7 +167,13 @@ quota = "{zendesk_quota}"
     pub fn daemon(&self) -> Daemon {
         let log = std::fs::File::options().create(true).append(true).open(self.log_path()).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_tailwater"));
-        command.arg("run").arg("--config").arg(&self.config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command
+            .arg("run")
+            .arg("--config")
+            .arg(&self.config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
         command.env("NO_COLOR", "1");
         Daemon { child: command.spawn().unwrap() }
     }
@@ -211,9 +220,11 @@ quota = "{zendesk_quota}"
             let row = row.ok_or("no position")?;
             match (row.get::<_, bool>(0), row.get::<_, i64>(1)) {
                 (true, 0) => Ok(()),
-                (reached, open) => {
-                    Err(format!("reached {reached}, open {open}: {}; log:\n{}", open_deliveries(&ledger).await, tail(&self.log())))
-                }
+                (reached, open) => Err(format!(
+                    "reached {reached}, open {open}: {}; log:\n{}",
+                    open_deliveries(&ledger).await,
+                    tail(&self.log())
+                )),
             }
         })
         .await;

@@ -11,8 +11,18 @@ use super::{Effect, Incoming, Reply, Vendor, form};
 
 /// Fields of a customer that a request may set; others are `parameter_unknown`.
 const PARAMETERS: [&str; 12] = [
-    "name", "email", "phone", "address", "metadata", "description", "preferred_locales", "shipping", "tax_exempt",
-    "invoice_prefix", "invoice_settings", "balance",
+    "name",
+    "email",
+    "phone",
+    "address",
+    "metadata",
+    "description",
+    "preferred_locales",
+    "shipping",
+    "tax_exempt",
+    "invoice_prefix",
+    "invoice_settings",
+    "balance",
 ];
 
 /// See the module's text.
@@ -57,9 +67,10 @@ impl Stripe {
     /// Ids for which more customers were created than are explained by deletions in between.
     #[must_use]
     pub fn doubled(&self) -> Vec<String> {
-        let doubled = self.creations.iter().filter(|(id, created)| {
-            **created > 1 + self.deletions.get(*id).copied().unwrap_or_default()
-        });
+        let doubled = self
+            .creations
+            .iter()
+            .filter(|(id, created)| **created > 1 + self.deletions.get(*id).copied().unwrap_or_default());
         doubled.map(|(id, _)| id.clone()).collect()
     }
 
@@ -103,7 +114,8 @@ impl Stripe {
                 let before = customer.clone();
                 apply(customer, &parameters);
                 let external = tailwater_id(customer);
-                let effect = if *customer == before { Effect::Nil(external) } else { Effect::Changed(external) };
+                let effect =
+                    if *customer == before { Effect::Nil(external) } else { Effect::Changed(external) };
                 Reply { effect, ..Reply::plain(200, customer.clone()) }
             }
         }
@@ -146,7 +158,8 @@ impl Stripe {
         };
         let found = self.customers.iter().filter(|(id, customer)| {
             let visible = self.created_at.get(*id).is_some_and(|at| now_s - at >= self.search_lag_s);
-            visible && customer.get("metadata").and_then(|m| m.get(*key)).and_then(Value::as_str) == Some(value)
+            visible
+                && customer.get("metadata").and_then(|m| m.get(*key)).and_then(Value::as_str) == Some(value)
         });
         let data: Vec<Value> = found.map(|(_, customer)| customer.clone()).collect();
         Reply::plain(200, json!({"object": "search_result", "data": data, "has_more": false}))
@@ -161,7 +174,9 @@ impl Vendor for Stripe {
             ("POST", _, _) if request.path.starts_with("/v1/customers") => self.keyed(request, now_s),
             ("GET", _, Some(id)) => match self.customers.get(&id) {
                 None => error(404, "invalid_request_error", "resource_missing"),
-                Some(Value::Null) => Reply::plain(200, json!({"id": id, "object": "customer", "deleted": true})),
+                Some(Value::Null) => {
+                    Reply::plain(200, json!({"id": id, "object": "customer", "deleted": true}))
+                }
                 Some(customer) => Reply::plain(200, customer.clone()),
             },
             ("DELETE", _, Some(id)) => self.delete(&id),
@@ -174,8 +189,13 @@ impl Vendor for Stripe {
     }
 
     fn refuse(&self, request: &Incoming) -> Option<Reply> {
-        let right = request.headers.get("authorization").is_some_and(|value| *value == format!("Bearer {}", self.api_key));
-        (!right).then(|| Reply::plain(401, json!({"error": {"type": "invalid_request_error", "code": "api_key_invalid"}})))
+        let right = request
+            .headers
+            .get("authorization")
+            .is_some_and(|value| *value == format!("Bearer {}", self.api_key));
+        (!right).then(|| {
+            Reply::plain(401, json!({"error": {"type": "invalid_request_error", "code": "api_key_invalid"}}))
+        })
     }
 }
 
@@ -184,7 +204,8 @@ fn error(status: u16, kind: &str, code: &str) -> Reply {
 }
 
 fn tailwater_id(customer: &Value) -> String {
-    let id = customer.get("metadata").and_then(|metadata| metadata.get("tailwater_id")).and_then(Value::as_str);
+    let id =
+        customer.get("metadata").and_then(|metadata| metadata.get("tailwater_id")).and_then(Value::as_str);
     id.unwrap_or_default().to_owned()
 }
 

@@ -79,7 +79,8 @@ impl Zendesk {
             return invalid("name", "BlankValue");
         }
         let taken = self.organizations.iter().any(|(id, object)| {
-            Some(*id) != known && name.as_ref().is_some_and(|name| text(object, "name").trim().to_lowercase() == *name)
+            Some(*id) != known
+                && name.as_ref().is_some_and(|name| text(object, "name").trim().to_lowercase() == *name)
         });
         if taken {
             return invalid("name", "DuplicateValue");
@@ -99,7 +100,9 @@ impl Zendesk {
         let external = fields.get("external_id").and_then(Value::as_str).unwrap_or_default().to_owned();
         let email = fields.get("email").and_then(Value::as_str).map(str::to_lowercase);
         let by_external = self.users.iter().find(|(_, user)| {
-            !external.is_empty() && text(user, "external_id").to_lowercase() == external.to_lowercase() && is_active(user)
+            !external.is_empty()
+                && text(user, "external_id").to_lowercase() == external.to_lowercase()
+                && is_active(user)
         });
         let by_external = by_external.map(|(id, _)| *id);
         let by_email = email.as_ref().and_then(|email| self.owner_of(email));
@@ -154,7 +157,10 @@ impl Zendesk {
         let mut user = user.clone();
         let primary = self.identities.values().find(|(owner, _, primary)| *owner == id && *primary);
         if let Value::Object(map) = &mut user {
-            map.insert("email".into(), primary.map_or(Value::Null, |(_, address, _)| Value::String(address.clone())));
+            map.insert(
+                "email".into(),
+                primary.map_or(Value::Null, |(_, address, _)| Value::String(address.clone())),
+            );
         }
         user
     }
@@ -184,7 +190,10 @@ impl Zendesk {
                         map.insert("organization_id".into(), Value::Null);
                     }
                 }
-                Reply { effect: Effect::Changed(text(&object, "external_id")), ..Reply::plain(204, Value::Null) }
+                Reply {
+                    effect: Effect::Changed(text(&object, "external_id")),
+                    ..Reply::plain(204, Value::Null)
+                }
             }
             None => missing(),
         }
@@ -271,7 +280,8 @@ fn merge(object: &mut Value, fields: &Map<String, Value>, except: &[&str]) {
 fn written(kind: &str, before: Option<Value>, after: Value) -> Reply {
     let external = text(&after, "external_id");
     let status = if before.is_none() { 201 } else { 200 };
-    let effect = if before.as_ref() == Some(&after) { Effect::Nil(external) } else { Effect::Changed(external) };
+    let effect =
+        if before.as_ref() == Some(&after) { Effect::Nil(external) } else { Effect::Changed(external) };
     Reply { effect, ..Reply::plain(status, json!({kind: after})) }
 }
 
@@ -285,6 +295,7 @@ fn malformed() -> Reply {
 
 fn invalid(field: &str, error: &str) -> Reply {
     let details = json!({field: [{"description": format!("{field} is not acceptable"), "error": error}]});
-    let body = json!({"error": "RecordInvalid", "description": "Record validation errors", "details": details});
+    let body =
+        json!({"error": "RecordInvalid", "description": "Record validation errors", "details": details});
     Reply::plain(422, body)
 }

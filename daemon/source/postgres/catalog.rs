@@ -61,7 +61,11 @@ pub async fn check(
             Severity::Error,
             &format!("publication \"{publication}\""),
             "is FOR ALL TABLES: the first table without a key would make the ERP's own UPDATEs on it fail",
-            format!("drop publication {0}; {1}", quote(publication), create_publication(mapping, publication)),
+            format!(
+                "drop publication {0}; {1}",
+                quote(publication),
+                create_publication(mapping, publication)
+            ),
         ));
     }
     findings.extend(published(client, mapping, publication).await?);
@@ -88,7 +92,12 @@ async fn settings(client: &Client, slot: &str) -> Result<Vec<Finding>, tokio_pos
         ));
     }
     if row.try_get::<_, i32>(1)? < 140_000 {
-        findings.push(finding(Severity::Error, "server version", "is older than PostgreSQL 14", "upgrade PostgreSQL"));
+        findings.push(finding(
+            Severity::Error,
+            "server version",
+            "is older than PostgreSQL 14",
+            "upgrade PostgreSQL",
+        ));
     }
     if row.try_get::<_, String>(2)? == "-1" {
         findings.push(finding(
@@ -124,8 +133,10 @@ async fn published(
     publication: &str,
 ) -> Result<Vec<Finding>, tokio_postgres::Error> {
     // Column lists and row filters exist from PostgreSQL 15 on.
-    let partial: bool =
-        client.query_one("select current_setting('server_version_num')::int >= 150000", &[]).await?.try_get(0)?;
+    let partial: bool = client
+        .query_one("select current_setting('server_version_num')::int >= 150000", &[])
+        .await?
+        .try_get(0)?;
     let sql = if partial {
         "select p.schemaname, p.tablename, p.rowfilter is not null,
                 cardinality(p.attnames) < (select count(*) from pg_attribute a
@@ -140,7 +151,10 @@ async fn published(
     for row in client.query(sql, &[&publication]).await? {
         let (schema, table): (String, String) = (row.try_get(0)?, row.try_get(1)?);
         let name = format!("{}.{}", quote(&schema), quote(&table));
-        let whole = format!("alter publication {0} drop table {name}; alter publication {0} add table {name}", quote(publication));
+        let whole = format!(
+            "alter publication {0} drop table {name}; alter publication {0} add table {name}",
+            quote(publication)
+        );
         if row.try_get(2)? {
             let what = "is published with a row filter: an UPDATE of the ERP fails when it uses other columns than the key";
             findings.push(finding(Severity::Error, &name, what, whole.clone()));
@@ -218,7 +232,11 @@ async fn columns(client: &Client, mapping: &SourceMapping) -> Result<Vec<Finding
         let rows = client.query(sql, &[&&*table.schema, &&*table.name]).await?;
         let mut existing = Vec::new();
         for row in &rows {
-            existing.push((row.try_get::<_, String>(0)?, row.try_get::<_, bool>(1)?, row.try_get::<_, bool>(2)?));
+            existing.push((
+                row.try_get::<_, String>(0)?,
+                row.try_get::<_, bool>(1)?,
+                row.try_get::<_, bool>(2)?,
+            ));
         }
         findings.extend(table_findings(table, &existing));
     }
@@ -254,7 +272,10 @@ fn table_findings(table: &TableSpec, existing: &[(String, bool, bool)]) -> Vec<F
             Severity::Error,
             &name,
             "the role may not read mapped columns, so the first load would fail",
-            format!("grant select ({}) on {name} to tailwater_src  -- with the name of the role in use", unreadable.join(", ")),
+            format!(
+                "grant select ({}) on {name} to tailwater_src  -- with the name of the role in use",
+                unreadable.join(", ")
+            ),
         ));
     }
     for column in &table.key {

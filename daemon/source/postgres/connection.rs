@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use postgres_protocol::authentication::md5_hash;
-use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256};
+use postgres_protocol::authentication::sasl::{
+    ChannelBinding, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256,
+};
 use postgres_protocol::message::frontend;
 use rustls::pki_types::ServerName;
 use sha2::{Digest, Sha256, Sha384, Sha512};
@@ -91,7 +93,11 @@ impl ReplicationConnection {
         opened.await.map_err(|_| timed_out())?
     }
 
-    async fn start_up(&mut self, database: &Database, binding: Option<Vec<u8>>) -> Result<(), ConnectionError> {
+    async fn start_up(
+        &mut self,
+        database: &Database,
+        binding: Option<Vec<u8>>,
+    ) -> Result<(), ConnectionError> {
         let mut out = BytesMut::new();
         let parameters = [
             ("user", database.user.as_str()),
@@ -133,11 +139,15 @@ impl ReplicationConnection {
             }
             10 => return self.scram(database, fields, binding).await,
             other => {
-                return Err(ConnectionError::Unsupported(format!("authentication method {other} is not supported")));
+                return Err(ConnectionError::Unsupported(format!(
+                    "authentication method {other} is not supported"
+                )));
             }
         }
         if kind == 3 && !database.tls && !crate::pg::is_local(&database.host) {
-            return Err(ConnectionError::Unsupported("the server wants the password in clear text without TLS".into()));
+            return Err(ConnectionError::Unsupported(
+                "the server wants the password in clear text without TLS".into(),
+            ));
         }
         self.write(&out).await
     }
@@ -159,7 +169,8 @@ impl ReplicationConnection {
             Some(hash) if plus => (SCRAM_SHA_256_PLUS, ChannelBinding::tls_server_end_point(hash.to_vec())),
             Some(_) => {
                 return Err(ConnectionError::Unsupported(
-                    "the server does not offer channel binding (SCRAM-SHA-256-PLUS) on a TLS connection".into(),
+                    "the server does not offer channel binding (SCRAM-SHA-256-PLUS) on a TLS connection"
+                        .into(),
                 ));
             }
             None => (SCRAM_SHA_256, ChannelBinding::unsupported()),
@@ -206,7 +217,10 @@ impl ReplicationConnection {
     }
 
     /// Switches to streaming; afterwards only the raw parts are of use.
-    pub async fn start_streaming(mut self, sql: &str) -> Result<(Box<dyn Transport>, BytesMut), ConnectionError> {
+    pub async fn start_streaming(
+        mut self,
+        sql: &str,
+    ) -> Result<(Box<dyn Transport>, BytesMut), ConnectionError> {
         let mut out = BytesMut::new();
         frontend::query(sql, &mut out)?;
         self.write(&out).await?;
@@ -257,11 +271,13 @@ async fn connect(database: &Database) -> Result<(Box<dyn Transport>, Option<Vec<
     if stream.read_u8().await? != b'S' {
         return Err(ConnectionError::Unsupported("the server does not offer TLS".into()));
     }
-    let name = ServerName::try_from(database.host.clone())
-        .map_err(|_| ConnectionError::Unsupported(format!("`{}` cannot be verified as a host name", database.host)))?;
+    let name = ServerName::try_from(database.host.clone()).map_err(|_| {
+        ConnectionError::Unsupported(format!("`{}` cannot be verified as a host name", database.host))
+    })?;
     let connector = TlsConnector::from(Arc::new(database.tls_config()?));
     let stream = connector.connect(name, stream).await?;
-    let binding = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).and_then(|der| end_point(der));
+    let binding =
+        stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).and_then(|der| end_point(der));
     Ok((Box::new(stream), binding))
 }
 
@@ -283,7 +299,9 @@ fn end_point(der: &[u8]) -> Option<Vec<u8>> {
 fn password(database: &Database) -> Result<String, ConnectionError> {
     match &database.password {
         Some(secret) => Ok(secret.read().map_err(ConnectError::from)?.expose().to_owned()),
-        None => Err(ConnectionError::Unsupported("the server asks for a password and none is configured".into())),
+        None => {
+            Err(ConnectionError::Unsupported("the server asks for a password and none is configured".into()))
+        }
     }
 }
 

@@ -84,16 +84,25 @@ impl Relation {
         let find = |name: &Arc<str>| {
             let position = message.columns.iter().position(|column| column.name == **name);
             match position.and_then(|index| message.columns.get(index).map(|column| (index, column))) {
-                Some((index, column)) => Ok((Column { name: name.clone(), index, type_oid: column.type_oid }, column.key)),
-                None => Err(RelationError::MissingColumn { table: spec.name.to_string(), column: name.to_string() }),
+                Some((index, column)) => {
+                    Ok((Column { name: name.clone(), index, type_oid: column.type_oid }, column.key))
+                }
+                None => Err(RelationError::MissingColumn {
+                    table: spec.name.to_string(),
+                    column: name.to_string(),
+                }),
             }
         };
-        let columns = spec.columns.iter().map(|name| find(name).map(|(column, _)| column)).collect::<Result<_, _>>()?;
+        let columns =
+            spec.columns.iter().map(|name| find(name).map(|(column, _)| column)).collect::<Result<_, _>>()?;
         let mut key = Vec::new();
         for name in &spec.key {
             let (column, in_identity) = find(name)?;
             if !in_identity {
-                return Err(RelationError::KeyNotInIdentity { table: spec.name.to_string(), column: name.to_string() });
+                return Err(RelationError::KeyNotInIdentity {
+                    table: spec.name.to_string(),
+                    column: name.to_string(),
+                });
             }
             key.push(column);
         }
@@ -128,7 +137,11 @@ impl Relation {
         if tuple.len() == self.width {
             return Ok(());
         }
-        Err(RelationError::ColumnCount { table: self.table.to_string(), found: tuple.len(), expected: self.width })
+        Err(RelationError::ColumnCount {
+            table: self.table.to_string(),
+            found: tuple.len(),
+            expected: self.width,
+        })
     }
 
     fn decode(&self, column: &Column, tuple: &Tuple) -> Result<Field, RelationError> {
@@ -138,7 +151,9 @@ impl Relation {
             error,
         };
         Ok(match tuple.get(column.index) {
-            Some(TupleValue::Text(bytes)) => Field::Value(decode_text(column.type_oid, bytes).map_err(failed)?),
+            Some(TupleValue::Text(bytes)) => {
+                Field::Value(decode_text(column.type_oid, bytes).map_err(failed)?)
+            }
             Some(TupleValue::Unchanged) => Field::Unchanged,
             Some(TupleValue::Binary(_)) => return Err(failed(ValueError::WrongForm(column.type_oid))),
             Some(TupleValue::Null) | None => Field::Value(Value::Null),

@@ -5,8 +5,8 @@
 
 use tokio_postgres::Client;
 
-use super::connection::{ConnectionError, ReplicationConnection};
 use super::catalog::quote;
+use super::connection::{ConnectionError, ReplicationConnection};
 use crate::event::{Cluster, Lsn};
 use crate::ledger::position::Position;
 
@@ -170,5 +170,8 @@ pub async fn check_continuity(
 pub fn start_statement(slot: &str, publication: &str, from: Lsn) -> String {
     // The list of publications is an identifier list inside a literal.
     let names = postgres_protocol::escape::escape_literal(&quote(publication));
-    format!("START_REPLICATION SLOT {} LOGICAL {from} (proto_version '1', publication_names {names})", quote(slot))
+    format!(
+        "START_REPLICATION SLOT {} LOGICAL {from} (proto_version '1', publication_names {names})",
+        quote(slot)
+    )
 }

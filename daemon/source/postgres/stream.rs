@@ -80,7 +80,8 @@ impl Stream {
         let asked = Arc::new(Notify::new());
         let end = Arc::new(std::sync::Mutex::new(None));
         let feedback = tokio::spawn(answer(write, flush_seen, asked.clone(), status_interval));
-        let reader = Reader { read, buffer, assembler, handover, asked, gathered: Delivered::default(), rows: 0 };
+        let reader =
+            Reader { read, buffer, assembler, handover, asked, gathered: Delivered::default(), rows: 0 };
         let cause = end.clone();
         let reading = tokio::spawn(async move {
             let ended = reader.run().await;

@@ -202,7 +202,8 @@ impl Assembler {
         open.transaction.last_ordinal = ordinal;
         let (ledgered_lsn, last_ordinal) = self.ledgered;
         let held = open.transaction.commit_lsn < ledgered_lsn
-            || (open.transaction.commit_lsn == ledgered_lsn && last_ordinal.is_none_or(|last| ordinal <= last));
+            || (open.transaction.commit_lsn == ledgered_lsn
+                && last_ordinal.is_none_or(|last| ordinal <= last));
         Ok((!held).then_some(ordinal))
     }
 
@@ -245,7 +246,11 @@ impl Assembler {
 }
 
 fn place(changes: &[Change]) -> HashMap<(Arc<str>, String), usize> {
-    changes.iter().enumerate().map(|(index, change)| ((change.table.clone(), change.key.clone()), index)).collect()
+    changes
+        .iter()
+        .enumerate()
+        .map(|(index, change)| ((change.table.clone(), change.key.clone()), index))
+        .collect()
 }
 
 /// The later state wins; a column it does not carry keeps what the earlier one said.

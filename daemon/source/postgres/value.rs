@@ -41,7 +41,11 @@ pub fn decode_text(type_oid: u32, bytes: &[u8]) -> Result<Value, ValueError> {
         },
         INT2 | INT4 | INT8 | OID => {
             let number: i64 = text.parse().map_err(|_| wrong())?;
-            if number.abs() > MAX_EXACT_INTEGER { Value::String(text.to_owned()) } else { Value::from(number) }
+            if number.abs() > MAX_EXACT_INTEGER {
+                Value::String(text.to_owned())
+            } else {
+                Value::from(number)
+            }
         }
         FLOAT4 | FLOAT8 => {
             let number: f64 = text.parse().map_err(|_| wrong())?;

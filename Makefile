@@ -1,0 +1,42 @@
+# The two commands that matter: `make demo` and `make test`. Each installs what it needs (root or sudo).
+CARGO ?= cargo
+PREFIX ?= /usr
+DESTDIR ?=
+
+.PHONY: demo test lint bench soak install release dependencies
+
+demo: dependencies release
+	target/release/tailwater demo $(DEMO)
+
+test: dependencies
+	$(CARGO) test --locked -- --test-threads=2
+
+lint:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --quiet
+
+# One line per figure: name value unit bar OP NUMBER ok|short
+bench: dependencies release
+	$(CARGO) test --locked --release --test tests -- --nocapture --test-threads=1 bench:: | grep -E '^(bench|#)'
+
+# The campaigns of the tests, longer: 200 kills, a target down for a minute.
+soak: dependencies
+	TAILWATER_KILLS=200 TAILWATER_DOWN_SECONDS=60 $(CARGO) test --locked -- --nocapture --test-threads=1 crash:: faults::
+
+release:
+	$(CARGO) build --release --locked
+
+dependencies:
+	./dependencies.sh
+
+install: release
+	install -D -m 0755 target/release/tailwater $(DESTDIR)$(PREFIX)/bin/tailwater
+	cd mappings && find . -type f -exec install -D -m 0644 {} $(DESTDIR)$(PREFIX)/share/tailwater/mappings/{} \;
+	install -D -m 0644 systemd/tailwater.service $(DESTDIR)/lib/systemd/system/tailwater.service
+	install -D -m 0644 systemd/tailwater.sysusers $(DESTDIR)/usr/lib/sysusers.d/tailwater.conf
+	install -d -m 0750 $(DESTDIR)/etc/tailwater $(DESTDIR)/etc/tailwater/secrets
+	test -e $(DESTDIR)/etc/tailwater/tailwater.toml || \
+		install -m 0640 tailwater.example.toml $(DESTDIR)/etc/tailwater/tailwater.toml
+	install -d $(DESTDIR)$(PREFIX)/share/man/man1
+	target/release/tailwater man > $(DESTDIR)$(PREFIX)/share/man/man1/tailwater.1

@@ -1,0 +1,69 @@
+//! A create in doubt: the object is looked up by our id (INV-3).
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use super::deliver::Delivery;
+use super::retry::backoff;
+use crate::connector::Strategy;
+use crate::connector::classify::Class;
+use crate::connector::request::Request;
+use crate::ledger::LedgerError;
+use crate::ledger::batch::{Batch, ClosedWrite};
+use crate::mapping::expression::Scope;
+
+impl Delivery {
+    /// Looks the object up by our id to learn what became of its creation.
+    pub(super) async fn find(&self, request: Request) -> Result<(), LedgerError> {
+        self.target.permit().await;
+        let attempt_seq = self.ledger.writer().write(self.attempt(&request, "")).await?;
+        let result = self.target.http.send(&request, "").await;
+        let mut outcome = self.judge(&request.step, result);
+        self.target.note(outcome.class, outcome.retry_after).await;
+        let object = self.target.connector.object(&self.due.lane.object);
+        let find = object.and_then(|object| match &object.strategy {
+            Strategy::CreateOrUpdate { find, .. } => find.as_deref(),
+            Strategy::Upsert(_) => None,
+        });
+        let ids = find.filter(|_| outcome.class == Class::Applied).map(|find| {
+            let scope = Scope::new([("answer", &outcome.answer)]);
+            (find.fresh_after, find.ids.evaluate(&scope).unwrap_or_default())
+        });
+        let mut batch = Batch::default();
+        match ids {
+            Some((_, Value::Array(ids))) if ids.len() == 1 => {
+                let id = ids.first().and_then(Value::as_str).map(str::to_owned);
+                outcome.reason = "found by our id: it was carried out".into();
+                let index =
+                    batch.entry(self.outcome_entry(Class::Applied, attempt_seq, &outcome, id.as_deref()));
+                let created = self.due.request.as_ref().and_then(Request::from_json).unwrap_or(request);
+                batch.closed.push(ClosedWrite { id: self.due.id, state: "applied", reason: None });
+                batch.applied.push(self.applied(&created, id, index));
+            }
+            Some((fresh_after, Value::Array(ids))) if ids.is_empty() => {
+                let age = self.due.last_attempt_at.map(|at| Timestamp::now().duration_since(at));
+                let age: Duration = age.and_then(|age| age.try_into().ok()).unwrap_or_default();
+                let settled = age >= fresh_after;
+                outcome.reason =
+                    if settled { "not found: it was not carried out" } else { "not found yet" }.into();
+                batch.entry(self.outcome_entry(Class::Transient, attempt_seq, &outcome, None));
+                let wait = if settled { Duration::ZERO } else { fresh_after.saturating_sub(age) };
+                batch.retries.push(self.retry(wait, &outcome, !settled, settled));
+            }
+            Some(_) => {
+                outcome.reason = "several objects carry our id".into();
+                batch.entry(self.outcome_entry(Class::Uncertain, attempt_seq, &outcome, None));
+                let reason = Some(outcome.reason.clone());
+                batch.closed.push(ClosedWrite { id: self.due.id, state: "parked", reason });
+            }
+            None => {
+                batch.entry(self.outcome_entry(outcome.class, attempt_seq, &outcome, None));
+                let wait = outcome.retry_after.unwrap_or_else(|| backoff(self.due.attempts, rand::random()));
+                batch.retries.push(self.retry(wait, &outcome, true, false));
+            }
+        }
+        self.ledger.writer().write(batch).await.map(|_| ())
+    }
+}
