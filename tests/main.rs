@@ -11,11 +11,16 @@
 
 mod support;
 
+mod audit;
 mod crash;
 mod faults;
+mod fold;
+mod layering;
 mod lifecycle;
 mod real_odoo;
 mod refusals;
 mod settings;
 mod shutdown;
+mod tls;
 mod unique_values;
+mod wire;

@@ -1,0 +1,75 @@
+//! The direction of dependencies: which module may name which. Data flows one way.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// Module, and what it may import of the crate.
+const ALLOWED: [(&str, &[&str]); 12] = [
+    ("event", &["event"]),
+    ("config", &["config", "connector", "dispatch", "mapping", "pg"]),
+    ("pg", &["config"]),
+    ("mapping", &["mapping", "config", "event"]),
+    ("connector", &["connector", "config", "mapping"]),
+    ("image", &["image", "event", "mapping"]),
+    ("source", &["source", "event", "mapping", "pg", "ledger"]),
+    ("ledger", &["ledger", "event", "image", "pg"]),
+    ("target", &["target", "config", "connector"]),
+    ("dispatch", &["dispatch", "connector", "event", "image", "ledger", "mapping", "ops", "target"]),
+    ("capture", &["capture", "dispatch", "event", "image", "ledger", "mapping", "ops", "pg", "source"]),
+    ("ops", &["ops", "config", "ledger", "pg"]),
+];
+
+/// Modules without I/O, clocks or tasks: `now` and random draws are parameters.
+const PURE: [&str; 9] = [
+    "event", "mapping/mod.rs", "mapping/expression.rs", "mapping/template.rs", "image", "connector/request.rs",
+    "connector/classify.rs", "dispatch/plan.rs", "dispatch/retry.rs",
+];
+
+fn files(path: &Path) -> Vec<PathBuf> {
+    if path.is_file() {
+        return vec![path.to_path_buf()];
+    }
+    let entries = std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| files(&path)).collect()
+}
+
+fn daemon() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("daemon")
+}
+
+#[test]
+fn a_module_names_only_what_stands_before_it() {
+    let mut wrong = Vec::new();
+    for (module, allowed) in ALLOWED {
+        let directory = daemon().join(module);
+        let path = if directory.exists() { directory } else { daemon().join(format!("{module}.rs")) };
+        for file in files(&path) {
+            let text = std::fs::read_to_string(&file).unwrap();
+            let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+            let named: BTreeSet<String> = code
+                .flat_map(|line| line.match_indices("crate::").map(|(at, _)| line[at + 7..].to_owned()).collect::<Vec<_>>())
+                .map(|rest| rest.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect())
+                .collect();
+            for name in named.iter().filter(|name| !allowed.contains(&name.as_str()) && !name.is_empty()) {
+                wrong.push(format!("{} names {name}", file.strip_prefix(daemon()).unwrap().display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn pure_modules_have_no_clock_socket_or_task() {
+    let mut wrong = Vec::new();
+    for module in PURE {
+        for file in files(&daemon().join(module)) {
+            let text = std::fs::read_to_string(&file).unwrap();
+            for banned in ["tokio::", "Timestamp::now", "Instant::now", "rand::", "std::net", "std::fs", "tokio_postgres"] {
+                if text.lines().any(|line| !line.trim_start().starts_with("//") && line.contains(banned)) {
+                    wrong.push(format!("{} uses {banned}", file.strip_prefix(daemon()).unwrap().display()));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
