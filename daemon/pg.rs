@@ -102,6 +102,9 @@ impl Database {
         };
         if self.tls {
             config.ssl_mode(tokio_postgres::config::SslMode::Require);
+            if self.password.is_some() {
+                config.channel_binding(tokio_postgres::config::ChannelBinding::Require);
+            }
             let (client, connection) =
                 config.connect(MakeRustlsConnect::new(self.tls_config()?)).await.map_err(failed)?;
             tokio::spawn(connection);

@@ -58,17 +58,25 @@ async fn any_change_to_the_ledger_is_found_and_its_entry_named() {
         ("update entry set body = '{}', leaf = sha256('\\x00' || '{}'::bytea) where seq = 9", 1, "entry 9"),
         ("delete from entry where seq = 4", 2, "entry 4"),
         ("delete from entry where seq = (select max(seq) from entry)", 2, "missing"),
-        ("insert into entry select seq + 1, kind, recorded_at, correlation_id, body, leaf from entry order by seq desc limit 1", 2, "not covered"),
+        (
+            "insert into entry select seq + 1, kind, recorded_at, correlation_id, body, leaf from entry order by seq desc limit 1",
+            2,
+            "not covered",
+        ),
         ("update tree set root = sha256('x')", 1, "tree head"),
     ];
     for (sql, code, expected) in cases {
-        ledger.batch_execute("create table entry_saved as table entry; create table tree_saved as table tree").await.unwrap();
+        ledger
+            .batch_execute("create table entry_saved as table entry; create table tree_saved as table tree")
+            .await
+            .unwrap();
         ledger.batch_execute(sql).await.unwrap();
         let output = world.run(&["ledger", "verify"]);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert_eq!(output.status.code(), Some(code), "{sql}: {text}");
         assert!(text.contains(expected), "{sql}: {text}");
-        let restore = "truncate entry, tree; insert into entry table entry_saved; insert into tree table tree_saved;
+        let restore =
+            "truncate entry, tree; insert into entry table entry_saved; insert into tree table tree_saved;
                        drop table entry_saved, tree_saved";
         ledger.batch_execute(restore).await.unwrap();
     }
@@ -86,7 +94,10 @@ async fn an_event_is_followed_from_the_row_to_the_answer_and_the_log_holds_nothi
     odoo.write(company, "email", &"nonsense-canary").await.unwrap();
     world.settled(Duration::from_secs(20)).await;
     let ledger = world.ledger_client().await;
-    let rows = ledger.query("select kind, body from entry where correlation_id is not null order by seq", &[]).await.unwrap();
+    let rows = ledger
+        .query("select kind, body from entry where correlation_id is not null order by seq", &[])
+        .await
+        .unwrap();
     let bodies: Vec<(String, Value)> = rows
         .iter()
         .map(|row| (row.get(0), serde_json::from_slice(&row.get::<_, Vec<u8>>(1)).unwrap()))
@@ -97,7 +108,8 @@ async fn an_event_is_followed_from_the_row_to_the_answer_and_the_log_holds_nothi
     assert_eq!(event["changes"][0]["after"]["name"], "Canary Personal Ltd");
     assert!(event["source"]["xid"].is_u64() && event["source"]["commit_lsn"].is_string());
     for kind in ["attempt", "outcome"] {
-        let found = bodies.iter().filter(|(k, body)| k == kind && body["correlation_id"] == event["event_id"]);
+        let found =
+            bodies.iter().filter(|(k, body)| k == kind && body["correlation_id"] == event["event_id"]);
         assert_eq!(found.count(), 2, "{kind} at Stripe and at Zendesk");
     }
     let outcome = &bodies.iter().find(|(kind, _)| kind == "outcome").unwrap().1;

@@ -42,6 +42,25 @@ async fn one_answer_in_five_swallowed_doubles_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_error_stored_under_the_key_is_got_over_by_looking_or_by_a_new_key_and_nothing_is_doubled() {
+    let world = World::start(WorldOptions::default()).await;
+    let _daemon = world.daemon();
+    world.streaming().await;
+    let mut odoo = world.odoo().await;
+    world.stripe.with(|stripe| stripe.store_errors(1));
+    let company = odoo.create_company("Replayed", "replayed@example.com", 1).await.unwrap();
+    world.settled(Duration::from_secs(60)).await;
+    world.stripe.with(|stripe| stripe.store_errors(1));
+    odoo.write(company, "city", &"Elsewhere").await.unwrap();
+    world.settled(Duration::from_secs(60)).await;
+    let erp = world.erp.client("erp").await.unwrap();
+    assert_same(&held(&world), &expected(&erp, &[]).await);
+    assert_eq!(world.stripe.with(|stripe| stripe.doubled()), Vec::<String>::new());
+    let searches = world.stripe.journal().calls.iter().filter(|call| call.line.contains("search")).count();
+    assert_eq!(searches, 1, "the create was looked up, the update was not");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn throttling_errors_and_resets_lose_nothing_and_the_quota_holds() {
     let world = World::start(WorldOptions {
         stripe_quota: "40/s",

@@ -15,7 +15,12 @@ fn mapping() -> Arc<SourceMapping> {
         key: vec!["id".into()],
         columns: vec!["id".into(), "name".into(), "note".into()],
     };
-    Arc::new(SourceMapping { name: "m".into(), sha256: String::new(), tables: vec![table], events: Vec::new() })
+    Arc::new(SourceMapping {
+        name: "m".into(),
+        sha256: String::new(),
+        tables: vec![table],
+        events: Vec::new(),
+    })
 }
 
 struct Script(Vec<Bytes>);
@@ -115,7 +120,8 @@ const NOTHING: (Lsn, Option<u64>) = (Lsn(0), None);
 
 #[test]
 fn the_last_image_of_a_row_wins_and_unsent_columns_keep_what_the_transaction_said() {
-    let script = Script::begin(10).insert("1", "a", "long").update(None, "1", "b", "~").update(None, "1", "c", "~");
+    let script =
+        Script::begin(10).insert("1", "a", "long").update(None, "1", "b", "~").update(None, "1", "c", "~");
     let transactions = assemble(script.commit(20), SliceLimits::default(), NOTHING);
     assert_eq!(states(&transactions), [("1".into(), 2, "1,c,long".into())]);
     assert_eq!((transactions[0].row_changes, transactions[0].end_lsn), (3, Lsn(20)));
@@ -140,7 +146,8 @@ fn a_row_deleted_and_made_again_stands() {
 
 #[test]
 fn a_large_transaction_comes_in_slices_and_a_re_read_skips_what_is_ledgered() {
-    let script = || (0..10).fold(Script::begin(10), |script, n| script.insert(&n.to_string(), "n", "-")).commit(20);
+    let script =
+        || (0..10).fold(Script::begin(10), |script, n| script.insert(&n.to_string(), "n", "-")).commit(20);
     let limits = SliceLimits { rows: 4, bytes: u64::MAX };
     let slices = assemble(script(), limits, NOTHING);
     assert_eq!(slices.iter().map(|slice| slice.changes.len()).collect::<Vec<_>>(), [4, 4, 2]);
@@ -161,7 +168,10 @@ fn a_large_transaction_comes_in_slices_and_a_re_read_skips_what_is_ledgered() {
 fn what_the_mapping_does_not_read_is_counted_and_dropped() {
     let mut messages = Script::begin(10).commit(20);
     let row = Bytes::from_static(b"I\0\0\0\x02N\0\x01n");
-    messages.insert(2, Bytes::from_static(b"R\0\0\0\x02public\0mail_message\0d\0\x01\x01id\0\0\0\0\x17\xff\xff\xff\xff"));
+    messages.insert(
+        2,
+        Bytes::from_static(b"R\0\0\0\x02public\0mail_message\0d\0\x01\x01id\0\0\0\0\x17\xff\xff\xff\xff"),
+    );
     messages.insert(3, row);
     let transactions = assemble(messages, SliceLimits::default(), NOTHING);
     assert_eq!((transactions[0].row_changes, transactions[0].changes.len()), (1, 0));

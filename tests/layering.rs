@@ -21,8 +21,15 @@ const ALLOWED: [(&str, &[&str]); 12] = [
 
 /// Modules without I/O, clocks or tasks: `now` and random draws are parameters.
 const PURE: [&str; 9] = [
-    "event", "mapping/mod.rs", "mapping/expression.rs", "mapping/template.rs", "image", "connector/request.rs",
-    "connector/classify.rs", "dispatch/plan.rs", "dispatch/retry.rs",
+    "event",
+    "mapping/mod.rs",
+    "mapping/expression.rs",
+    "mapping/template.rs",
+    "image",
+    "connector/request.rs",
+    "connector/classify.rs",
+    "dispatch/plan.rs",
+    "dispatch/retry.rs",
 ];
 
 fn files(path: &Path) -> Vec<PathBuf> {
@@ -47,7 +54,9 @@ fn a_module_names_only_what_stands_before_it() {
             let text = std::fs::read_to_string(&file).unwrap();
             let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
             let named: BTreeSet<String> = code
-                .flat_map(|line| line.match_indices("crate::").map(|(at, _)| line[at + 7..].to_owned()).collect::<Vec<_>>())
+                .flat_map(|line| {
+                    line.match_indices("crate::").map(|(at, _)| line[at + 7..].to_owned()).collect::<Vec<_>>()
+                })
                 .map(|rest| rest.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect())
                 .collect();
             for name in named.iter().filter(|name| !allowed.contains(&name.as_str()) && !name.is_empty()) {
@@ -64,7 +73,15 @@ fn pure_modules_have_no_clock_socket_or_task() {
     for module in PURE {
         for file in files(&daemon().join(module)) {
             let text = std::fs::read_to_string(&file).unwrap();
-            for banned in ["tokio::", "Timestamp::now", "Instant::now", "rand::", "std::net", "std::fs", "tokio_postgres"] {
+            for banned in [
+                "tokio::",
+                "Timestamp::now",
+                "Instant::now",
+                "rand::",
+                "std::net",
+                "std::fs",
+                "tokio_postgres",
+            ] {
                 if text.lines().any(|line| !line.trim_start().starts_with("//") && line.contains(banned)) {
                     wrong.push(format!("{} uses {banned}", file.strip_prefix(daemon()).unwrap().display()));
                 }

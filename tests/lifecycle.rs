@@ -153,3 +153,40 @@ async fn unchanged_toast_is_kept_and_never_becomes_null() {
     assert_eq!(customer["address"]["line2"].as_str().unwrap().len(), 16_000);
     assert_eq!(customer["address"]["city"], "Elsewhere");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_key_takes_unchanged_toast_along() {
+    let world = World::start(WorldOptions::default()).await;
+    let _daemon = world.daemon();
+    world.streaming().await;
+    let mut odoo = world.odoo().await;
+    let company = odoo.create_company("Renumbered", "renumbered@example.com", 1).await.unwrap();
+    let long = "update res_partner set street2 = (select string_agg(md5(n::text), '') from generate_series(1, 500) n)
+                where name = 'Renumbered'";
+    odoo.client().batch_execute(long).await.unwrap();
+    world.settled(PATIENCE).await;
+    let renumber =
+        format!("update res_partner set id = 5000, commercial_partner_id = null where id = {company}");
+    odoo.client().batch_execute(&renumber).await.unwrap();
+    world.settled(PATIENCE).await;
+    let erp = world.erp.client("erp").await.unwrap();
+    assert_same(&held(&world), &expected(&erp, &[]).await);
+    assert!(world.stripe.with(|stripe| stripe.customers()).contains_key("ERP-P-5000"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn contacts_of_a_customer_that_the_vendor_refuses_arrive_without_it_and_join_it_later() {
+    let world = World::start(WorldOptions::default()).await;
+    let _daemon = world.daemon();
+    world.streaming().await;
+    let mut odoo = world.odoo().await;
+    // Zendesk refuses an organization without a name.
+    let company = odoo.create_company(" ", "blank@example.com", 1).await.unwrap();
+    let contact = odoo.create_contact(company, "Waiting", "waiting@example.com").await.unwrap();
+    world.settled(PATIENCE).await;
+    let user = || world.zendesk.with(|zendesk| zendesk.users()).remove(&format!("ERP-P-{contact}")).unwrap();
+    assert!(user()["organization_id"].is_null());
+    odoo.rename(company, "Named at last").await.unwrap();
+    world.settled(PATIENCE).await;
+    assert!(user()["organization_id"].is_u64());
+}

@@ -12,6 +12,7 @@
 mod support;
 
 mod audit;
+mod bench;
 mod crash;
 mod faults;
 mod fold;
@@ -21,6 +22,7 @@ mod real_odoo;
 mod refusals;
 mod settings;
 mod shutdown;
+mod systemd;
 mod tls;
 mod unique_values;
 mod wire;

@@ -16,11 +16,16 @@ fn openssl(directory: &Path, arguments: &[&str]) {
 }
 
 fn certificate(directory: &Path, name: &str, host: &str) {
-    let (key, csr, crt, ext) = (format!("{name}.key"), format!("{name}.csr"), format!("{name}.crt"), format!("{name}.ext"));
+    let (key, csr, crt, ext) =
+        (format!("{name}.key"), format!("{name}.csr"), format!("{name}.crt"), format!("{name}.ext"));
     std::fs::write(directory.join(&ext), format!("subjectAltName=DNS:{host}\n")).unwrap();
     let subject = format!("/CN={host}");
-    openssl(directory, &["req", "-newkey", "rsa:2048", "-nodes", "-keyout", &key, "-out", &csr, "-subj", &subject]);
-    let sign = ["x509", "-req", "-in", &csr, "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2"];
+    openssl(
+        directory,
+        &["req", "-newkey", "rsa:2048", "-nodes", "-keyout", &key, "-out", &csr, "-subj", &subject],
+    );
+    let sign =
+        ["x509", "-req", "-in", &csr, "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2"];
     openssl(directory, &[&sign[..], &["-out", &crt, "-extfile", &ext, "-sha256"]].concat());
 }
 
@@ -38,15 +43,19 @@ async fn the_stream_is_opened_over_verified_tls_with_scram_and_channel_binding_o
     authority(path, "ca");
     authority(path, "other");
     certificate(path, "server", "localhost");
-    let server = PrivatePostgres::start(path, "pg", &["password_encryption = 'scram-sha-256'"]).await.unwrap();
+    let server =
+        PrivatePostgres::start(path, "pg", &["password_encryption = 'scram-sha-256'"]).await.unwrap();
     let data = path.join("pg/data");
     let admin = server.client("postgres").await.unwrap();
     admin.batch_execute("create role repl login replication password 'right horse'").await.unwrap();
     // The server wants its key for itself alone, so it writes the files with its own hands.
     for name in ["server.key", "server.crt"] {
         let text = std::fs::read_to_string(path.join(name)).unwrap();
-        let copied = format!("copy (select {}) to program 'umask 077; base64 -d > {}'",
-            postgres_protocol::escape::escape_literal(&base64(&text)), data.join(name).display());
+        let copied = format!(
+            "copy (select {}) to program 'umask 077; base64 -d > {}'",
+            postgres_protocol::escape::escape_literal(&base64(&text)),
+            data.join(name).display()
+        );
         admin.batch_execute(&copied).await.unwrap();
     }
     let hba = "hostssl all repl all scram-sha-256\nhost all repl all reject\nlocal all all trust\nhost all all all trust\n";

@@ -106,3 +106,58 @@ async fn names_swapped_in_one_transaction_end_up_swapped() {
     assert_eq!(organization(&world, first)["name"], "South");
     assert_eq!(organization(&world, second)["name"], "North");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_is_cleared_is_free_for_another_person() {
+    let world = World::start(WorldOptions::default()).await;
+    let _daemon = world.daemon();
+    world.streaming().await;
+    let mut odoo = world.odoo().await;
+    let company = odoo.create_company("Cleared", "cleared@example.com", 1).await.unwrap();
+    let first = odoo.create_contact(company, "First", "desk@example.com").await.unwrap();
+    world.settled(PATIENCE).await;
+    let clear = format!("update res_partner set email = null, email_normalized = null where id = {first}");
+    odoo.client().batch_execute(&clear).await.unwrap();
+    world.settled(PATIENCE).await;
+    let second = odoo.create_contact(company, "Second", "desk@example.com").await.unwrap();
+    world.settled(PATIENCE).await;
+    assert_eq!(user(&world, first)["email"], Value::Null);
+    assert_eq!(user(&world, second)["email"], "desk@example.com");
+    assert_eq!(world.zendesk.with(|zendesk| zendesk.merged.clone()), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_swapped_while_the_target_is_down_do_not_wait_for_each_other() {
+    let world = World::start(WorldOptions::default()).await;
+    let _daemon = world.daemon();
+    world.streaming().await;
+    let mut odoo = world.odoo().await;
+    let first = odoo.create_company("East", "e@example.com", 1).await.unwrap();
+    let second = odoo.create_company("West", "w@example.com", 1).await.unwrap();
+    world.settled(PATIENCE).await;
+    world.zendesk.set_faults(tailwater::demo::vendor::faults::Faults { down: true, ..Default::default() });
+    odoo.rename(first, "West").await.unwrap();
+    odoo.rename(second, "East").await.unwrap();
+    odoo.tag(first, &[1]).await.unwrap();
+    odoo.tag(second, &[2]).await.unwrap();
+    world.zendesk.set_faults(Default::default());
+    world.settled(PATIENCE).await;
+    assert_eq!(
+        (&organization(&world, first)["name"], &organization(&world, second)["name"]),
+        (&"West".into(), &"East".into())
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_of_absurd_length_stops_nobody() {
+    let world = World::start(WorldOptions::default()).await;
+    let _daemon = world.daemon();
+    world.streaming().await;
+    let mut odoo = world.odoo().await;
+    let long: String = (0..400).map(|n: u32| format!("{:x}", n.wrapping_mul(2_654_435_761))).collect();
+    let first = odoo.create_company(&long, "long@example.com", 1).await.unwrap();
+    let second = odoo.create_company("Short", "short@example.com", 1).await.unwrap();
+    world.settled(PATIENCE).await;
+    assert_eq!(organization(&world, first)["name"], long);
+    assert_eq!(organization(&world, second)["name"], "Short");
+}

@@ -4,8 +4,12 @@ use bytes::{BufMut, Bytes, BytesMut};
 use proptest::prelude::*;
 use tailwater::event::Lsn;
 use tailwater::source::postgres::value::decode_text;
-use tailwater::source::postgres::wire::pgoutput::{LogicalMessage, OldTuple, RelationColumn, RelationMessage, TupleValue, decode};
-use tailwater::source::postgres::wire::{StreamMessage, decode_stream_message, encode_status_update, take_frame};
+use tailwater::source::postgres::wire::pgoutput::{
+    LogicalMessage, OldTuple, RelationColumn, RelationMessage, TupleValue, decode,
+};
+use tailwater::source::postgres::wire::{
+    StreamMessage, decode_stream_message, encode_status_update, take_frame,
+};
 
 fn put_tuple(out: &mut BytesMut, values: &[TupleValue]) {
     out.put_u16(values.len() as u16);
@@ -33,6 +37,7 @@ fn put_string(out: &mut BytesMut, text: &str) {
 }
 
 /// What the server would send for a message.
+#[allow(clippy::too_many_lines)] // One arm for each message reads best in one place.
 fn encode(message: &LogicalMessage) -> Bytes {
     let mut out = BytesMut::new();
     match message {
@@ -134,7 +139,11 @@ fn examples() -> Vec<LogicalMessage> {
         LogicalMessage::Update { relation_oid: 1, old: Some(OldTuple::Full(row.clone())), new: row.clone() },
         LogicalMessage::Delete { relation_oid: 1, old: OldTuple::Key(row) },
         LogicalMessage::Truncate { relation_oids: vec![1, 2] },
-        LogicalMessage::Message { transactional: true, prefix: "p".into(), content: Bytes::from_static(b"\0\xff") },
+        LogicalMessage::Message {
+            transactional: true,
+            prefix: "p".into(),
+            content: Bytes::from_static(b"\0\xff"),
+        },
     ]
 }
 

@@ -51,7 +51,7 @@ impl FirstLoad<'_> {
     ) -> Result<Position, CaptureError> {
         let slot_name = &self.source.slot;
         if slot::exists(self.client, slot_name).await? {
-            if earlier.is_none() {
+            if earlier.is_none_or(|earlier| earlier.slot != *slot_name) {
                 return Err(Discontinuity::SlotForeign { slot: slot_name.clone() }.into());
             }
             // The slot of a load that did not get to its end.
@@ -72,7 +72,7 @@ impl FirstLoad<'_> {
         let forget = vec![self.source.name.clone()];
         let batch = Batch { forget, positions: vec![position.clone()], ..Batch::default() };
         self.ledger.writer().write(batch).await?;
-        let new = slot::create(connection, slot_name).await?;
+        let new = self.pulse.during(slot::create(connection, slot_name)).await?;
         tracing::info!(slot = %slot_name, consistent_point = %new.consistent_point, "slot created; copying");
         position = Position {
             phase: Phase::Copying,
@@ -164,6 +164,8 @@ impl FirstLoad<'_> {
         }
         position.phase = Phase::Streaming;
         position.snapshot_cursor = None;
+        // A transaction whose commit record begins exactly at the consistent point is not in the snapshot.
+        position.commit_lsn = Lsn(position.commit_lsn.0.saturating_sub(1));
         self.write_position(&position).await?;
         tracing::info!("first load complete");
         Ok(position)

@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
-use tokio_postgres::error::SqlState;
+use tokio::time::{Instant, sleep};
 
 use super::Source;
 use super::first_load::FirstLoad;
@@ -28,10 +27,8 @@ use crate::source::postgres::slot::{self, Discontinuity};
 use crate::source::postgres::stream::{Delivered, Stream, StreamEnd};
 use crate::source::postgres::transaction::{Assembler, SliceLimits};
 
-/// A ledger that takes longer than this to note an idle position is not there.
-const IDLE_WRITE_PATIENCE: Duration = Duration::from_millis(1_000);
-/// A ledger that takes longer than this for a slice is not there.
-const SLICE_PATIENCE: Duration = Duration::from_secs(15);
+/// How long a server that wants to stop waits for the ledger before its connection is closed.
+const PATIENCE: Duration = Duration::from_millis(1_000);
 /// How often an idle position is noted when nobody asks.
 const IDLE_WRITE_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest time without a sign of life to the watchdog.
@@ -162,7 +159,8 @@ impl Follower {
             Some(position) if !matches!(position.phase, Phase::Creating | Phase::Copying) => position,
             earlier => load.copy(&mut connection, &cluster, earlier.as_ref()).await?,
         };
-        if let Some(problem) = slot::check_continuity(&client, &cluster, &position).await? {
+        if let Some(problem) = slot::check_continuity(&client, &cluster, &self.source.slot, &position).await?
+        {
             return Err(problem.into());
         }
         if position.phase == Phase::Mapping {
@@ -190,22 +188,23 @@ impl Follower {
         Err(CaptureError::Unsafe { source_name: source.name.clone(), findings })
     }
 
-    async fn stream(&self, mut stream: Stream, mut position: Position) -> Result<(), CaptureError> {
+    async fn stream(&self, stream: Stream, mut position: Position) -> Result<(), CaptureError> {
+        let mut stream = Some(stream);
         let mut intake = Intake::new(self.source.clone(), position.cluster.clone(), self.ledger.clone());
         let mut idle_at: Option<Lsn> = None;
         let mut idle_written = Instant::now();
-        loop {
+        while let Some(open) = &mut stream {
             self.pulse.beat();
             let wait = if idle_at.is_some() { IDLE_WRITE_INTERVAL } else { BEAT_INTERVAL };
             let delivered = tokio::select! {
-                next = stream.next() => next?,
+                next = open.next() => next?,
                 () = self.ledger.lost() => return Err(LedgerError::WriterGone.into()),
                 () = sleep(wait) => Delivered::default(),
             };
             if !delivered.transactions.is_empty() {
                 let slice = self.slice(&mut intake, &delivered.transactions, &mut position);
-                timeout(SLICE_PATIENCE, slice).await.map_err(|_| LedgerError::WriterGone)??;
-                stream.confirm(position.end_lsn);
+                self.yielding(&mut stream, delivered.urgent, slice).await?;
+                confirm(stream.as_ref(), position.end_lsn);
             }
             idle_at = delivered.idle_at.or(idle_at).filter(|lsn| *lsn > position.end_lsn);
             if let Some(lsn) = idle_at
@@ -213,12 +212,41 @@ impl Follower {
             {
                 position.end_lsn = lsn;
                 let batch = Batch { positions: vec![position.clone()], ..Batch::default() };
-                let write = self.ledger.writer().write(batch);
-                timeout(IDLE_WRITE_PATIENCE, write).await.map_err(|_| LedgerError::WriterGone)??;
-                stream.confirm(lsn);
+                let write = async { Ok(self.ledger.writer().write(batch).await.map(|_| ())?) };
+                self.yielding(&mut stream, delivered.urgent, write).await?;
+                confirm(stream.as_ref(), lsn);
                 idle_at = None;
                 idle_written = Instant::now();
             }
+        }
+        Err(CaptureError::Away("the server wanted to stop while the ledger was slow".into()))
+    }
+
+    /// Carries out `work` on the ledger. When the server wants to stop and the work takes too long, the connection is
+    /// closed first (INV-9); the work still comes to its end, so that nothing is half known.
+    async fn yielding(
+        &self,
+        stream: &mut Option<Stream>,
+        urgent: bool,
+        work: impl Future<Output = Result<(), CaptureError>>,
+    ) -> Result<(), CaptureError> {
+        let mut work = std::pin::pin!(self.pulse.during(work));
+        let wanted = async {
+            match stream.as_ref() {
+                Some(stream) if !urgent => stream.urgent().await,
+                _ => {}
+            }
+            sleep(PATIENCE).await;
+        };
+        tokio::select! {
+            done = &mut work => return done,
+            () = wanted => {}
+        }
+        tracing::warn!(source_name = %self.source.name, "the ledger is slow and the server waits; the connection is closed");
+        *stream = None;
+        tokio::select! {
+            done = work => done,
+            () = self.ledger.lost() => Err(LedgerError::WriterGone.into()),
         }
     }
 
@@ -276,13 +304,8 @@ async fn status_interval(client: &tokio_postgres::Client) -> Result<Duration, to
     Ok(if third.is_zero() { Duration::from_secs(10) } else { third.min(Duration::from_secs(10)) })
 }
 
-/// True for refusals that another try cannot cure.
-#[must_use]
-pub fn is_permanent(state: &SqlState) -> bool {
-    [
-        SqlState::INVALID_PASSWORD,
-        SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
-        SqlState::INVALID_CATALOG_NAME,
-    ]
-    .contains(state)
+fn confirm(stream: Option<&Stream>, flush_lsn: Lsn) {
+    if let Some(stream) = stream {
+        stream.confirm(flush_lsn);
+    }
 }

@@ -189,8 +189,9 @@ fn read_find(node: &Node, variables: &Variables, problems: &mut Problems) -> Opt
 fn read_follow_up(node: &Node, problems: &mut Problems) -> Option<FollowUp> {
     let mut fields = node.fields(problems);
     let when = fields.required("when", "answer.user.email != sent.user.email", problems);
-    let when =
-        when.and_then(|node| Expression::compile(&node, &open_variables(&["sent", "answer"]), problems));
+    let when = when.and_then(|node| {
+        Expression::compile(&node, &open_variables(&["sent", "answer", "released"]), problems)
+    });
     let list = fields.required("list", "GET /api/v2/users/{external_id}/identities", problems);
     let list = list
         .and_then(|node| RequestLine::compile(&node, &open_variables(&["sent", "external_id"]), problems));
@@ -201,7 +202,7 @@ fn read_follow_up(node: &Node, problems: &mut Problems) -> Option<FollowUp> {
     let then = steps.iter().filter_map(|node| {
         let mut fields = node.fields(problems);
         let each = fields.required("each", "list.identities.map(i, i.id)", problems);
-        let variables = open_variables(&["sent", "list", "external_id"]);
+        let variables = open_variables(&["sent", "list", "released", "external_id"]);
         let each = each.and_then(|node| Expression::compile(&node, &variables, problems));
         let line =
             fields.required("request", "DELETE /api/v2/users/{external_id}/identities/{item}", problems);

@@ -88,7 +88,7 @@ pub struct Unique {
 /// Requests that complete a write whose answer shows that it did not take in full.
 #[derive(Debug)]
 pub struct FollowUp {
-    /// Condition over `sent` (the body) and `answer`.
+    /// Condition over `sent` (the body), `answer` and `released` (unique values, folded, that the object lets go of).
     pub when: Expression,
     /// Reads what is there.
     pub list: RequestLine,
@@ -99,7 +99,7 @@ pub struct FollowUp {
 /// See [`FollowUp`].
 #[derive(Debug)]
 pub struct FollowUpStep {
-    /// Items, from `sent` and `list`.
+    /// Items, from `sent`, `released` and `list`.
     pub each: Expression,
     /// Request with `item`.
     pub line: RequestLine,

@@ -45,10 +45,10 @@ impl Delivery {
     /// Carries out `plan`. When it returns, the outcome is durable.
     pub async fn run(self, plan: Plan) -> Result<(), LedgerError> {
         match plan {
-            Plan::Skip(reason) => self.close("duplicate", reason.to_owned()).await,
+            Plan::Skip { reason, claims } => self.close("duplicate", reason.to_owned(), claims).await,
             Plan::Park(reason) => {
                 tracing::warn!(delivery = self.due.id, target = %self.due.lane.target, reason, "delivery parked");
-                self.close("parked", reason).await
+                self.close("parked", reason, None).await
             }
             Plan::Send { request, wishes } => self.send(request, wishes).await,
             Plan::Find(request) => self.find(request).await,
@@ -75,16 +75,10 @@ impl Delivery {
         {
             return Ok(());
         }
-        self.target.permit().await;
+        self.target.open().await;
         let mut batch = self.attempt(&request, &key);
-        if !self.due.uncertain && self.target.has_unique(&self.due.lane.object) {
-            batch.claims.push(ClaimWrite {
-                lane: self.due.lane.clone(),
-                reserve: request.holds.clone(),
-                wishes,
-                event_seq: self.due.event_seq,
-                requires: self.due.requires.clone(),
-            });
+        if !self.due.uncertain {
+            batch.claims.extend(self.claim(request.holds.clone(), wishes));
         }
         batch.sending.push(SendingWrite {
             id: self.due.id,
@@ -93,6 +87,7 @@ impl Delivery {
             attempted_at: Timestamp::now(),
         });
         let attempt_seq = self.ledger.writer().write(batch).await?;
+        self.target.permit().await;
         let result = self.target.http.send(&request, &key).await;
         let mut outcome = self.judge(&request.step, result);
         self.target.note(outcome.class, outcome.retry_after).await;
@@ -105,6 +100,17 @@ impl Delivery {
             self.target.dedup.delivered(&key, seq).await;
         }
         Ok(())
+    }
+
+    /// What the object holds and wishes at the target from now on, where that matters.
+    fn claim(&self, reserve: Vec<String>, wishes: Vec<String>) -> Option<ClaimWrite> {
+        self.target.has_unique(&self.due.lane.object).then(|| ClaimWrite {
+            lane: self.due.lane.clone(),
+            reserve,
+            wishes,
+            event_seq: self.due.event_seq,
+            requires: self.due.requires.clone(),
+        })
     }
 
     /// The attempt entry, and the states this delivery replaces.
@@ -189,14 +195,17 @@ impl Delivery {
             Class::Throttled | Class::Transient | Class::Unauthorised | Class::Uncertain => {
                 let wait =
                     outcome.retry_after.unwrap_or_else(|| backoff(self.due.attempts + 1, rand::random()));
-                let uncertain = self.due.uncertain || class == Class::Uncertain;
-                batch.retries.push(self.retry(wait, outcome, uncertain, false));
+                // An answer that the server is broken may be stored under the key and replayed for as long as the key is
+                // kept. What is the same however often it is sent gets a new key, and may be replaced by newer state.
+                let renew = class == Class::Uncertain && outcome.status.is_some() && request.step != "create";
+                let uncertain = !renew && (self.due.uncertain || class == Class::Uncertain);
+                batch.retries.push(self.retry(wait, outcome, uncertain, renew));
             }
             Class::Conflict => {
                 let want = outcome.field.and_then(|field| conflicting_want(request, field));
                 match want {
                     Some(want) => {
-                        batch.foreign.push((self.due.lane.target.clone(), want));
+                        batch.foreign.push((self.due.lane.clone(), want));
                         batch.retries.push(self.retry(backoff(self.due.attempts, 1.0), outcome, false, true));
                     }
                     None => self.reject(&mut batch, outcome),
@@ -261,7 +270,7 @@ impl Delivery {
         };
         let scope = crate::mapping::expression::Scope::new([("answer", answer)]);
         match write.id.evaluate(&scope) {
-            Ok(Value::String(id)) if !id.is_empty() => Some(id),
+            Ok(Value::String(id)) if !id.is_empty() && !id.contains('\0') => Some(id),
             Ok(Value::Number(id)) => Some(id.to_string()),
             _ => self.due.external_id.clone(),
         }
@@ -288,8 +297,16 @@ impl Delivery {
     }
 
     /// Ends the delivery without a request.
-    async fn close(&self, state: &'static str, reason: String) -> Result<(), LedgerError> {
+    async fn close(
+        &self,
+        state: &'static str,
+        reason: String,
+        claims: Option<(Vec<String>, Vec<String>)>,
+    ) -> Result<(), LedgerError> {
         let mut batch = Batch::default();
+        if let Some((reserve, wishes)) = claims {
+            batch.claims.extend(self.claim(reserve, wishes));
+        }
         self.supersede(&mut batch);
         let outcome = batch.entry(NewEntry::new(
             EntryKind::Outcome,

@@ -1,7 +1,8 @@
 //! Requests that complete a write whose answer shows that it did not take in full.
 //!
-//! Until they are done the delivery stays open: after a crash the write is sent again, its answer still shows what is
-//! missing, and this begins anew. Each request is harmless when repeated.
+//! Until they are done the delivery stays open, and the values that the object lets go of stay reserved for it: after a
+//! crash the write is sent again, those values are still to be released, and this begins anew. Each request is harmless
+//! when repeated.
 
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use crate::connector::classify::Class;
 use crate::connector::request::{Request, RequestLine};
 use crate::ledger::LedgerError;
 use crate::ledger::batch::Batch;
+use crate::ledger::outbox::held_by;
 use crate::mapping::expression::{EvaluationError, Scope};
 
 impl Delivery {
@@ -29,27 +31,36 @@ impl Delivery {
         };
         let answer = outcome.answer.clone();
         let external_id = self.external_id(sent, &answer).map_or(Value::Null, Value::String);
-        let needed =
-            follow_up.when.holds(&Scope::new([("sent", &body), ("answer", &answer)])).unwrap_or(false);
-        if !needed {
+        let released = self.released(sent).await?;
+        let resumed = self.due.uncertain && released.as_array().is_some_and(|values| !values.is_empty());
+        let scope = Scope::new([("sent", &body), ("answer", &answer), ("released", &released)]);
+        if !resumed && !follow_up.when.holds(&scope).unwrap_or(false) {
             return Ok(());
         }
-        if let Err(reason) = self.complete(follow_up, &body, &external_id).await? {
+        let known = [("sent", &body), ("released", &released), ("external_id", &external_id)];
+        if let Err(reason) = self.complete(follow_up, known).await? {
             outcome.class = Class::Uncertain;
+            outcome.status = None;
             outcome.reason = reason;
             outcome.retry_after = Some(Duration::from_secs(1));
         }
         Ok(())
     }
 
+    /// Unique values that the object held until now and holds no longer: they are still reserved for it.
+    async fn released(&self, sent: &Request) -> Result<Value, LedgerError> {
+        let held = held_by(self.ledger.reader(), &self.due.lane).await?;
+        let gone = held.iter().filter(|want| !sent.holds.contains(*want));
+        Ok(gone.filter_map(|want| want.split_once('=')).map(|(_, value)| value).collect())
+    }
+
     async fn complete(
         &self,
         follow_up: &FollowUp,
-        sent: &Value,
-        external_id: &Value,
+        known: [(&str, &Value); 3],
     ) -> Result<Result<(), String>, LedgerError> {
         let described = |error: EvaluationError| error.to_string();
-        let own = || [("sent", sent), ("external_id", external_id)];
+        let own = || known;
         let line = match to_request(&follow_up.list, &Scope::new(own())) {
             Ok(request) => request,
             Err(error) => return Ok(Err(described(error))),
@@ -61,8 +72,8 @@ impl Delivery {
         for step in &follow_up.then {
             let items = match step.each.evaluate(&Scope::new(own().into_iter().chain([("list", &list)]))) {
                 Ok(Value::Array(items)) => items,
-                Ok(_) => return Ok(Err("`each` is not a list".into())),
-                Err(error) => return Ok(Err(described(error))),
+                // What was listed has another form than expected, or nothing could be listed.
+                Ok(_) | Err(_) => return Ok(Ok(())),
             };
             for item in &items {
                 let request =
@@ -80,8 +91,9 @@ impl Delivery {
 
     /// One more request of this delivery, with its own attempt and outcome in the ledger.
     async fn exchange(&self, request: &Request) -> Result<Result<Value, String>, LedgerError> {
-        self.target.permit().await;
+        self.target.open().await;
         let attempt_seq = self.ledger.writer().write(self.attempt(request, "")).await?;
+        self.target.permit().await;
         let result = self.target.http.send(request, "").await;
         let outcome = self.judge(&request.step, result);
         self.target.note(outcome.class, outcome.retry_after).await;
@@ -90,8 +102,8 @@ impl Delivery {
         self.ledger.writer().write(batch).await?;
         Ok(match outcome.class {
             Class::Applied | Class::Duplicate => Ok(outcome.answer),
-            // Gone already, as it should be.
-            Class::Missing if request.method == "DELETE" => Ok(Value::Null),
+            // Gone already, or refused for good: asking again would change nothing.
+            Class::Missing | Class::Rejected | Class::Conflict => Ok(Value::Null),
             _ => Err(outcome.reason),
         })
     }

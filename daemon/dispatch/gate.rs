@@ -13,7 +13,8 @@ const MAX_OPEN: Duration = Duration::from_secs(15);
 /// First time it stays open.
 const FIRST_OPEN: Duration = Duration::from_millis(250);
 
-/// See the module's text. Invariant: while `now < closed_until` nothing is sent; after failures, one probe at a time.
+/// See the module's text. Invariant: while `now < closed_until` nothing is sent. While probing, the dispatcher starts one
+/// delivery at a time.
 #[derive(Debug, Clone, Default)]
 pub struct Gate {
     closed_until: Option<Instant>,

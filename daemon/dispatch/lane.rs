@@ -119,9 +119,12 @@ impl Dispatcher {
                 held.insert(want.clone(), lane.clone());
             }
         }
-        for lane in held.values().filter(|lane| **lane != due.lane) {
-            // Its holder is about to change: what was committed first is delivered first.
-            if has_older_open(self.ledger.reader(), lane, due.id).await? {
+        let own = wants.iter().filter_map(|want| held.get(want));
+        for lane in own.filter(|lane| **lane != due.lane) {
+            // Its holder is about to change: what was committed first is delivered first. Heads of lanes are compared, so
+            // that two lanes never wait for each other.
+            let head = due.supersedes.iter().copied().min().unwrap_or(due.id);
+            if has_older_open(self.ledger.reader(), lane, head).await? {
                 self.blocked.insert(due.id);
                 self.blocked.extend(&due.supersedes);
                 return Ok(());

@@ -17,8 +17,9 @@ use crate::mapping::expression::Scope;
 impl Delivery {
     /// Looks the object up by our id to learn what became of its creation.
     pub(super) async fn find(&self, request: Request) -> Result<(), LedgerError> {
-        self.target.permit().await;
+        self.target.open().await;
         let attempt_seq = self.ledger.writer().write(self.attempt(&request, "")).await?;
+        self.target.permit().await;
         let result = self.target.http.send(&request, "").await;
         let mut outcome = self.judge(&request.step, result);
         self.target.note(outcome.class, outcome.retry_after).await;

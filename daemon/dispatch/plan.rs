@@ -15,7 +15,12 @@ use crate::mapping::expression::{EvaluationError, Scope};
 #[derive(Debug, Clone, PartialEq)]
 pub enum Plan {
     /// The target already has it so.
-    Skip(&'static str),
+    Skip {
+        /// Why.
+        reason: &'static str,
+        /// What the object holds and wishes at the target now; `None` for a delete.
+        claims: Option<(Vec<String>, Vec<String>)>,
+    },
     /// Send this.
     Send {
         /// The request.
@@ -50,8 +55,16 @@ pub fn wanted(connector: &Connector, due: &Due) -> Result<Vec<String>, Obstacle>
     if due.operation == "delete" || due.uncertain || object.unique.is_empty() {
         return Ok(Vec::new());
     }
-    let body = object.body.render(&scope(connector, due))?;
-    Ok(object.unique.iter().filter_map(|unique| want(object, unique, &body)).collect())
+    let scope = scope(connector, due);
+    let mut body = object.body.render(&scope)?;
+    let mut wants = Vec::new();
+    for unique in &object.unique {
+        let Some(wanted) = want(object, unique, &body) else { continue };
+        wants.push(wanted);
+        set(&mut body, &unique.path, unique.otherwise.evaluate(&scope)?);
+        wants.extend(want(object, unique, &body));
+    }
+    Ok(wants)
 }
 
 /// Decides. `holder` says which object holds a unique value at the target.
@@ -68,22 +81,28 @@ pub fn plan(
     let scope = scope(connector, due);
     if due.operation == "delete" {
         if due.external_id.is_none() {
-            return Ok(Plan::Skip("not at the target"));
+            return Ok(Plan::Skip { reason: "not at the target", claims: None });
         }
         let request = request("delete", &object.delete, &scope)?;
         return Ok(Plan::Send { request, wishes: Vec::new() });
     }
     let mut body = object.body.render(&scope)?;
     let (mut holds, mut wishes) = (Vec::new(), Vec::new());
+    let is_free = |want: &str| holder(want).is_none_or(|lane| lane == due.lane);
     for unique in &object.unique {
         let Some(wanted) = want(object, unique, &body) else { continue };
-        if holder(&wanted).is_none_or(|lane| lane == due.lane) {
+        if is_free(&wanted) {
             holds.push(wanted);
             continue;
         }
         set(&mut body, &unique.path, unique.otherwise.evaluate(&scope)?);
-        holds.extend(want(object, unique, &body));
         wishes.push(wanted);
+        let Some(replacement) = want(object, unique, &body) else { continue };
+        if !is_free(&replacement) {
+            let path = unique.path.join(".");
+            return Ok(Plan::Park(format!("`{path}` must be unique, and its replacement is taken as well")));
+        }
+        holds.push(replacement);
     }
     // `ref`: not there, deliver again when it comes. `back`: there, deliver again should it go and come back.
     wishes.extend(due.requires.iter().map(|reference| {
@@ -92,7 +111,7 @@ pub fn plan(
     }));
     let sha256 = sha256_hex(&canonical_bytes(&without_nulls(&body)));
     if due.external_id.is_some() && due.applied_sha256.as_deref() == Some(sha256.as_str()) {
-        return Ok(Plan::Skip("unchanged at the target"));
+        return Ok(Plan::Skip { reason: "unchanged at the target", claims: Some((holds, wishes)) });
     }
     let (step, line) = match (&object.strategy, &due.external_id) {
         (Strategy::Upsert(write), _) => ("upsert", &write.line),

@@ -34,21 +34,28 @@ pub struct Target {
 }
 
 impl Target {
-    /// Waits until a request may leave: the gate is open and the quota grants it.
+    /// Waits until the gate is open.
+    pub async fn open(&self) {
+        while let Some(at) = self.opens_at().await {
+            sleep_until(at).await;
+        }
+    }
+
+    /// Waits until a request may leave: the gate is open and the quota grants it. Called last of all, so that permits
+    /// cannot gather behind a slow commit and then leave together.
     pub async fn permit(&self) {
         loop {
-            let opens_at = self.gate.lock().await.opens_at(Instant::now());
-            match opens_at {
-                Some(at) => sleep_until(at).await,
-                None => {
-                    self.pacer.permit().await;
-                    // The target may have asked for a pause while the quota was waited for.
-                    if self.gate.lock().await.opens_at(Instant::now()).is_none() {
-                        return;
-                    }
-                }
+            self.open().await;
+            self.pacer.permit().await;
+            // The target may have asked for a pause while the quota was waited for.
+            if self.opens_at().await.is_none() {
+                return;
             }
         }
+    }
+
+    async fn opens_at(&self) -> Option<Instant> {
+        self.gate.lock().await.opens_at(Instant::now())
     }
 
     /// Takes an outcome into account for all requests to come.

@@ -112,11 +112,23 @@ impl Projection<'_> {
         let mut changed = Vec::new();
         for (table, ordinal) in &transaction.truncated {
             for key in overlay.keys_where(table, &Arc::from(""), "").unwrap_or_default() {
-                changed.extend(apply_one(overlay, &Change::new(table, &key, *ordinal, RowState::Absent))?);
+                changed.extend(apply_one(
+                    overlay,
+                    &Change::new(table, &key, *ordinal, RowState::Absent),
+                    None,
+                )?);
             }
         }
-        for change in &transaction.changes {
-            changed.extend(apply_one(overlay, change)?);
+        // Rows that changed their key lend what was not sent; they are looked up before anything moves.
+        let moved: Vec<Option<Arc<Row>>> = transaction
+            .changes
+            .iter()
+            .map(|change| {
+                change.moved_from.as_ref().and_then(|key| overlay.row(&change.table, key).flatten())
+            })
+            .collect();
+        for (change, moved) in transaction.changes.iter().zip(moved) {
+            changed.extend(apply_one(overlay, change, moved)?);
         }
         Ok(changed)
     }
@@ -221,19 +233,16 @@ fn with_id(data: Value, id: &str) -> Value {
 }
 
 /// Applies one change; `None` when it changed no mapped column.
-fn apply_one(overlay: &mut Overlay<'_>, change: &Change) -> Result<Option<(u64, Cause)>, UnknownColumn> {
+fn apply_one(
+    overlay: &mut Overlay<'_>,
+    change: &Change,
+    moved: Option<Arc<Row>>,
+) -> Result<Option<(u64, Cause)>, UnknownColumn> {
     let Some(before) = overlay.row(&change.table, &change.key) else { return Ok(None) };
-    let moved = match &change.moved_from {
-        Some(key) => match overlay.row(&change.table, key) {
-            Some(row) => row,
-            None => return Ok(None),
-        },
-        None => None,
-    };
     let after = match &change.state {
         RowState::Absent => None,
         RowState::Present(fields) => {
-            Some(Arc::new(filled(change, fields, before.as_deref().or(moved.as_deref()))?))
+            Some(Arc::new(filled(change, fields, moved.as_deref().or(before.as_deref()))?))
         }
     };
     if before == after {

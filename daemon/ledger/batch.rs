@@ -154,8 +154,8 @@ pub struct Batch {
     pub deliveries: Vec<DeliveryWrite>,
     /// Where a source stands afterwards.
     pub positions: Vec<Position>,
-    /// Values somebody else holds at a target, as it told us.
-    pub foreign: Vec<(String, String)>,
+    /// Values that somebody else holds at a target, as it told the lane that wanted them.
+    pub foreign: Vec<(Lane, String)>,
     /// Unique values and wishes.
     pub claims: Vec<ClaimWrite>,
     /// About to be sent.

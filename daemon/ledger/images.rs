@@ -144,9 +144,14 @@ pub async fn owed(
     let targets: Vec<&str> = lanes.iter().map(|lane| lane.target.as_str()).collect();
     let objects: Vec<&str> = lanes.iter().map(|lane| lane.object.as_str()).collect();
     let ids: Vec<&str> = lanes.iter().map(|lane| lane.canonical_id.as_str()).collect();
-    let sql = "select a.target, a.object, a.canonical_id
+    // An object that is gone there counts as well while it is on its way back.
+    let sql = "select w.target, w.object, w.canonical_id
                from unnest($1::text[], $2::text[], $3::text[]) as w(target, object, canonical_id)
-               join applied a using (target, object, canonical_id) where a.state <> 'absent'";
+               where exists (select from applied a where a.target = w.target and a.object = w.object
+                             and a.canonical_id = w.canonical_id and a.state <> 'absent')
+                  or exists (select from delivery d where d.target = w.target and d.object = w.object
+                             and d.canonical_id = w.canonical_id and d.state in ('pending', 'sending')
+                             and d.operation = 'upsert')";
     let rows = client.query(sql, &[&targets, &objects, &ids]).await?;
     let lane = |row: &tokio_postgres::Row| -> Result<super::batch::Lane, LedgerError> {
         Ok(super::batch::Lane {

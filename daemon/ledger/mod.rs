@@ -58,17 +58,6 @@ pub enum LedgerError {
     Unreadable(String),
 }
 
-impl LedgerError {
-    /// True when the statement itself is at fault, so that sending it again is no use.
-    #[must_use]
-    pub fn is_refused(&self) -> bool {
-        matches!(self, Self::Statement(error) if error.as_db_error().is_some_and(|db| {
-            // Class 57 is operator intervention (shutdown), 53 insufficient resources, 08 connection, 40 rollback.
-            !["57", "53", "08", "40"].iter().any(|class| db.code().code().starts_with(class))
-        }))
-    }
-}
-
 /// The daemon's hold on the ledger.
 #[derive(Clone)]
 pub struct Ledger {

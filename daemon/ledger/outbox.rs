@@ -51,7 +51,8 @@ pub struct Due {
 /// Heads of lanes that are due at `target`, oldest first, except those in `busy`.
 ///
 /// A lane is headed by its oldest open delivery, so order is kept (INV-5). A pending state is replaced by the newest
-/// pending state behind it, up to the next fact (INV-6). A lane waits while something it requires is owed but not there.
+/// pending state behind it, up to the next fact (INV-6). A lane waits while something it requires is on its way there, and
+/// while a request of its own is in doubt and waits for a person.
 const DUE: &str = "
   with head as (
     select h.*, coalesce(n.id, h.id) as newest
@@ -66,10 +67,14 @@ const DUE: &str = "
       order by n.id desc limit 1) n on true
     where h.target = $1 and h.state in ('pending', 'sending') and h.due_at <= now() and h.id <> all ($2::bigint[])
       and not exists (select from delivery e where e.target = h.target and e.object = h.object
-                      and e.canonical_id = h.canonical_id and e.state in ('pending', 'sending') and e.id < h.id)
+                      and e.canonical_id = h.canonical_id and e.id < h.id
+                      and (e.state in ('pending', 'sending') or (e.state = 'parked' and e.request is not null)))
       and not exists (select from unnest(coalesce(n.requires, h.requires)) r join applied a
                       on a.target = h.target and a.object = split_part(r, '/', 1)
-                      and a.canonical_id = substr(r, strpos(r, '/') + 1) where a.state = 'owed')
+                      and a.canonical_id = substr(r, strpos(r, '/') + 1)
+                      join delivery q on q.target = a.target and q.object = a.object
+                      and q.canonical_id = a.canonical_id and q.state in ('pending', 'sending')
+                      where a.state = 'owed')
     order by h.id limit $3)
   select n.id, n.target, n.object, n.canonical_id, n.event_seq, e.body, n.operation, h.state = 'sending', n.round,
          n.attempts, n.requires, n.request, n.idempotency_key, n.attempted_at,
@@ -157,8 +162,8 @@ pub async fn holders(
     if wants.is_empty() {
         return Ok(HashMap::new());
     }
-    let sql =
-        "select want, target, object, canonical_id from reservation where target = $1 and want = any ($2)";
+    let sql = "select want, target, object, canonical_id from reservation
+               where target = $1 and want_md5 = any (select md5(w) from unnest($2::text[]) w)";
     let mut found = HashMap::new();
     for row in client.query(sql, &[&target, &wants]).await? {
         let lane = Lane { target: row.try_get(1)?, object: row.try_get(2)?, canonical_id: row.try_get(3)? };
@@ -179,4 +184,12 @@ pub async fn has_older_open(client: &Client, lane: &Lane, before: i64) -> Result
 pub async fn is_applied(client: &Client, id: i64) -> Result<bool, LedgerError> {
     let sql = "select exists (select from delivery where id = $1 and state in ('applied', 'duplicate'))";
     Ok(client.query_one(sql, &[&id]).await?.try_get(0)?)
+}
+
+/// Unique values that `lane` holds at its target, as [`crate::ledger::batch::Batch`] names them.
+pub async fn held_by(client: &Client, lane: &Lane) -> Result<Vec<String>, LedgerError> {
+    let sql =
+        "select want from reservation where target = $1 and object = $2 and canonical_id = $3 order by want";
+    let rows = client.query(sql, &[&lane.target, &lane.object, &lane.canonical_id]).await?;
+    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }

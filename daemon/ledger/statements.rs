@@ -196,11 +196,12 @@ fn position_statement(position: Position) -> Prepared {
 
 /// What dispatching changes.
 pub fn dispatch_statements(batch: Batch, seq_of: &dyn Fn(EntryIndex) -> i64, out: &mut Vec<Prepared>) {
-    for (target, want) in batch.foreign {
+    for (lane, want) in batch.foreign {
         out.push((
             "insert into reservation (target, want, object, canonical_id) values ($1, $2, '', '')
-             on conflict (target, want) do update set object = '', canonical_id = ''",
-            parameters![target, want],
+             on conflict (target, want_md5) do update set object = '', canonical_id = ''
+             where reservation.object = $3 and reservation.canonical_id = $4",
+            parameters![lane.target, want, lane.object, lane.canonical_id],
         ));
     }
     for claim in batch.claims {
@@ -256,7 +257,8 @@ fn close(writes: Vec<super::batch::ClosedWrite>, out: &mut Vec<Prepared>) {
         reasons.push(write.reason);
     }
     out.push((
-        "update delivery d set state = w.state, reason = w.reason, request = null
+        "update delivery d set state = w.state, reason = w.reason,
+                request = case when w.state = 'parked' and d.state = 'sending' then d.request end
          from unnest($1::bigint[], $2::text[], $3::text[]) as w(id, state, reason) where d.id = w.id",
         parameters![ids, states, reasons],
     ));
@@ -306,7 +308,7 @@ fn applied(write: AppliedWrite, seq_of: &dyn Fn(EntryIndex) -> i64, out: &mut Ve
                   when w.want like 'ref:%'
                   then exists (select from applied a where a.target = w.target and a.state = 'present'
                                and 'ref:' || a.object || '/' || a.canonical_id = w.want)
-                  else not exists (select from reservation r where r.target = w.target and r.want = w.want) end
+                  else not exists (select from reservation r where r.target = w.target and r.want_md5 = w.want_md5) end
            returning w.*)
          insert into delivery (event_seq, target, object, canonical_id, operation, fact, requires, state, round)
          select g.event_seq, g.target, g.object, g.canonical_id, 'upsert', false, g.requires, 'pending',

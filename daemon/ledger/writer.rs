@@ -17,8 +17,8 @@ use super::statements::to_microseconds;
 const QUEUE: usize = 256;
 /// Entries committed together at the most (INV-8).
 const MAX_ENTRIES: usize = 20_000;
-/// A commit that takes longer means that the ledger is not there.
-const COMMIT_TIMEOUT: Duration = Duration::from_secs(30);
+/// A commit that takes longer means that the ledger is not there. Generous: a change of one row may touch every customer.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(300);
 /// How often an idle session is asked whether it still stands.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 

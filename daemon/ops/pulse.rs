@@ -2,6 +2,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::time::interval;
 
 /// One loop's counter.
 #[derive(Debug, Clone, Default)]
@@ -11,6 +14,18 @@ impl Pulse {
     /// The loop has come round.
     pub fn beat(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Beats while `work` waits for somebody else, such as the ERP's longest transaction.
+    pub async fn during<T>(&self, work: impl Future<Output = T>) -> T {
+        let mut ticks = interval(Duration::from_secs(2));
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                _ = ticks.tick() => self.beat(),
+            }
+        }
     }
 
     fn count(&self) -> u64 {

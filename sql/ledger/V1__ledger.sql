@@ -79,7 +79,7 @@ create table delivery (
   reason          text
 ) with (fillfactor = 70);
 create index delivery_open on delivery (target, id) where state in ('pending', 'sending');
-create index delivery_lane on delivery (target, object, canonical_id, id) where state in ('pending', 'sending');
+create index delivery_lane on delivery (target, object, canonical_id, id) where state in ('pending', 'sending', 'parked');
 create index delivery_history on delivery (target, object, canonical_id, event_seq);
 create index delivery_held on delivery (target, state) where state in ('rejected', 'parked');
 
@@ -106,22 +106,24 @@ create table identity (
 -- Values a target wants unique (an organization's name), and who holds them there. An empty holder is somebody else.
 create table reservation (
   target       text not null,
-  want         text not null,                     -- object.field=folded value
+  want         text not null,                     -- object:field=folded value, of any length
+  want_md5     text not null generated always as (md5(want)) stored,
   object       text not null,
   canonical_id text not null,
-  primary key (target, want)
+  primary key (target, want_md5)
 );
 create index reservation_holder on reservation (target, object, canonical_id);
 
--- What objects at a target wait for: a unique value held by another (object.field=value), a reference that is not there
+-- What objects at a target wait for: a unique value held by another (object:field=value), a reference that is not there
 -- (ref:object/id), or one that is there and might go and come back (back:object/id). Then they are delivered again.
 create table wish (
   target       text not null,
   object       text not null,
   canonical_id text not null,
   want         text not null,
+  want_md5     text not null generated always as (md5(want)) stored,
   event_seq    bigint not null,                   -- what was sent without it
   requires     text[] not null,
-  primary key (target, object, canonical_id, want)
+  primary key (target, object, canonical_id, want_md5)
 );
-create index wish_want on wish (target, want);
+create index wish_want on wish (target, want_md5);

@@ -9,7 +9,7 @@ use super::World;
 
 const PARTNERS: &str = "
   select p.id, coalesce(nullif(trim(p.name), ''), p.complete_name), p.active is not false,
-         p.is_company is true or p.commercial_partner_id is null or p.commercial_partner_id = p.id,
+         p.is_company is true or p.commercial_partner_id = p.id or (p.commercial_partner_id is null and p.parent_id is null),
          p.commercial_partner_id, p.email, p.phone, p.street, p.street2, p.city, p.zip, coalesce(s.code, s.name), c.code,
          p.ref, p.vat,
          (select array_agg(t.name->>'en_US' order by t.id::text) from res_partner_category t

@@ -79,6 +79,12 @@ impl<V: Vendor> VendorServer<V> {
         lock(&self.inner).faults = faults;
     }
 
+    /// The vendor's clock: seconds since it started, as in [`Call::at_s`].
+    #[must_use]
+    pub fn now_s(&self) -> f64 {
+        lock(&self.inner).started.elapsed().as_secs_f64()
+    }
+
     /// What it saw so far.
     #[must_use]
     pub fn journal(&self) -> Journal {

@@ -39,6 +39,7 @@ pub struct Stripe {
     /// Creations by `metadata[tailwater_id]`.
     creations: BTreeMap<String, u32>,
     deletions: BTreeMap<String, u32>,
+    stored_errors: u32,
 }
 
 impl Stripe {
@@ -54,6 +55,7 @@ impl Stripe {
             next: 1,
             creations: BTreeMap::new(),
             deletions: BTreeMap::new(),
+            stored_errors: 0,
         }
     }
 
@@ -74,6 +76,12 @@ impl Stripe {
         doubled.map(|(id, _)| id.clone()).collect()
     }
 
+    /// The next `count` writes are carried out and answered with a 500 that is stored under their key, as Stripe does once
+    /// execution has begun.
+    pub fn store_errors(&mut self, count: u32) {
+        self.stored_errors = count;
+    }
+
     /// Forgets all idempotency keys, as Stripe does after a day.
     pub fn prune_keys(&mut self) {
         self.keys.clear();
@@ -89,7 +97,11 @@ impl Stripe {
             let headers = vec![("idempotent-replayed".to_owned(), "true".to_owned())];
             return Reply { headers, ..Reply::plain(*status, body.clone()) };
         }
-        let reply = self.write(request, now_s);
+        let mut reply = self.write(request, now_s);
+        if self.stored_errors > 0 {
+            self.stored_errors -= 1;
+            reply = Reply { effect: reply.effect, ..error(500, "api_error", "internal") };
+        }
         if let Some(key) = key
             && reply.status != 400
         {

@@ -76,6 +76,8 @@ impl ConnectionError {
 pub struct ReplicationConnection {
     transport: Box<dyn Transport>,
     buffer: BytesMut,
+    /// The server has proven that it knows the password, over this very channel where there is TLS.
+    bound: bool,
 }
 
 /// A row of a simple query, columns as text.
@@ -86,7 +88,7 @@ impl ReplicationConnection {
     pub async fn open(database: &Database) -> Result<Self, ConnectionError> {
         let opened = timeout(ANSWER_TIMEOUT, async {
             let (transport, binding) = connect(database).await?;
-            let mut connection = Self { transport, buffer: BytesMut::with_capacity(64 << 10) };
+            let mut connection = Self { transport, buffer: BytesMut::with_capacity(64 << 10), bound: false };
             connection.start_up(database, binding).await?;
             Ok(connection)
         });
@@ -127,6 +129,12 @@ impl ReplicationConnection {
     ) -> Result<(), ConnectionError> {
         let mut fields = FieldReader::new("Authentication", body);
         let kind = fields.i32("kind")?;
+        if kind != 10 && !self.bound && binding.is_some() && database.password.is_some() {
+            // Whoever can leave the binding out can also ask for the password itself.
+            return Err(ConnectionError::Unsupported(
+                "the server does not insist on SCRAM with channel binding on a TLS connection".into(),
+            ));
+        }
         let mut out = BytesMut::new();
         match kind {
             0 => return Ok(()),
@@ -184,6 +192,7 @@ impl ReplicationConnection {
         frontend::sasl_response(scram.message(), &mut out)?;
         self.write(&out).await?;
         scram.finish(&self.sasl_step(12).await?)?;
+        self.bound = true;
         Ok(())
     }
 
@@ -201,12 +210,21 @@ impl ReplicationConnection {
 
     /// Runs a replication command or a query; gives its rows as text.
     pub async fn query(&mut self, sql: &str) -> Result<Vec<TextRow>, ConnectionError> {
+        self.query_within(sql, ANSWER_TIMEOUT).await
+    }
+
+    /// [`Self::query`] with a patience of its own.
+    pub async fn query_within(
+        &mut self,
+        sql: &str,
+        patience: Duration,
+    ) -> Result<Vec<TextRow>, ConnectionError> {
         let mut out = BytesMut::new();
         frontend::query(sql, &mut out)?;
         self.write(&out).await?;
         let (mut rows, mut failure) = (Vec::new(), None);
         loop {
-            let frame = timeout(ANSWER_TIMEOUT, self.frame()).await.map_err(|_| timed_out())??;
+            let frame = timeout(patience, self.frame()).await.map_err(|_| timed_out())??;
             match frame.tag {
                 b'D' => rows.push(data_row(frame.body)?),
                 b'E' => failure = Some(server_error(frame.body)),

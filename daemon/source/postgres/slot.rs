@@ -3,6 +3,8 @@
 //! START_REPLICATION at a position the slot has passed skips ahead without a word, so a slot that stands anywhere but
 //! where the ledger expects it is refused.
 
+use std::time::Duration;
+
 use tokio_postgres::Client;
 
 use super::catalog::quote;
@@ -78,6 +80,20 @@ next: restore the newer ledger; or load anew with a new slot and an empty ledger
         /// Where the ledger stands.
         end_lsn: Lsn,
     },
+    /// The settings name another slot than the ledger was filled through.
+    #[error(
+        "source \"{source_name}\" was read through slot \"{expected}\", and the settings name \"{found}\"
+detail: another slot stands elsewhere, and the old one would go on holding back WAL.
+next: put the old name back; or load anew with an empty ledger after dropping slot \"{expected}\""
+    )]
+    OtherSlot {
+        /// Source.
+        source_name: String,
+        /// Slot in the settings.
+        found: String,
+        /// Slot in the ledger.
+        expected: String,
+    },
     /// A slot of this name exists and the ledger knows nothing of it.
     #[error(
         "replication slot \"{slot}\" exists already, and this ledger has never used it
@@ -110,10 +126,13 @@ pub async fn identify(connection: &mut ReplicationConnection) -> Result<Cluster,
     }
 }
 
+/// A slot becomes consistent when every transaction open at its creation has ended: an ERP's mass action takes a while.
+const CREATION_PATIENCE: Duration = Duration::from_secs(3_600);
+
 /// `CREATE_REPLICATION_SLOT … EXPORT_SNAPSHOT`.
 pub async fn create(connection: &mut ReplicationConnection, slot: &str) -> Result<NewSlot, ConnectionError> {
     let sql = format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput EXPORT_SNAPSHOT", quote(slot));
-    let rows = connection.query(&sql).await?;
+    let rows = connection.query_within(&sql, CREATION_PATIENCE).await?;
     let cell = |index: usize| rows.first().and_then(|row| row.get(index)).and_then(Clone::clone);
     match (cell(1).and_then(|text| text.parse().ok()), cell(2)) {
         (Some(consistent_point), Some(snapshot)) => Ok(NewSlot { consistent_point, snapshot }),
@@ -136,8 +155,16 @@ pub async fn drop(client: &Client, slot: &str) -> Result<(), tokio_postgres::Err
 pub async fn check_continuity(
     client: &Client,
     cluster: &Cluster,
+    slot: &str,
     position: &Position,
 ) -> Result<Option<Discontinuity>, tokio_postgres::Error> {
+    if slot != position.slot {
+        return Ok(Some(Discontinuity::OtherSlot {
+            source_name: position.source.clone(),
+            found: slot.to_owned(),
+            expected: position.slot.clone(),
+        }));
+    }
     if cluster.system_identifier != position.cluster.system_identifier {
         return Ok(Some(Discontinuity::OtherCluster {
             source_name: position.source.clone(),

@@ -21,6 +21,8 @@ use crate::event::{Lsn, Transaction};
 
 /// Row changes gathered before the reader waits for the receiver (INV-8).
 const MAX_GATHERED_ROWS: u64 = 20_000;
+/// Bytes of messages gathered before the reader waits for the receiver (INV-8).
+const MAX_GATHERED_BYTES: usize = 32 << 20;
 /// A read this large means that more is waiting.
 const FULL_READ_BYTES: usize = 32 << 10;
 /// Pause after a full read: the socket fills meanwhile, and both sides wake up an eighth as often.
@@ -53,6 +55,7 @@ pub enum StreamEnd {
 pub struct Stream {
     delivered: mpsc::Receiver<Delivered>,
     flush: watch::Sender<Lsn>,
+    urgent: Arc<Notify>,
     tasks: [JoinHandle<()>; 2],
     end: Arc<std::sync::Mutex<Option<StreamEnd>>>,
 }
@@ -80,8 +83,19 @@ impl Stream {
         let asked = Arc::new(Notify::new());
         let end = Arc::new(std::sync::Mutex::new(None));
         let feedback = tokio::spawn(answer(write, flush_seen, asked.clone(), status_interval));
-        let reader =
-            Reader { read, buffer, assembler, handover, asked, gathered: Delivered::default(), rows: 0 };
+        let urgent = Arc::new(Notify::new());
+        let (gathered, rows, bytes) = (Delivered::default(), 0, 0);
+        let reader = Reader {
+            read,
+            buffer,
+            assembler,
+            handover,
+            asked,
+            urgent: urgent.clone(),
+            gathered,
+            rows,
+            bytes,
+        };
         let cause = end.clone();
         let reading = tokio::spawn(async move {
             let ended = reader.run().await;
@@ -89,7 +103,7 @@ impl Stream {
                 *cause = ended.err();
             }
         });
-        Self { delivered, flush, tasks: [reading, feedback], end }
+        Self { delivered, flush, urgent, tasks: [reading, feedback], end }
     }
 
     /// The next slices; an error once the stream has ended and everything before was taken.
@@ -101,6 +115,12 @@ impl Stream {
                 Err(cause.unwrap_or(StreamEnd::Connection(ConnectionError::Closed)))
             }
         }
+    }
+
+    /// Ends when the server wants to hear of its position at once; status updates are sent so often that it only does so
+    /// when it is about to stop.
+    pub async fn urgent(&self) {
+        self.urgent.notified().await;
     }
 
     /// Everything before `flush_lsn` is ledgered: tells the server (INV-1).
@@ -146,15 +166,17 @@ struct Reader {
     assembler: Assembler,
     handover: mpsc::Sender<Delivered>,
     asked: Arc<Notify>,
+    urgent: Arc<Notify>,
     gathered: Delivered,
     rows: u64,
+    bytes: usize,
 }
 
 impl Reader {
     async fn run(mut self) -> Result<(), StreamEnd> {
         loop {
             self.take_frames().await?;
-            let full = self.rows >= MAX_GATHERED_ROWS;
+            let full = self.is_full();
             let waiting = !self.gathered.transactions.is_empty() || self.gathered.idle_at.is_some();
             let handover = self.handover.clone();
             tokio::select! {
@@ -162,7 +184,7 @@ impl Reader {
                 permit = handover.reserve(), if waiting => match permit {
                     Ok(permit) => {
                         permit.send(std::mem::take(&mut self.gathered));
-                        self.rows = 0;
+                        (self.rows, self.bytes) = (0, 0);
                     }
                     // Nobody listens any more: the stream is being closed.
                     Err(_) => return Ok(()),
@@ -181,9 +203,15 @@ impl Reader {
         }
     }
 
+    /// Something is to be handed over, and enough of it.
+    fn is_full(&self) -> bool {
+        let much = self.rows >= MAX_GATHERED_ROWS || self.bytes >= MAX_GATHERED_BYTES;
+        much && !self.gathered.transactions.is_empty()
+    }
+
     /// Works off every whole frame in the buffer.
     async fn take_frames(&mut self) -> Result<(), StreamEnd> {
-        while self.rows < MAX_GATHERED_ROWS {
+        while !self.is_full() {
             let Some(frame) = take_frame(&mut self.buffer).map_err(StreamError::from)? else { return Ok(()) };
             match frame.tag {
                 b'd' => self.stream_message(frame.body)?,
@@ -199,6 +227,7 @@ impl Reader {
     fn stream_message(&mut self, body: bytes::Bytes) -> Result<(), StreamEnd> {
         match decode_stream_message(body).map_err(StreamError::from)? {
             StreamMessage::XLogData { payload } => {
+                self.bytes += payload.len();
                 if let Some(transaction) = self.assembler.push(payload)? {
                     self.rows += transaction.changes.len() as u64 + 1;
                     self.gathered.transactions.push(transaction);
@@ -209,6 +238,7 @@ impl Reader {
             StreamMessage::Keepalive { wal_end, reply_requested } => {
                 if reply_requested {
                     self.asked.notify_one();
+                    self.urgent.notify_one();
                 }
                 // Inside a transaction the server's position is not ours to confirm.
                 if !self.assembler.in_transaction() {

@@ -199,8 +199,11 @@ impl Assembler {
         let ordinal = open.next_ordinal;
         open.next_ordinal += 1;
         open.transaction.row_changes += 1;
-        open.transaction.last_ordinal = ordinal;
         let (ledgered_lsn, last_ordinal) = self.ledgered;
+        // While what is held is read again, the position must not move back.
+        let held_to =
+            last_ordinal.filter(|_| open.transaction.commit_lsn == ledgered_lsn).unwrap_or_default();
+        open.transaction.last_ordinal = ordinal.max(held_to);
         let held = open.transaction.commit_lsn < ledgered_lsn
             || (open.transaction.commit_lsn == ledgered_lsn
                 && last_ordinal.is_none_or(|last| ordinal <= last));
