@@ -52,3 +52,42 @@ async fn a_recorded_day_of_odoo_arrives_field_by_field_and_no_call_is_wasted() {
     assert!(daemon.terminate().success());
     world.verify();
 }
+
+/// A longer day: bulk loads, a mass write, merges, module installs with DDL. Needs a running Odoo as `../shared/odoo` sets
+/// one up, and its superuser's URL in TAILWATER_ODOO.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_day_of_a_running_odoo_arrives_field_by_field() {
+    let (Ok(url), Some(driver)) = (std::env::var("TAILWATER_ODOO"), shared("odoo/drive_odoo.py")) else {
+        eprintln!("SKIPPED: TAILWATER_ODOO does not name a running Odoo's database");
+        return;
+    };
+    let world = World::start(WorldOptions { odoo_schema: false, ..WorldOptions::default() }).await;
+    let (erp, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    let source = url.replace("pgadmin@", "tailwater_src@");
+    let printed = world.run_with(&["source", "sql"], &[("TAILWATER__SOURCES__ERP__URL", &source)]);
+    let sql = String::from_utf8(printed.stdout).unwrap();
+    erp.batch_execute(&sql).await.unwrap();
+    let archived: Vec<i32> = erp
+        .query("select id from res_partner where active is false", &[])
+        .await
+        .unwrap()
+        .iter()
+        .map(|row| row.get(0))
+        .collect();
+    let _daemon = world.daemon_with(&[("TAILWATER__SOURCES__ERP__URL", &source)]);
+    world.streaming().await;
+    let arguments = std::env::var("TAILWATER_DRIVE").unwrap_or_else(|_| "-n 2 --bulk 200 --mass 400".into());
+    let driven = Command::new("python3").arg(driver).args(arguments.split(' ')).status().unwrap();
+    println!("driver: {driven}");
+    world.settled_to(&erp, Duration::from_secs(280)).await;
+    println!(
+        "Stripe calls {}, Zendesk calls {}",
+        world.stripe.journal().calls.len(),
+        world.zendesk.journal().calls.len()
+    );
+    assert_same(&held(&world), &expected(&erp, &archived).await);
+    assert_eq!(world.stripe.with(|stripe| stripe.doubled()), Vec::<String>::new());
+    assert_eq!((world.stripe.journal().nil_effects(), world.zendesk.journal().nil_effects()), (0, 0));
+    world.verify();
+}

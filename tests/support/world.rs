@@ -158,13 +158,24 @@ quota = "{zendesk_quota}"
 
     /// Runs a command of the program to its end.
     pub fn run(&self, arguments: &[&str]) -> std::process::Output {
+        self.run_with(arguments, &[])
+    }
+
+    /// The same with settings from the environment.
+    pub fn run_with(&self, arguments: &[&str], environment: &[(&str, &str)]) -> std::process::Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tailwater"));
         command.args(arguments).arg("--config").arg(&self.config).stdin(Stdio::null());
+        command.envs(environment.iter().copied());
         command.output().unwrap()
     }
 
     /// Starts the daemon; its log goes to `daemon.log`.
     pub fn daemon(&self) -> Daemon {
+        self.daemon_with(&[])
+    }
+
+    /// The same with settings from the environment.
+    pub fn daemon_with(&self, environment: &[(&str, &str)]) -> Daemon {
         let log = std::fs::File::options().create(true).append(true).open(self.log_path()).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_tailwater"));
         command
@@ -174,7 +185,7 @@ quota = "{zendesk_quota}"
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
-        command.env("NO_COLOR", "1");
+        command.env("NO_COLOR", "1").envs(environment.iter().copied());
         Daemon { child: command.spawn().unwrap() }
     }
 
@@ -210,7 +221,11 @@ quota = "{zendesk_quota}"
 
     /// Waits until the source is ledgered up to now and nothing is open.
     pub async fn settled(&self, patience: Duration) {
-        let erp = self.erp.client("erp").await.unwrap();
+        self.settled_to(&self.erp.client("erp").await.unwrap(), patience).await;
+    }
+
+    /// The same for an ERP elsewhere.
+    pub async fn settled_to(&self, erp: &Client, patience: Duration) {
         let lsn: String = erp.query_one("select pg_current_wal_lsn()::text", &[]).await.unwrap().get(0);
         let ledger = self.ledger_client().await;
         eventually(patience, "settled", async || {
