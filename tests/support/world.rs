@@ -207,7 +207,11 @@ quota = "{zendesk_quota}"
 
     /// Waits until the daemon streams.
     pub async fn streaming(&self) {
-        eventually(Duration::from_secs(60), "streaming", async || {
+        self.streaming_within(Duration::from_secs(60)).await;
+    }
+
+    pub async fn streaming_within(&self, patience: Duration) {
+        eventually(patience, "streaming", async || {
             let client = self.ledger_client().await;
             let sql = "select phase from position where source = 'erp'";
             let phase = match client.query_opt(sql, &[]).await {
