@@ -24,7 +24,7 @@ tailwater itself; 75 try again later; 78 wrong settings, or not safe to start.";
 /// The settings file.
 #[derive(Debug, Args)]
 pub struct ConfigArgs {
-    /// Settings file. Any key can be overridden by the environment: TAILWATER__LEDGER__URL sets `url` in [ledger].
+    /// Settings file. Any key can be overridden by the environment: TAILWATER__LEDGER__URL sets `url` of the ledger.
     #[arg(long, short, value_name = "FILE", default_value = "/etc/tailwater/tailwater.toml")]
     pub config: PathBuf,
 }

@@ -3,7 +3,7 @@
 //! The way of a change, in reading order: [`source`] (bytes to row changes), [`image`] (last known rows, before and
 //! after), [`mapping`] (rows to canonical events and their routes), [`ledger`] (what happened and what is owed),
 //! [`dispatch`] (when and in which order), [`connector`] and [`target`] (one request, one outcome). [`capture`] joins
-//! the first half, [`app`] everything. See ARCHITECTURE.md.
+//! the first half, [`supervise`] and [`app`] everything. See ARCHITECTURE.md.
 
 pub mod app;
 pub mod capture;
@@ -19,4 +19,5 @@ pub mod mapping;
 pub mod ops;
 pub mod pg;
 pub mod source;
+pub mod supervise;
 pub mod target;

@@ -20,6 +20,7 @@ mod layering;
 mod lifecycle;
 mod real_odoo;
 mod refusals;
+mod rules;
 mod settings;
 mod shutdown;
 mod systemd;

@@ -261,7 +261,13 @@ impl Fields {
     pub fn required(&mut self, key: &'static str, example: &str, problems: &mut Problems) -> Option<Node> {
         let found = self.optional(key);
         if found.is_none() {
-            problems.add(&self.at, format!("`{key}` is missing"), format!("{key}: {example}"));
+            let toml = self.at.file.extension().is_some_and(|extension| extension == "toml");
+            let instead = match (toml, example.starts_with('[')) {
+                (true, true) => example.to_owned(),
+                (true, false) => format!("{key} = {example}"),
+                (false, _) => format!("{key}: {example}"),
+            };
+            problems.add(&self.at, format!("`{key}` is missing"), instead);
         }
         found
     }

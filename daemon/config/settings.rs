@@ -144,7 +144,7 @@ fn find_mappings(path: &Path, fields: &mut Fields, problems: &mut Problems) -> O
 }
 
 fn read_ledger(fields: &mut Fields, problems: &mut Problems) -> Option<Database> {
-    let node = fields.required("ledger", "[ledger] with `url`", problems)?;
+    let node = fields.required("ledger", "[ledger]", problems)?;
     let mut inner = node.fields(problems);
     let database = read_database(&mut inner, "postgres://tailwater@127.0.0.1:5432/tailwater", problems);
     inner.finish(problems);
@@ -152,7 +152,7 @@ fn read_ledger(fields: &mut Fields, problems: &mut Problems) -> Option<Database>
 }
 
 fn read_redis(fields: &mut Fields, problems: &mut Problems) -> Option<String> {
-    let node = fields.required("redis", "[redis] with `url`", problems)?;
+    let node = fields.required("redis", "[redis]", problems)?;
     let mut inner = node.fields(problems);
     let url = inner.required("url", "\"redis://127.0.0.1:6379/0\"", problems);
     inner.finish(problems);

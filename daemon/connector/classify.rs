@@ -8,6 +8,9 @@ use serde_json::Value;
 
 use crate::mapping::expression::{Expression, Scope};
 
+/// A server that asks for more is asked again after a day.
+const MAX_WAIT_S: f64 = 86_400.0;
+
 /// The fixed classes of answers. Each has one policy in `dispatch`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
@@ -103,7 +106,7 @@ impl Answer {
         let text = self.headers.get("retry-after")?.trim();
         let wait = match text.parse::<f64>() {
             Ok(seconds) if seconds.is_finite() && seconds >= 0.0 => {
-                Duration::try_from_secs_f64(seconds).ok()?
+                Duration::from_secs_f64(seconds.min(MAX_WAIT_S))
             }
             Ok(_) => return None,
             Err(_) => {
@@ -111,6 +114,6 @@ impl Answer {
                 Duration::try_from(at.duration_since(now)).unwrap_or_default()
             }
         };
-        Some(wait.min(Duration::from_secs(86_400)))
+        Some(wait.min(Duration::from_secs_f64(MAX_WAIT_S)))
     }
 }

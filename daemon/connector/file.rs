@@ -107,8 +107,10 @@ fn read_idempotency(node: &Node, problems: &mut Problems) -> Option<Idempotency>
     let mut fields = node.fields(problems);
     let header = fields.string("header", "Idempotency-Key", problems);
     let window = fields.required("window_s", "86400", problems).and_then(|node| node.whole(1, problems));
+    let replayed = fields.optional("replayed_header").and_then(|node| node.string(problems));
     fields.finish(problems);
-    Some(Idempotency { header: header?, window: Duration::from_secs(window?) })
+    let replayed_header = replayed.map(|name| name.to_lowercase());
+    Some(Idempotency { header: header?, window: Duration::from_secs(window?), replayed_header })
 }
 
 fn read_rule(node: &Node, problems: &mut Problems) -> Option<OutcomeRule> {

@@ -38,6 +38,8 @@ pub struct Idempotency {
     pub header: String,
     /// How long a repeated key is recognised; after that it would execute again.
     pub window: Duration,
+    /// Answer header that is `true` when the answer is a stored one, in lower case.
+    pub replayed_header: Option<String>,
 }
 
 /// How an object is found by our own id.

@@ -54,7 +54,15 @@ enum DemoError {
 
 /// Runs the demo.
 pub async fn run(keep: bool, seconds: u64, plain: bool) -> ExitCode {
-    match play(keep, Duration::from_secs(seconds), plain).await {
+    // An interrupted demo leaves nothing behind either: what it started ends with it.
+    let played = tokio::select! {
+        played = play(keep, Duration::from_secs(seconds), plain) => played,
+        () = crate::supervise::wait_for_signal() => {
+            print("stopped\n");
+            return ExitCode::SUCCESS;
+        }
+    };
+    match played {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -253,6 +261,5 @@ async fn wait_for_person(installation: &Installation) {
         installation.config.display(),
         installation.directory.path().join("daemon.log").display(),
     ));
-    // Without a handler for Ctrl-C the signal ends us anyway.
-    let _ = tokio::signal::ctrl_c().await;
+    crate::supervise::wait_for_signal().await;
 }

@@ -39,6 +39,8 @@ pub(super) struct Outcome<'a> {
     pub(super) answer: Value,
     pub(super) retry_after: Option<Duration>,
     pub(super) reason: String,
+    /// The answer is one that the vendor stored for the key earlier.
+    pub(super) replayed: bool,
 }
 
 impl Delivery {
@@ -154,6 +156,7 @@ impl Delivery {
                     status: Some(answer.status),
                     retry_after: answer.retry_after(Timestamp::now()),
                     reason: describe(&answer),
+                    replayed: self.is_replayed(&answer),
                     answer: answer.body,
                 }
             }
@@ -168,8 +171,15 @@ impl Delivery {
                 answer: Value::Null,
                 retry_after: None,
                 reason: error.to_string(),
+                replayed: false,
             },
         }
+    }
+
+    fn is_replayed(&self, answer: &Answer) -> bool {
+        let idempotency = self.target.connector.idempotency.as_ref();
+        let header = idempotency.and_then(|idempotency| idempotency.replayed_header.as_ref());
+        header.and_then(|name| answer.headers.get(name)).is_some_and(|value| value == "true")
     }
 
     /// What the outcome changes; true when the delivery is done.
@@ -238,7 +248,15 @@ impl Delivery {
         new_round: bool,
     ) -> RetryWrite {
         let due_at = Timestamp::now().checked_add(wait).unwrap_or(Timestamp::MAX);
-        RetryWrite { id: self.due.id, due_at, reason: outcome.reason.clone(), uncertain, new_round }
+        let replayed_since = self.due.last_attempt_at.filter(|_| outcome.replayed);
+        RetryWrite {
+            id: self.due.id,
+            due_at,
+            reason: outcome.reason.clone(),
+            uncertain,
+            new_round,
+            replayed_since,
+        }
     }
 
     pub(super) fn applied(

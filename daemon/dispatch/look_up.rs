@@ -50,7 +50,13 @@ impl Delivery {
                 outcome.reason =
                     if settled { "not found: it was not carried out" } else { "not found yet" }.into();
                 batch.entry(self.outcome_entry(Class::Transient, attempt_seq, &outcome, None));
-                let wait = if settled { Duration::ZERO } else { fresh_after.saturating_sub(age) };
+                // Inside the key's window the same request is safe to send again meanwhile; past it only time helps.
+                let in_window = self.in_key_window();
+                let wait = match (settled, in_window) {
+                    (true, _) => Duration::ZERO,
+                    (false, true) => backoff(self.due.attempts, rand::random()),
+                    (false, false) => fresh_after.saturating_sub(age),
+                };
                 batch.retries.push(self.retry(wait, &outcome, !settled, settled));
             }
             Some(_) => {
@@ -66,5 +72,12 @@ impl Delivery {
             }
         }
         self.ledger.writer().write(batch).await.map(|_| ())
+    }
+
+    fn in_key_window(&self) -> bool {
+        let window = self.target.connector.idempotency.as_ref().map(|idempotency| idempotency.window);
+        let age = self.due.attempted_at.map(|at| Timestamp::now().duration_since(at));
+        let age: Duration = age.and_then(|age| age.try_into().ok()).unwrap_or_default();
+        window.is_some_and(|window| age < window)
     }
 }

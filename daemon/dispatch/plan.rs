@@ -149,6 +149,7 @@ fn in_doubt(
         key_window: connector.idempotency.as_ref().map(|idempotency| idempotency.window),
         age: age.and_then(|age| age.try_into().ok()).unwrap_or_default(),
         attempts: due.attempts,
+        server_error: due.reason.as_ref().is_some_and(|reason| reason.starts_with("status 5")),
         can_find: find.is_some(),
     };
     match (resolve(&doubt), find) {
@@ -203,13 +204,7 @@ fn scope(connector: &Connector, due: &Due) -> Scope {
 fn want(object: &ObjectSpec, unique: &Unique, body: &Value) -> Option<String> {
     let value = unique.path.iter().try_fold(body, |value, key| value.get(key))?;
     let text = value.as_str()?.trim().to_lowercase();
-    (!text.is_empty()).then(|| want_named(&object.name, &unique.path.join("."), &text))
-}
-
-/// See [`want`].
-#[must_use]
-pub fn want_named(object: &str, path: &str, folded: &str) -> String {
-    format!("{object}:{path}={folded}")
+    (!text.is_empty()).then(|| format!("{}:{}={text}", object.name, unique.path.join(".")))
 }
 
 fn set(body: &mut Value, path: &[String], value: Value) {

@@ -52,9 +52,12 @@ impl Quota {
     pub fn bucket(&self) -> (NonZeroU32, Duration) {
         let burst = (self.requests.get() / 20).clamp(1, 50);
         let refill = self.requests.get().saturating_sub(burst + 1).max(1);
-        (NonZeroU32::new(burst).unwrap_or(NonZeroU32::MIN), self.window / refill)
+        (NonZeroU32::new(burst).unwrap_or(NonZeroU32::MIN), self.window / refill + ROUNDED_UP)
     }
 }
+
+/// Division of durations rounds down, which would let one request too many pass at high rates.
+const ROUNDED_UP: Duration = Duration::from_nanos(1);
 
 /// Paces the requests of one target.
 #[derive(Debug)]

@@ -6,8 +6,8 @@ use std::time::Duration;
 const FIRST: Duration = Duration::from_millis(200);
 /// Longest wait between attempts.
 const LONGEST: Duration = Duration::from_secs(60);
-/// Every so many attempts of a create in doubt, the object is looked for instead: a vendor that stored an error for
-/// the key would replay it for as long as it keeps the key.
+/// Every so many attempts of a create that is answered with server errors, the object is looked for instead: a vendor
+/// that stored the error for the key would replay it for as long as it keeps the key.
 const LOOK_EVERY: i32 = 5;
 
 /// `full` shortened by up to half. `draw` is uniform in 0..1.
@@ -34,6 +34,8 @@ pub struct Doubt {
     pub age: Duration,
     /// Attempts so far.
     pub attempts: i32,
+    /// The last one was answered with a server error.
+    pub server_error: bool,
     /// The connector can look the object up.
     pub can_find: bool,
 }
@@ -56,7 +58,7 @@ pub fn resolve(doubt: &Doubt) -> Resolution {
         return Resolution::Resend;
     }
     let in_window = doubt.key_window.is_some_and(|window| doubt.age < window);
-    let look_now = doubt.attempts > 0 && doubt.attempts % LOOK_EVERY == 0;
+    let look_now = doubt.server_error && doubt.attempts > 0 && doubt.attempts % LOOK_EVERY == 0;
     match (in_window, doubt.can_find) {
         (true, true) if look_now => Resolution::Find,
         (true, _) => Resolution::Resend,

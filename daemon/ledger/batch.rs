@@ -105,6 +105,8 @@ pub struct RetryWrite {
     pub uncertain: bool,
     /// Begin a new round: the next request is a new one with a new key.
     pub new_round: bool,
+    /// The attempt was answered with a stored answer, so the last one that may have been carried out is an earlier one.
+    pub replayed_since: Option<Timestamp>,
 }
 
 /// What a target holds of an object from now on.

@@ -34,8 +34,10 @@ pub struct Due {
     pub idempotency_key: Option<String>,
     /// First attempt with this key.
     pub attempted_at: Option<Timestamp>,
-    /// Last attempt.
+    /// Last attempt that may have been carried out.
     pub last_attempt_at: Option<Timestamp>,
+    /// What the last attempt came to.
+    pub reason: Option<String>,
     /// References that must stand at the target first.
     pub requires: Vec<String>,
     /// Older pending states of the same lane that this one replaces.
@@ -81,7 +83,7 @@ const DUE: &str = "
          (select array_agg(o.id) from delivery o
           where o.target = h.target and o.object = h.object and o.canonical_id = h.canonical_id
             and o.state = 'pending' and o.id >= h.id and o.id < n.id),
-         i.external_id, a.sha256, n.last_attempt_at
+         i.external_id, a.sha256, n.last_attempt_at, n.reason
   from head h
   join delivery n on n.id = h.newest
   join entry e on e.seq = n.event_seq
@@ -89,7 +91,7 @@ const DUE: &str = "
   left join applied a on a.target = h.target and a.object = h.object and a.canonical_id = h.canonical_id
   order by n.id";
 
-/// See [`DUE`].
+/// Heads of lanes that are due at `target`, oldest first, except those in `busy`; at most `limit`.
 pub async fn due(client: &Client, target: &str, busy: &[i64], limit: i64) -> Result<Vec<Due>, LedgerError> {
     let rows = client.query(DUE, &[&target, &busy, &limit]).await?;
     let mut found = Vec::with_capacity(rows.len());
@@ -111,6 +113,7 @@ pub async fn due(client: &Client, target: &str, busy: &[i64], limit: i64) -> Res
             idempotency_key: row.try_get(12)?,
             attempted_at: row.try_get(13)?,
             last_attempt_at: row.try_get(17)?,
+            reason: row.try_get(18)?,
             requires,
             supersedes: row.try_get::<_, Option<Vec<i64>>>(14)?.unwrap_or_default(),
             external_id: row.try_get(15)?,

@@ -235,9 +235,16 @@ pub fn dispatch_statements(batch: Batch, seq_of: &dyn Fn(EntryIndex) -> i64, out
     let retries = batch.retries.into_iter().map(|write| -> Prepared {
         (
             "update delivery set state = case when $4 then 'sending' else 'pending' end, due_at = $2, reason = $3,
-                    round = round + case when $5 then 1 else 0 end
+                    round = round + case when $5 then 1 else 0 end, last_attempt_at = coalesce($6, last_attempt_at)
              where id = $1",
-            parameters![write.id, write.due_at, write.reason, write.uncertain, write.new_round],
+            parameters![
+                write.id,
+                write.due_at,
+                write.reason,
+                write.uncertain,
+                write.new_round,
+                write.replayed_since
+            ],
         )
     });
     out.extend(retries);
