@@ -56,6 +56,14 @@ async fn an_error_stored_under_the_key_is_got_over_by_looking_or_by_a_new_key_an
     let erp = world.erp.client("erp").await.unwrap();
     assert_same(&held(&world), &expected(&erp, &[]).await);
     assert_eq!(world.stripe.with(|stripe| stripe.doubled()), Vec::<String>::new());
+    // A change back to what was applied before the doubtful one must not be taken for unchanged.
+    odoo.write(company, "city", &"First").await.unwrap();
+    world.settled(Duration::from_secs(60)).await;
+    world.stripe.with(|stripe| stripe.store_errors(1));
+    odoo.write(company, "city", &"Second").await.unwrap();
+    odoo.write(company, "city", &"First").await.unwrap();
+    world.settled(Duration::from_secs(60)).await;
+    assert_same(&held(&world), &expected(&erp, &[]).await);
     let searches = world.stripe.journal().calls.iter().filter(|call| call.line.contains("search")).count();
     assert_eq!(searches, 1, "the create was looked up, the update was not");
 }

@@ -190,3 +190,30 @@ async fn contacts_of_a_customer_that_the_vendor_refuses_arrive_without_it_and_jo
     world.settled(PATIENCE).await;
     assert!(user()["organization_id"].is_u64());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_field_with_a_name_or_nonsense_does_not_cost_the_customer() {
+    let world = World::start(WorldOptions::default()).await;
+    let _daemon = world.daemon();
+    world.streaming().await;
+    let mut odoo = world.odoo().await;
+    let cases = [
+        ("plain@example.com", None, Some("plain@example.com")),
+        ("Ann <ann@example.com>", Some("ann@example.com"), Some("ann@example.com")),
+        ("a@example.com, b@example.com", Some("a@example.com"), Some("a@example.com")),
+        ("see notes", None, None),
+        ("root@localhost", Some("root@localhost"), None),
+    ];
+    let mut ids = Vec::new();
+    for (index, (email, normalized, _)) in cases.iter().enumerate() {
+        let id = odoo.create_company(&format!("Mail {index}"), email, 1).await.unwrap();
+        let sql = "update res_partner set email_normalized = $2 where id = $1";
+        odoo.client().execute(sql, &[&id, normalized]).await.unwrap();
+        ids.push(id);
+    }
+    world.settled(PATIENCE).await;
+    let customers = world.stripe.with(|stripe| stripe.customers());
+    for (id, (email, _, expected)) in ids.iter().zip(cases) {
+        assert_eq!(customers[&format!("ERP-P-{id}")]["email"].as_str(), expected, "{email}");
+    }
+}

@@ -92,7 +92,7 @@ impl Delivery {
         self.target.permit().await;
         let result = self.target.http.send(&request, &key).await;
         let mut outcome = self.judge(&request.step, result);
-        self.target.note(outcome.class, outcome.retry_after).await;
+        self.target.note(outcome.class, outcome.status, outcome.retry_after).await;
         if outcome.class == Class::Applied {
             self.follow_up(&request, &mut outcome).await?;
         }
@@ -206,9 +206,9 @@ impl Delivery {
                 let wait =
                     outcome.retry_after.unwrap_or_else(|| backoff(self.due.attempts + 1, rand::random()));
                 // An answer that the server is broken may be stored under the key and replayed for as long as the key is
-                // kept. What is the same however often it is sent gets a new key, and may be replaced by newer state.
+                // kept. What is the same however often it is sent is sent again, the same bytes under a new key.
                 let renew = class == Class::Uncertain && outcome.status.is_some() && request.step != "create";
-                let uncertain = !renew && (self.due.uncertain || class == Class::Uncertain);
+                let uncertain = self.due.uncertain || class == Class::Uncertain;
                 batch.retries.push(self.retry(wait, outcome, uncertain, renew));
             }
             Class::Conflict => {
@@ -218,26 +218,28 @@ impl Delivery {
                         batch.foreign.push((self.due.lane.clone(), want));
                         batch.retries.push(self.retry(backoff(self.due.attempts, 1.0), outcome, false, true));
                     }
-                    None => self.reject(&mut batch, outcome),
+                    None => self.refuse(&mut batch, outcome, "rejected"),
                 }
             }
             Class::Missing if request.step == "update" => {
                 batch.applied.push(self.applied(request, None, index));
                 batch.retries.push(self.retry(Duration::ZERO, outcome, false, true));
             }
-            Class::Missing | Class::Rejected => self.reject(&mut batch, outcome),
+            Class::Missing | Class::Rejected => {
+                // The same bytes are judged the same way by the vendor's own checks. Any other refusal says nothing about an
+                // earlier attempt that may have been carried out: then the lane waits for a person.
+                let judged = matches!(outcome.status, Some(400 | 422));
+                let doubtful = self.due.uncertain && request.step == "create" && !judged;
+                self.refuse(&mut batch, outcome, if doubtful { "parked" } else { "rejected" });
+            }
         }
         (batch, false)
     }
 
-    fn reject(&self, batch: &mut Batch, outcome: &Outcome<'_>) {
+    fn refuse(&self, batch: &mut Batch, outcome: &Outcome<'_>, state: &'static str) {
         tracing::warn!(delivery = self.due.id, target = %self.due.lane.target, reason = %outcome.reason,
             "the target refused a delivery for good");
-        batch.closed.push(ClosedWrite {
-            id: self.due.id,
-            state: "rejected",
-            reason: Some(outcome.reason.clone()),
-        });
+        batch.closed.push(ClosedWrite { id: self.due.id, state, reason: Some(outcome.reason.clone()) });
     }
 
     pub(super) fn retry(

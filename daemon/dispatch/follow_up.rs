@@ -96,7 +96,7 @@ impl Delivery {
         self.target.permit().await;
         let result = self.target.http.send(request, "").await;
         let outcome = self.judge(&request.step, result);
-        self.target.note(outcome.class, outcome.retry_after).await;
+        self.target.note(outcome.class, outcome.status, outcome.retry_after).await;
         let mut batch = Batch::default();
         batch.entry(self.outcome_entry(outcome.class, attempt_seq, &outcome, None));
         self.ledger.writer().write(batch).await?;

@@ -22,7 +22,7 @@ impl Delivery {
         self.target.permit().await;
         let result = self.target.http.send(&request, "").await;
         let mut outcome = self.judge(&request.step, result);
-        self.target.note(outcome.class, outcome.retry_after).await;
+        self.target.note(outcome.class, outcome.status, outcome.retry_after).await;
         let object = self.target.connector.object(&self.due.lane.object);
         let find = object.and_then(|object| match &object.strategy {
             Strategy::CreateOrUpdate { find, .. } => find.as_deref(),

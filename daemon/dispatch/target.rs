@@ -59,7 +59,7 @@ impl Target {
     }
 
     /// Takes an outcome into account for all requests to come.
-    pub async fn note(&self, class: Class, retry_after: Option<Duration>) {
+    pub async fn note(&self, class: Class, status: Option<u16>, retry_after: Option<Duration>) {
         let mut gate = self.gate.lock().await;
         let now = Instant::now();
         match class {
@@ -71,10 +71,17 @@ impl Target {
                 tracing::error!(target_name = %self.name, "the target refuses our credentials; it is paused");
                 gate.pause(now, UNAUTHORISED_PAUSE);
             }
-            Class::Transient | Class::Uncertain => gate.failed(now, rand::random()),
-            Class::Applied | Class::Duplicate | Class::Rejected | Class::Conflict | Class::Missing => {
-                gate.answered()
+            // Contention over one object is an answer; only silence and server errors speak of the target as a whole.
+            Class::Transient | Class::Uncertain if status.is_none_or(|status| status >= 500) => {
+                gate.failed(now, rand::random());
             }
+            Class::Transient
+            | Class::Uncertain
+            | Class::Applied
+            | Class::Duplicate
+            | Class::Rejected
+            | Class::Conflict
+            | Class::Missing => gate.answered(),
         }
     }
 

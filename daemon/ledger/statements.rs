@@ -235,7 +235,8 @@ pub fn dispatch_statements(batch: Batch, seq_of: &dyn Fn(EntryIndex) -> i64, out
     let retries = batch.retries.into_iter().map(|write| -> Prepared {
         (
             "update delivery set state = case when $4 then 'sending' else 'pending' end, due_at = $2, reason = $3,
-                    round = round + case when $5 then 1 else 0 end, last_attempt_at = coalesce($6, last_attempt_at)
+                    round = round + case when $5 then 1 else 0 end,
+                    idempotency_key = case when $5 then null else idempotency_key end, last_attempt_at = coalesce($6, last_attempt_at)
              where id = $1",
             parameters![
                 write.id,

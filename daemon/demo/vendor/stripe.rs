@@ -40,6 +40,7 @@ pub struct Stripe {
     creations: BTreeMap<String, u32>,
     deletions: BTreeMap<String, u32>,
     stored_errors: u32,
+    refused_name: Option<String>,
 }
 
 impl Stripe {
@@ -56,6 +57,7 @@ impl Stripe {
             creations: BTreeMap::new(),
             deletions: BTreeMap::new(),
             stored_errors: 0,
+            refused_name: None,
         }
     }
 
@@ -80,6 +82,11 @@ impl Stripe {
     /// execution has begun.
     pub fn store_errors(&mut self, count: u32) {
         self.stored_errors = count;
+    }
+
+    /// A customer of this name is refused as invalid.
+    pub fn refuse_name(&mut self, name: &str) {
+        self.refused_name = Some(name.to_owned());
     }
 
     /// Forgets all idempotency keys, as Stripe does after a day.
@@ -114,6 +121,11 @@ impl Stripe {
         let parameters = form::decode(&String::from_utf8_lossy(&request.body));
         if let Some(refused) = invalid(&parameters) {
             return refused;
+        }
+        if self.refused_name.is_some()
+            && parameters.get("name").and_then(Value::as_str) == self.refused_name.as_deref()
+        {
+            return error(400, "invalid_request_error", "parameter_invalid");
         }
         if request.path == "/v1/customers" {
             return self.create(&parameters, now_s);
