@@ -2,11 +2,12 @@
 CARGO ?= cargo
 PREFIX ?= /usr
 DESTDIR ?=
+BINARY = $(or $(CARGO_TARGET_DIR),target)/release/tailwater
 
 .PHONY: demo test lint bench soak install release dependencies
 
 demo: dependencies release
-	target/release/tailwater demo $(DEMO)
+	$(BINARY) demo $(DEMO)
 
 test: dependencies
 	$(CARGO) test --locked -- --test-threads=2
@@ -31,7 +32,7 @@ dependencies:
 	./dependencies.sh
 
 install: release
-	install -D -m 0755 target/release/tailwater $(DESTDIR)$(PREFIX)/bin/tailwater
+	install -D -m 0755 $(BINARY) $(DESTDIR)$(PREFIX)/bin/tailwater
 	cd mappings && find . -type f -exec install -D -m 0644 {} $(DESTDIR)$(PREFIX)/share/tailwater/mappings/{} \;
 	install -D -m 0644 systemd/tailwater.service $(DESTDIR)/lib/systemd/system/tailwater.service
 	install -D -m 0644 systemd/tailwater.sysusers $(DESTDIR)/usr/lib/sysusers.d/tailwater.conf
@@ -39,4 +40,4 @@ install: release
 	test -e $(DESTDIR)/etc/tailwater/tailwater.toml || \
 		install -m 0640 tailwater.example.toml $(DESTDIR)/etc/tailwater/tailwater.toml
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1
-	target/release/tailwater man > $(DESTDIR)$(PREFIX)/share/man/man1/tailwater.1
+	$(BINARY) man > $(DESTDIR)$(PREFIX)/share/man/man1/tailwater.1
