@@ -36,6 +36,8 @@ pub struct Database {
     pub tls: bool,
     /// Certificate authorities to trust instead of the system's.
     pub root_certificates: Option<PathBuf>,
+    /// Schema that unqualified names are looked up in; the server's default when empty.
+    pub schema: &'static str,
 }
 
 /// A connection could not be made.
@@ -86,7 +88,7 @@ impl Database {
     pub async fn connect(&self, application_name: &str) -> Result<Client, ConnectError> {
         let mut config = Config::new();
         config.host(&self.host).port(self.port).user(&self.user).dbname(&self.dbname);
-        config.application_name(application_name).options(SESSION_OPTIONS);
+        config.application_name(application_name).options(self.session_options());
         config.connect_timeout(std::time::Duration::from_secs(10));
         config.keepalives_idle(std::time::Duration::from_secs(15));
         config.tcp_user_timeout(std::time::Duration::from_secs(30));
@@ -114,6 +116,13 @@ impl Database {
         let (client, connection) = config.connect(NoTls).await.map_err(failed)?;
         tokio::spawn(connection);
         Ok(client)
+    }
+
+    fn session_options(&self) -> String {
+        match self.schema {
+            "" => SESSION_OPTIONS.to_owned(),
+            schema => format!("{SESSION_OPTIONS} -c search_path={schema}"),
+        }
     }
 
     /// TLS with full verification.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// Module, and what it may import of the crate.
 const ALLOWED: [(&str, &[&str]); 12] = [
     ("event", &["event"]),
-    ("config", &["config", "connector", "dispatch", "mapping", "pg"]),
+    ("config", &["config", "connector", "dispatch", "ledger", "mapping", "pg"]),
     ("pg", &["config"]),
     ("mapping", &["mapping", "config", "event"]),
     ("connector", &["connector", "config", "mapping"]),

@@ -72,6 +72,7 @@ async fn the_stream_is_opened_over_verified_tls_with_scram_and_channel_binding_o
         password: Some(Secret::File(path.join(password))),
         tls: true,
         root_certificates: Some(path.join(ca)),
+        schema: "",
     };
     let good = database("right", "ca.crt");
     crate::support::eventually(Duration::from_secs(20), "TLS to be on", async || {

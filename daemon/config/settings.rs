@@ -148,7 +148,7 @@ fn read_ledger(fields: &mut Fields, problems: &mut Problems) -> Option<Database>
     let mut inner = node.fields(problems);
     let database = read_database(&mut inner, "postgres://tailwater@127.0.0.1:5432/tailwater", problems);
     inner.finish(problems);
-    database
+    database.map(|database| Database { schema: crate::ledger::SCHEMA, ..database })
 }
 
 fn read_redis(fields: &mut Fields, problems: &mut Problems) -> Option<String> {
@@ -221,6 +221,7 @@ fn parse_url(text: &str) -> Result<Database, String> {
         password: None,
         tls,
         root_certificates,
+        schema: "",
     })
 }
 

@@ -90,6 +90,13 @@ impl Installation {
         Ok(self.postgres.client("erp").await?.batch_execute(&sql).await?)
     }
 
+    /// A session on the ledger.
+    pub async fn ledger(&self) -> Result<tokio_postgres::Client, PrivateError> {
+        let client = self.postgres.client("tailwater").await?;
+        client.batch_execute(&format!("set search_path = {}", crate::ledger::SCHEMA)).await?;
+        Ok(client)
+    }
+
     /// This program with the settings of the installation.
     pub fn command(&self, arguments: &[&str]) -> io::Result<Command> {
         let mut command = Command::new(std::env::current_exe()?);

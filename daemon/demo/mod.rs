@@ -83,7 +83,7 @@ async fn play(keep: bool, length: Duration, plain: bool) -> Result<bool, DemoErr
     }
     installation.start_daemon()?;
     view.say("the daemon is started; it loads what is there and then follows every change");
-    let ledger = installation.postgres.client("tailwater").await?;
+    let ledger = installation.ledger().await?;
     let mut feed = Feed::default();
     let started = Instant::now();
     let mut acted = started;
@@ -207,7 +207,7 @@ async fn settle(
 
 /// Prints the figures; true when nothing was doubled and the ledger is sound.
 async fn summary(feed: &Feed, installation: &Installation, odoo: &Odoo) -> Result<bool, DemoError> {
-    let mut client = installation.postgres.client("tailwater").await?;
+    let mut client = installation.ledger().await?;
     let verdict = verify(&mut client, |_, _| {}).await?;
     let doubled = installation.stripe.with(|stripe| stripe.doubled().len());
     let merged = installation.zendesk.with(|zendesk| zendesk.merged.len());

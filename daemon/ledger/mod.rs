@@ -29,6 +29,9 @@ mod migrations {
     refinery::embed_migrations!("sql/ledger");
 }
 
+/// Everything of the ledger lives in this schema.
+pub const SCHEMA: &str = "tailwater";
+
 /// Key of the advisory lock (`TAILWATR` in ASCII).
 const WRITER_LOCK: i64 = 0x5441_494C_5741_5452;
 
@@ -74,6 +77,7 @@ impl Ledger {
         if !row.try_get::<_, bool>(0)? {
             return Err(LedgerError::Locked);
         }
+        client.batch_execute(&format!("create schema if not exists {SCHEMA}")).await?;
         migrations::migrations::runner().run_async(&mut client).await?;
         let reader = Arc::new(database.connect("tailwater-ledger-reader").await?);
         let (lost_tx, lost) = watch::channel(false);

@@ -1,4 +1,4 @@
--- The ledger: what happened, what is owed, where each source stands.
+-- The ledger: what happened, what is owed, where each source stands. Everything lives in schema `tailwater`.
 
 -- Append-only, gapless, one leaf of the tree per line. `body` is RFC 8785 JSON, kept as bytes because the tree hashes
 -- bytes: jsonb would reorder keys and rewrite numbers.

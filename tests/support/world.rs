@@ -202,7 +202,9 @@ quota = "{zendesk_quota}"
     }
 
     pub async fn ledger_client(&self) -> Client {
-        self.ledger.client("tailwater").await.unwrap()
+        let client = self.ledger.client("tailwater").await.unwrap();
+        client.batch_execute("set search_path = tailwater").await.unwrap();
+        client
     }
 
     /// Waits until the daemon streams.
