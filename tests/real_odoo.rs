@@ -3,7 +3,7 @@
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::support::expected::{assert_same, expected, held};
+use crate::support::expected::{archived, assert_same, expected, held};
 use crate::support::{World, WorldOptions, shared};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -18,13 +18,7 @@ async fn a_recorded_day_of_odoo_arrives_field_by_field_and_no_call_is_wasted() {
     assert!(restore.success());
     world.prepare_source().await;
     let erp = world.erp.client("erp").await.unwrap();
-    let archived: Vec<i32> = erp
-        .query("select id from res_partner where active is false", &[])
-        .await
-        .unwrap()
-        .iter()
-        .map(|row| row.get(0))
-        .collect();
+    let archived = archived(&erp).await;
     let mut daemon = world.daemon();
     world.streaming().await;
     world.settled(Duration::from_secs(30)).await;
@@ -68,13 +62,7 @@ async fn a_long_day_of_a_running_odoo_arrives_field_by_field() {
     let printed = world.run_with(&["source", "sql"], &[("TAILWATER__SOURCES__ERP__URL", &source)]);
     let sql = String::from_utf8(printed.stdout).unwrap();
     erp.batch_execute(&sql).await.unwrap();
-    let archived: Vec<i32> = erp
-        .query("select id from res_partner where active is false", &[])
-        .await
-        .unwrap()
-        .iter()
-        .map(|row| row.get(0))
-        .collect();
+    let archived = archived(&erp).await;
     let _daemon = world.daemon_with(&[("TAILWATER__SOURCES__ERP__URL", &source)]);
     world.streaming().await;
     let arguments = std::env::var("TAILWATER_DRIVE").unwrap_or_else(|_| "-n 2 --bulk 200 --mass 400".into());

@@ -3,6 +3,7 @@
 
 pub mod environment;
 pub mod node;
+pub mod parse;
 pub mod secret;
 pub mod settings;
 

@@ -41,6 +41,19 @@ pub struct Request {
 }
 
 impl Request {
+    /// A request without a body.
+    pub fn bare(step: &str, line: &RequestLine, scope: &Scope) -> Result<Self, EvaluationError> {
+        Ok(Self {
+            step: step.to_owned(),
+            method: line.method.clone(),
+            path: line.path(scope)?,
+            content_type: None,
+            body: None,
+            sha256: None,
+            holds: Vec::new(),
+        })
+    }
+
     /// As the ledger keeps it.
     #[must_use]
     pub fn to_json(&self) -> Value {
@@ -95,12 +108,6 @@ impl RequestLine {
         }
         pieces.push(Piece::Text(rest.to_owned()));
         Some(Self { method: method.to_owned(), path: pieces })
-    }
-
-    /// HTTP method.
-    #[must_use]
-    pub fn method(&self) -> &str {
-        &self.method
     }
 
     /// The path with its placeholders filled and percent-encoded (a space is `%20`, never `+`).

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::deliver::{Delivery, Outcome};
 use crate::connector::FollowUp;
 use crate::connector::classify::Class;
-use crate::connector::request::{Request, RequestLine};
+use crate::connector::request::Request;
 use crate::ledger::LedgerError;
 use crate::ledger::batch::Batch;
 use crate::ledger::outbox::held_by;
@@ -61,7 +61,7 @@ impl Delivery {
     ) -> Result<Result<(), String>, LedgerError> {
         let described = |error: EvaluationError| error.to_string();
         let own = || known;
-        let line = match to_request(&follow_up.list, &Scope::new(own())) {
+        let line = match Request::bare("follow_up", &follow_up.list, &Scope::new(own())) {
             Ok(request) => request,
             Err(error) => return Ok(Err(described(error))),
         };
@@ -76,11 +76,14 @@ impl Delivery {
                 Ok(_) | Err(_) => return Ok(Ok(())),
             };
             for item in &items {
-                let request =
-                    match to_request(&step.line, &Scope::new(own().into_iter().chain([("item", item)]))) {
-                        Ok(request) => request,
-                        Err(error) => return Ok(Err(described(error))),
-                    };
+                let request = match Request::bare(
+                    "follow_up",
+                    &step.line,
+                    &Scope::new(own().into_iter().chain([("item", item)])),
+                ) {
+                    Ok(request) => request,
+                    Err(error) => return Ok(Err(described(error))),
+                };
                 if let Err(reason) = self.exchange(&request).await? {
                     return Ok(Err(reason));
                 }
@@ -107,16 +110,4 @@ impl Delivery {
             _ => Err(outcome.reason),
         })
     }
-}
-
-fn to_request(line: &RequestLine, scope: &Scope) -> Result<Request, EvaluationError> {
-    Ok(Request {
-        step: "follow_up".into(),
-        method: line.method().to_owned(),
-        path: line.path(scope)?,
-        content_type: None,
-        body: None,
-        sha256: None,
-        holds: Vec::new(),
-    })
 }

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::retry::{Doubt, Resolution, resolve};
-use crate::connector::request::{Request, RequestLine, encode, without_nulls};
+use crate::connector::request::{Request, encode, without_nulls};
 use crate::connector::{Connector, ObjectSpec, Strategy, Unique};
 use crate::event::sha256_hex;
 use crate::image::canonical_bytes;
@@ -83,7 +83,7 @@ pub fn plan(
         if due.external_id.is_none() {
             return Ok(Plan::Skip { reason: "not at the target", claims: None });
         }
-        let request = request("delete", &object.delete, &scope)?;
+        let request = Request::bare("delete", &object.delete, &scope)?;
         return Ok(Plan::Send { request, wishes: Vec::new() });
     }
     let mut body = object.body.render(&scope)?;
@@ -124,7 +124,7 @@ pub fn plan(
         body: Some(text),
         sha256: Some(sha256),
         holds,
-        ..request(step, line, &scope)?
+        ..Request::bare(step, line, &scope)?
     };
     Ok(Plan::Send { request, wishes })
 }
@@ -155,7 +155,7 @@ fn in_doubt(
     match (resolve(&doubt), find) {
         (Resolution::Resend, _) => Ok(Plan::Send { request: request_sent, wishes: Vec::new() }),
         (Resolution::Find, Some(find)) => {
-            Ok(Plan::Find(request("find", &find.line, &scope(connector, due))?))
+            Ok(Plan::Find(Request::bare("find", &find.line, &scope(connector, due))?))
         }
         (Resolution::Find | Resolution::Park, _) => {
             Ok(Plan::Park("it is not known whether the request was carried out".into()))
@@ -165,18 +165,6 @@ fn in_doubt(
 
 fn object_of<'a>(connector: &'a Connector, due: &Due) -> Result<&'a ObjectSpec, Obstacle> {
     connector.object(&due.lane.object).ok_or_else(|| Obstacle::UnknownObject(due.lane.object.clone()))
-}
-
-fn request(step: &str, line: &RequestLine, scope: &Scope) -> Result<Request, Obstacle> {
-    Ok(Request {
-        step: step.to_owned(),
-        method: line.method().to_owned(),
-        path: line.path(scope)?,
-        content_type: None,
-        body: None,
-        sha256: None,
-        holds: Vec::new(),
-    })
 }
 
 /// `event`, `references` (object to the target's id, null when it is not there) and `external_id`.

@@ -62,6 +62,12 @@ pub async fn expected(erp: &Client, archived_before: &[i32]) -> Holdings {
     holdings
 }
 
+/// Partners that are archived now.
+pub async fn archived(erp: &Client) -> Vec<i32> {
+    let rows = erp.query("select id from res_partner where active is false", &[]).await.unwrap();
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
 /// What the simulated vendors hold, reduced to the same fields.
 pub fn held(world: &World) -> Holdings {
     let mut holdings = Holdings::default();

@@ -1,0 +1,132 @@
+//! TOML and YAML into one tree of nodes, each with its line.
+
+use std::path::Path;
+
+use saphyr::{LoadableYamlNode, MarkedYaml, Scalar, YamlData};
+use serde_json::Value;
+use toml::de::{DeTable, DeValue};
+
+use super::node::{At, Content, Node, Problems};
+
+impl Node {
+    /// Parses TOML; every syntax error becomes a problem.
+    pub fn from_toml(path: &Path, text: &str, problems: &mut Problems) -> Option<Self> {
+        let (table, errors) = DeTable::parse_recoverable(text);
+        for error in &errors {
+            let line = error.span().map_or(0, |span| line_of(text, span.start));
+            problems.add(
+                &At { file: path.to_path_buf(), line },
+                format!("not valid TOML: {}", error.message().lines().next().unwrap_or_default()),
+                "see https://toml.io/en/v1.0.0",
+            );
+        }
+        if !errors.is_empty() {
+            return None;
+        }
+        let line = line_of(text, table.span().start);
+        Some(toml_table(path, text, line, table.get_ref()))
+    }
+
+    /// Parses one YAML document.
+    pub fn from_yaml(path: &Path, text: &str, problems: &mut Problems) -> Option<Self> {
+        match MarkedYaml::load_from_str(text) {
+            Ok(documents) if documents.len() == 1 => {
+                documents.first().map(|doc| yaml_node(path, doc, problems))
+            }
+            Ok(_) => {
+                problems.add(
+                    &At::file(path),
+                    "the file must hold exactly one YAML document",
+                    "remove `---` separators",
+                );
+                None
+            }
+            Err(error) => {
+                let at = At { file: path.to_path_buf(), line: error.marker().line() };
+                problems.add(
+                    &at,
+                    format!("not valid YAML: {}", error.info()),
+                    "check indentation and quoting of this line",
+                );
+                None
+            }
+        }
+    }
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
+}
+
+fn toml_table(path: &Path, text: &str, line: usize, table: &DeTable<'_>) -> Node {
+    let entries = table.iter().map(|(key, value)| {
+        let line = line_of(text, key.span().start);
+        (key.get_ref().to_string(), toml_value(path, text, line, value.get_ref()))
+    });
+    Node { at: At { file: path.to_path_buf(), line }, content: Content::Map(entries.collect()) }
+}
+
+fn toml_value(path: &Path, text: &str, line: usize, value: &DeValue<'_>) -> Node {
+    let scalar = |value| Node { at: At { file: path.to_path_buf(), line }, content: Content::Scalar(value) };
+    match value {
+        DeValue::String(text) => scalar(Value::String(text.to_string())),
+        DeValue::Boolean(value) => scalar(Value::Bool(*value)),
+        DeValue::Integer(number) => scalar(
+            i64::from_str_radix(number.as_str(), number.radix())
+                .map_or_else(|_| Value::String(number.to_string()), Value::from),
+        ),
+        DeValue::Float(number) => scalar(
+            number.as_str().parse::<f64>().map_or_else(|_| Value::String(number.to_string()), Value::from),
+        ),
+        DeValue::Datetime(instant) => scalar(Value::String(instant.to_string())),
+        DeValue::Table(table) => toml_table(path, text, line, table),
+        DeValue::Array(items) => Node {
+            at: At { file: path.to_path_buf(), line },
+            content: Content::List(
+                items
+                    .iter()
+                    .map(|item| toml_value(path, text, line_of(text, item.span().start), item.get_ref()))
+                    .collect(),
+            ),
+        },
+    }
+}
+
+fn yaml_node(path: &Path, node: &MarkedYaml<'_>, problems: &mut Problems) -> Node {
+    let at = At { file: path.to_path_buf(), line: node.span.start.line() };
+    let content = match &node.data {
+        YamlData::Value(scalar) => Content::Scalar(yaml_scalar(scalar)),
+        YamlData::Sequence(items) => {
+            Content::List(items.iter().map(|item| yaml_node(path, item, problems)).collect())
+        }
+        YamlData::Mapping(entries) => {
+            let mut list = Vec::with_capacity(entries.len());
+            for (key, value) in entries {
+                let line = At { file: path.to_path_buf(), line: key.span.start.line() };
+                if let YamlData::Value(Scalar::String(name)) = &key.data {
+                    let mut child = yaml_node(path, value, problems);
+                    child.at = line;
+                    list.push((name.to_string(), child));
+                } else {
+                    problems.add(&line, "a key must be a plain string", "quote the key");
+                }
+            }
+            Content::Map(list)
+        }
+        _ => {
+            problems.add(&at, "tags, anchors and aliases are not allowed here", "write the value out");
+            Content::Scalar(Value::Null)
+        }
+    };
+    Node { at, content }
+}
+
+fn yaml_scalar(scalar: &Scalar<'_>) -> Value {
+    match scalar {
+        Scalar::Null => Value::Null,
+        Scalar::Boolean(value) => Value::Bool(*value),
+        Scalar::Integer(number) => Value::from(*number),
+        Scalar::FloatingPoint(number) => Value::from(number.into_inner()),
+        Scalar::String(text) => Value::String(text.to_string()),
+    }
+}
