@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::Source;
-use crate::event::{CanonicalEvent, Cluster, Operation, Transaction};
+use crate::event::{Cluster, Operation, Transaction};
 use crate::image::{Emitted, Images, Overlay, OverlayChanges, Projection, UnknownColumn};
 use crate::ledger::batch::{Batch, DeliveryWrite, DocumentWrite, ImageWrite, Lane};
 use crate::ledger::entry::{EntryKind, NewEntry};
@@ -105,14 +105,14 @@ impl Intake {
         let owed = self.owed(&emitted).await?;
         let mut newly_owed: HashSet<Lane> = HashSet::new();
         let mut batch = Batch::default();
-        for Emitted { event, fault } in &emitted {
+        for Emitted { event, fault, sha256 } in &emitted {
             let body = event.to_body(&self.source.name, &self.cluster, &self.source.mapping.sha256);
             let entry = batch.entry(NewEntry::new(EntryKind::Event, Some(event.event_id.clone()), body));
             batch.documents.push(DocumentWrite {
                 source: self.source.name.clone(),
                 event_type: event.event_type.clone(),
                 canonical_id: event.id.clone(),
-                sha256: self.document_sha256(event),
+                sha256: sha256.clone(),
                 event: entry,
             });
             for (lane, route) in self.source.lanes(event) {
@@ -139,11 +139,6 @@ impl Intake {
             }
         }
         Ok(batch)
-    }
-
-    fn document_sha256(&self, event: &CanonicalEvent) -> Option<String> {
-        (event.operation != Operation::Delete)
-            .then(|| crate::event::sha256_hex(&crate::image::canonical_bytes(&event.data)))
     }
 
     /// Which lanes are owed already, for events whose route depends on it.

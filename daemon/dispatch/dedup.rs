@@ -33,17 +33,11 @@ impl Dedup {
         Self { url: url.to_owned(), state: Mutex::default() }
     }
 
-    /// Which of these keys may have been delivered. Without Redis: none.
-    pub async fn hints(&self, keys: &[String]) -> Vec<bool> {
-        let none = || vec![false; keys.len()];
-        if keys.is_empty() {
-            return none();
-        }
+    /// True when the key may have been delivered: the ledger has to confirm it. Without Redis: false.
+    pub async fn may_be_delivered(&self, key: &str) -> bool {
         let mut pipe = redis::pipe();
-        for key in keys {
-            pipe.cmd("EXISTS").arg(name(key));
-        }
-        self.run::<Vec<bool>>(&pipe).await.unwrap_or_else(none)
+        pipe.cmd("EXISTS").arg(name(key));
+        self.run::<(bool,)>(&pipe).await.is_some_and(|(known,)| known)
     }
 
     /// Notes that a key was delivered; called after the ledger has it.

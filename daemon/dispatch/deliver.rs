@@ -72,13 +72,14 @@ impl Delivery {
 
     async fn send(&self, request: Request, wishes: Vec<String>) -> Result<(), LedgerError> {
         let key = self.idempotency_key();
-        if self.target.dedup.hints(std::slice::from_ref(&key)).await == [true]
+        if self.target.dedup.may_be_delivered(&key).await
             && crate::ledger::outbox::is_applied(self.ledger.reader(), self.due.id).await?
         {
             return Ok(());
         }
         self.target.open().await;
         let mut batch = self.attempt(&request, &key);
+        self.supersede(&mut batch);
         if !self.due.uncertain {
             batch.claims.extend(self.claim(request.holds.clone(), wishes));
         }
@@ -106,7 +107,8 @@ impl Delivery {
 
     /// What the object holds and wishes at the target from now on, where that matters.
     fn claim(&self, reserve: Vec<String>, wishes: Vec<String>) -> Option<ClaimWrite> {
-        self.target.has_unique(&self.due.lane.object).then(|| ClaimWrite {
+        let matters = self.target.has_unique(&self.due.lane.object) || !self.due.requires.is_empty();
+        matters.then(|| ClaimWrite {
             lane: self.due.lane.clone(),
             reserve,
             wishes,
@@ -115,7 +117,7 @@ impl Delivery {
         })
     }
 
-    /// The attempt entry, and the states this delivery replaces.
+    /// The attempt entry of a request.
     pub(super) fn attempt(&self, request: &Request, key: &str) -> Batch {
         let mut batch = Batch::default();
         batch.entry(NewEntry::new(
@@ -129,10 +131,10 @@ impl Delivery {
                 "idempotency_key": key, "attempt": self.due.attempts + 1,
             }),
         ));
-        self.supersede(&mut batch);
         batch
     }
 
+    /// Closes the states this delivery replaces.
     fn supersede(&self, batch: &mut Batch) {
         for older in &self.due.supersedes {
             let reason = format!("replaced by delivery {}", self.due.id);
@@ -273,7 +275,7 @@ impl Delivery {
             holds: if external_id.is_some() { request.holds.clone() } else { Vec::new() },
             external_id,
             outcome,
-            grants: self.target.has_any_unique(),
+            grants: self.target.may_grant(),
         }
     }
 
@@ -342,7 +344,7 @@ impl Delivery {
                 sha256: None,
                 outcome,
                 holds: Vec::new(),
-                grants: self.target.has_any_unique(),
+                grants: self.target.may_grant(),
             });
         }
         batch.closed.push(ClosedWrite { id: self.due.id, state, reason: Some(reason) });

@@ -85,15 +85,16 @@ impl Target {
         }
     }
 
-    /// True when the vendor wants values of this object unique, or the object refers to others.
+    /// True when the vendor wants values of this object unique.
     #[must_use]
     pub fn has_unique(&self, object: &str) -> bool {
         self.connector.object(object).is_some_and(|object| !object.unique.is_empty())
     }
 
-    /// True when any object of the connector has unique values.
+    /// True when an object here can wait for another one: for a unique value, or for one it refers to.
     #[must_use]
-    pub fn has_any_unique(&self) -> bool {
-        self.connector.objects.iter().any(|object| !object.unique.is_empty())
+    pub fn may_grant(&self) -> bool {
+        let objects = &self.connector.objects;
+        objects.len() > 1 || objects.iter().any(|object| !object.unique.is_empty())
     }
 }

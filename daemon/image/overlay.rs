@@ -126,11 +126,6 @@ impl OverlayChanges {
     pub fn rows(&self) -> impl Iterator<Item = (&RowId, Option<&Arc<Row>>)> {
         self.rows.iter().map(|(id, row)| (id, row.as_ref()))
     }
-
-    /// The objects as they stand after the slice.
-    pub fn documents(&self) -> impl Iterator<Item = (&DocumentId, Option<&String>)> {
-        self.documents.iter().map(|(id, sha256)| (id, sha256.as_ref()))
-    }
 }
 
 /// Changes laid over [`Images`].

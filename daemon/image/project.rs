@@ -34,6 +34,8 @@ pub struct Emitted {
     pub event: CanonicalEvent,
     /// Why it must not be delivered.
     pub fault: Option<String>,
+    /// Digest of the data; `None` for a delete.
+    pub sha256: Option<String>,
 }
 
 /// What the projection needs to know of the source.
@@ -199,7 +201,7 @@ impl Projection<'_> {
             (Some(_), Some(_)) => Operation::Update,
             (Some(_), None) => Operation::Delete,
         };
-        overlay.set_document(document, sha256);
+        overlay.set_document(document, sha256.clone());
         let fault = fault.or_else(|| data.as_ref().and_then(|data| spec.schema.violation(data)));
         let event = CanonicalEvent {
             event_id: event_id(self.source, self.cluster, &stamp.position, &spec.event_type, &id),
@@ -213,7 +215,7 @@ impl Projection<'_> {
             snapshot: stamp.snapshot,
             causes,
         };
-        Some(Emitted { event, fault })
+        Some(Emitted { event, fault, sha256 })
     }
 }
 

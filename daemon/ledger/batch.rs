@@ -122,7 +122,7 @@ pub struct AppliedWrite {
     pub outcome: EntryIndex,
     /// Unique values this object holds at the target now; all others of it are released.
     pub holds: Vec<String>,
-    /// The connector knows unique values or references, so wishes may have to be granted.
+    /// Objects here can wait for each other, so wishes may have to be granted.
     pub grants: bool,
 }
 

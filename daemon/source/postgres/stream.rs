@@ -175,7 +175,7 @@ struct Reader {
 impl Reader {
     async fn run(mut self) -> Result<(), StreamEnd> {
         loop {
-            self.take_frames().await?;
+            self.take_frames()?;
             let full = self.is_full();
             let waiting = !self.gathered.transactions.is_empty() || self.gathered.idle_at.is_some();
             let handover = self.handover.clone();
@@ -210,7 +210,7 @@ impl Reader {
     }
 
     /// Works off every whole frame in the buffer.
-    async fn take_frames(&mut self) -> Result<(), StreamEnd> {
+    fn take_frames(&mut self) -> Result<(), StreamEnd> {
         while !self.is_full() {
             let Some(frame) = take_frame(&mut self.buffer).map_err(StreamError::from)? else { return Ok(()) };
             match frame.tag {
