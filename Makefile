@@ -19,7 +19,7 @@ lint:
 
 # One line per figure: name value unit bar OP NUMBER ok|short
 bench: dependencies release
-	TAILWATER_BENCH=1 $(CARGO) test --locked --release --test tests -- --nocapture --test-threads=1 bench:: | grep -E '^(bench|#)'
+	TAILWATER_BENCH=1 $(CARGO) test --locked --release --test tests -- --nocapture --test-threads=1 bench | grep -E '^(bench|#)'
 
 # The campaigns of the tests, longer: 200 kills, a target down for a minute.
 soak: dependencies

@@ -8,12 +8,14 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cli::{Cli, Command, ConfigArgs, LedgerCommand, SourceCommand};
-use crate::config::{Config, load};
+use crate::config::{Config, SourceConfig, load};
 use crate::dispatch::dedup::Dedup;
+use crate::event::Lsn;
 use crate::ledger::LedgerError;
 use crate::ledger::verify::{Verdict, verify};
 use crate::ops::status;
 use crate::source::postgres::catalog::{self, Severity};
+use crate::source::postgres::drain::drain;
 use crate::source::postgres::script::source_sql;
 use crate::supervise::run;
 
@@ -51,7 +53,10 @@ async fn dispatch(command: Command) -> ExitCode {
         Command::Check { config, json } => check(&config, json).await,
         Command::Status { config, json } => with_config(&config, |config| show_status(config, json)).await,
         Command::Source(SourceCommand::Sql { config, source }) => {
-            with_config(&config, |config| async move { print_source_sql(&config, source.as_deref()) }).await
+            with_config(&config, |config| async move { print_source_sql(config, source.as_deref()) }).await
+        }
+        Command::Source(SourceCommand::Drain { config, source, slot, until }) => {
+            with_config(&config, |config| drain_slot(config, source, slot, until)).await
         }
         Command::Ledger(LedgerCommand::Verify { config, json }) => {
             with_config(&config, |config| verify_ledger(config, json)).await
@@ -118,19 +123,38 @@ async fn show_status(config: Config, as_json: bool) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn print_source_sql(config: &Config, name: Option<&str>) -> ExitCode {
-    let found = match (name, config.sources.as_slice()) {
-        (None, [only]) => Some(only),
-        (None, _) => None,
-        (Some(name), sources) => sources.iter().find(|source| source.name == name),
-    };
-    let Some(source) = found else {
-        let names: Vec<&str> = config.sources.iter().map(|source| source.name.as_str()).collect();
-        return fail(EX_USAGE, &format!("name one source: --source {}", names.join(" | ")));
+/// The source of that name, or the only one.
+fn find_source(sources: Vec<SourceConfig>, name: Option<&str>) -> Result<SourceConfig, ExitCode> {
+    let names: Vec<String> = sources.iter().map(|source| source.name.clone()).collect();
+    let only = sources.len() == 1;
+    let found = sources.into_iter().find(|source| name.map_or(only, |name| source.name == name));
+    found.ok_or_else(|| fail(EX_USAGE, &format!("name one source: --source {}", names.join(" | "))))
+}
+
+fn print_source_sql(config: Config, name: Option<&str>) -> ExitCode {
+    let source = match find_source(config.sources, name) {
+        Ok(source) => source,
+        Err(code) => return code,
     };
     let database = &source.database;
     say(&source_sql(&source.mapping, &database.user, &database.dbname, &source.publication));
     ExitCode::SUCCESS
+}
+
+async fn drain_slot(config: Config, name: Option<String>, slot: String, until: Lsn) -> ExitCode {
+    let source = match find_source(config.sources, name.as_deref()) {
+        Ok(source) => source,
+        Err(code) => return code,
+    };
+    let mapping = std::sync::Arc::new(source.mapping);
+    match drain(&source.database, &slot, &source.publication, mapping, until).await {
+        Ok(drained) => {
+            let figures = json!({"transactions": drained.transactions, "row_changes": drained.row_changes});
+            say(&format!("{figures}\n"));
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(EX_UNAVAILABLE, &error.to_string()),
+    }
 }
 
 async fn verify_ledger(config: Config, as_json: bool) -> ExitCode {

@@ -91,6 +91,22 @@ pub enum SourceCommand {
         #[arg(long)]
         source: Option<String>,
     },
+    /// Read a slot to a point and keep nothing: how fast this server can be read. Confirms nothing.
+    #[command(hide = true)]
+    Drain {
+        /// The settings file.
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Source in the settings; needed when there are several.
+        #[arg(long)]
+        source: Option<String>,
+        /// Slot to read; never the one in use.
+        #[arg(long)]
+        slot: String,
+        /// Where to stop: an LSN such as 16/B374D848.
+        #[arg(long, value_name = "LSN")]
+        until: crate::event::Lsn,
+    },
 }
 
 /// `tailwater ledger …`.

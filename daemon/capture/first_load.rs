@@ -95,9 +95,10 @@ impl FirstLoad<'_> {
     }
 
     async fn copy_table(&self, table: &TableSpec) -> Result<u64, CaptureError> {
+        let types = crate::source::postgres::types::Types::load(self.client).await?;
         let described = self.client.prepare(&types_statement(table)).await?;
-        let types = described.columns().iter().map(|column| column.type_().oid()).collect();
-        let mut reader = CopyReader::new(table, types);
+        let forms = described.columns().iter().map(|column| types.form(column.type_().oid())).collect();
+        let mut reader = CopyReader::new(table, forms);
         let stream = self.client.copy_out(&statement(table)).await?;
         pin_mut!(stream);
         let mut waiting: Vec<(String, Row)> = Vec::new();

@@ -26,6 +26,7 @@ use crate::source::postgres::copy::CopyError;
 use crate::source::postgres::slot::{self, Discontinuity};
 use crate::source::postgres::stream::{Delivered, Stream, StreamEnd};
 use crate::source::postgres::transaction::{Assembler, SliceLimits};
+use crate::source::postgres::types::Types;
 
 /// How long a server that wants to stop waits for the ledger before its connection is closed.
 const PATIENCE: Duration = Duration::from_millis(1_000);
@@ -167,11 +168,12 @@ impl Follower {
             position = load.map(position, &|| self.wake_all()).await?;
         }
         let interval = status_interval(&client).await?;
+        let types = Types::load(&client).await?;
         drop(client);
         let sql = slot::start_statement(&self.source.slot, &self.source.publication, position.end_lsn);
         let (transport, buffer) = connection.start_streaming(&sql).await?;
         let ledgered = (position.commit_lsn, position.ordinal);
-        let assembler = Assembler::new(self.source.mapping.clone(), SliceLimits::default(), ledgered);
+        let assembler = Assembler::new(self.source.mapping.clone(), types, SliceLimits::default(), ledgered);
         let stream = Stream::start(transport, buffer, assembler, position.end_lsn, interval);
         tracing::info!(source_name = %self.source.name, from = %position.end_lsn, "streaming");
         self.streaming.send_replace(true);

@@ -1,5 +1,7 @@
 //! Canonical events: what the business did, free of the source's tables.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -37,9 +39,9 @@ pub struct Cause {
     /// Row key.
     pub key: String,
     /// Mapped columns before, `None` for a new row.
-    pub before: Option<Row>,
+    pub before: Option<Arc<Row>>,
     /// Mapped columns after, `None` for a deleted row.
-    pub after: Option<Row>,
+    pub after: Option<Arc<Row>>,
 }
 
 /// A normalised business fact.
@@ -77,7 +79,7 @@ impl CanonicalEvent {
                 (_, None) => "delete",
                 _ => "update",
             };
-            json!({"relation": cause.table, "key": cause.key, "op": op, "before": cause.before, "after": cause.after})
+            json!({"relation": cause.table, "key": cause.key, "op": op, "before": cause.before.as_deref(), "after": cause.after.as_deref()})
         });
         json!({
             "event_id": self.event_id,

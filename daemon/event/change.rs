@@ -19,11 +19,50 @@ pub enum Field {
     Unchanged,
 }
 
+/// The mapped columns of a row as they were sent.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SentRow {
+    /// Column names, shared by all rows of a table. A mapped column that the table no longer has is not among them.
+    pub columns: Arc<[Arc<str>]>,
+    /// What was sent for each.
+    pub fields: Vec<Field>,
+}
+
+impl SentRow {
+    /// Columns with what was sent for them.
+    pub fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Field)> {
+        self.columns.iter().zip(&self.fields)
+    }
+
+    /// What was sent for `column`.
+    #[must_use]
+    pub fn get(&self, column: &str) -> Option<&Field> {
+        self.iter().find(|(name, _)| &***name == column).map(|(_, field)| field)
+    }
+
+    /// True when a column was not sent because it is TOASTed and unchanged.
+    #[must_use]
+    pub fn is_partial(&self) -> bool {
+        self.fields.contains(&Field::Unchanged)
+    }
+
+    /// Takes the columns it does not carry from `earlier`.
+    pub fn fill_from(&mut self, earlier: &Self) {
+        for (name, field) in self.columns.iter().zip(&mut self.fields) {
+            if *field == Field::Unchanged
+                && let Some(known) = earlier.get(name)
+            {
+                *field = known.clone();
+            }
+        }
+    }
+}
+
 /// What a transaction left of a row.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RowState {
     /// The row stands with these columns.
-    Present(Vec<(Arc<str>, Field)>),
+    Present(SentRow),
     /// The row is gone.
     Absent,
 }
@@ -39,6 +78,8 @@ pub struct Change {
     pub ordinal: u64,
     /// What the transaction left.
     pub state: RowState,
+    /// The transaction inserted the row: there is no earlier image of it.
+    pub inserted: bool,
     /// The key this row had before, when the transaction changed it: columns not sent are to be found there.
     pub moved_from: Option<String>,
 }
@@ -47,7 +88,7 @@ impl Change {
     /// A change of a row that kept its key.
     #[must_use]
     pub fn new(table: &Arc<str>, key: &str, ordinal: u64, state: RowState) -> Self {
-        Self { table: table.clone(), key: key.to_owned(), ordinal, state, moved_from: None }
+        Self { table: table.clone(), key: key.to_owned(), ordinal, state, inserted: false, moved_from: None }
     }
 }
 
@@ -72,6 +113,8 @@ pub struct Transaction {
     pub last_ordinal: u64,
     /// False for all but the last slice of a large transaction.
     pub complete: bool,
+    /// Messages of ours (`pg_logical_emit_message`), which it carries instead of changes.
+    pub marks: Vec<String>,
 }
 
 impl Transaction {

@@ -5,5 +5,5 @@ pub mod change;
 pub mod position;
 
 pub use canonical::{CanonicalEvent, Cause, Operation};
-pub use change::{Change, Field, Row, RowState, Transaction, key_text, row_key};
+pub use change::{Change, Field, Row, RowState, SentRow, Transaction, key_text, row_key};
 pub use position::{ChangePosition, Cluster, Lsn, event_id, hex, sha256_hex};

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use super::overlay::{DocumentId, Overlay};
 use crate::event::{
-    CanonicalEvent, Cause, Change, ChangePosition, Cluster, Field, Operation, Row, RowState, Transaction,
+    CanonicalEvent, Cause, Change, ChangePosition, Cluster, Field, Operation, Row, RowState, SentRow, Transaction,
     event_id, key_text, sha256_hex,
 };
 use crate::mapping::{EventSpec, Join, JoinKind, SourceMapping};
@@ -166,7 +166,7 @@ impl Projection<'_> {
         let now = overlay.row(&spec.table, key)?;
         let before =
             || causes.iter().find(|cause| *cause.table == *spec.table && cause.key == key)?.before.clone();
-        let identified = now.as_deref().cloned().or_else(before)?;
+        let identified = now.clone().or_else(before)?;
         let source = Value::String(self.source.to_uppercase());
         // A row without a canonical id cannot be told apart from others; it is reported under its key.
         let id = spec.canonical_id(&source, &identified);
@@ -240,11 +240,18 @@ fn apply_one(
     change: &Change,
     moved: Option<Arc<Row>>,
 ) -> Result<Option<(u64, Cause)>, UnknownColumn> {
-    let Some(before) = overlay.row(&change.table, &change.key) else { return Ok(None) };
+    // An inserted row has no image: it need not be looked for.
+    let before = match change.inserted {
+        true => None,
+        false => match overlay.row(&change.table, &change.key) {
+            Some(before) => before,
+            None => return Ok(None),
+        },
+    };
     let after = match &change.state {
         RowState::Absent => None,
-        RowState::Present(fields) => {
-            Some(Arc::new(filled(change, fields, moved.as_deref().or(before.as_deref()))?))
+        RowState::Present(sent) => {
+            Some(Arc::new(filled(change, sent, moved.as_deref().or(before.as_deref()))?))
         }
     };
     if before == after {
@@ -254,15 +261,15 @@ fn apply_one(
     let cause = Cause {
         table: change.table.to_string(),
         key: change.key.clone(),
-        before: before.as_deref().cloned(),
-        after: after.as_deref().cloned(),
+        before,
+        after,
     };
     Ok(Some((change.ordinal, cause)))
 }
 
-fn filled(change: &Change, fields: &[(Arc<str>, Field)], known: Option<&Row>) -> Result<Row, UnknownColumn> {
+fn filled(change: &Change, sent: &SentRow, known: Option<&Row>) -> Result<Row, UnknownColumn> {
     let mut row = Row::new();
-    for (name, field) in fields {
+    for (name, field) in sent.iter() {
         let value = match field {
             Field::Value(value) => value.clone(),
             Field::Unchanged => {
@@ -280,7 +287,7 @@ fn filled(change: &Change, fields: &[(Arc<str>, Field)], known: Option<&Row>) ->
 
 /// Root keys that a changed joined row belongs to, now or before.
 fn roots_through(overlay: &Overlay<'_>, spec: &EventSpec, join: &Join, cause: &Cause) -> BTreeSet<String> {
-    let versions = || [cause.before.as_ref(), cause.after.as_ref()].into_iter().flatten();
+    let versions = || [cause.before.as_deref(), cause.after.as_deref()].into_iter().flatten();
     match &join.kind {
         JoinKind::By(column) => overlay.keys_where(&spec.table, column, &cause.key).unwrap_or_default(),
         JoinKind::Children(column) => versions().filter_map(|row| reference_in(row, column)).collect(),

@@ -25,6 +25,12 @@ pub struct WorldOptions {
     pub zendesk_limit: Limit,
     /// Create the Odoo-shaped schema; otherwise the ERP database is empty.
     pub odoo_schema: bool,
+    /// Mapping and routes from this directory of `tests/data` instead of the shipped ones; its `*.sql` makes the tables.
+    pub data: Option<&'static str>,
+    /// Settings of the ERP's PostgreSQL.
+    pub erp_settings: &'static [&'static str],
+    /// Settings of the ledger's PostgreSQL.
+    pub ledger_settings: &'static [&'static str],
 }
 
 impl Default for WorldOptions {
@@ -35,6 +41,9 @@ impl Default for WorldOptions {
             stripe_limit: Limit { requests: 1000, window_s: 1.0 },
             zendesk_limit: Limit { requests: 60_000, window_s: 60.0 },
             odoo_schema: true,
+            data: None,
+            erp_settings: &[],
+            ledger_settings: &[],
         }
     }
 }
@@ -77,8 +86,8 @@ impl Drop for Daemon {
 impl World {
     pub async fn start(options: WorldOptions) -> Self {
         let directory = TemporaryDirectory::new("tailwater-test").unwrap();
-        let erp = PrivatePostgres::start(directory.path(), "erp", &[]).await.unwrap();
-        let ledger = PrivatePostgres::start(directory.path(), "ledger", &[]).await.unwrap();
+        let erp = PrivatePostgres::start(directory.path(), "erp", options.erp_settings).await.unwrap();
+        let ledger = PrivatePostgres::start(directory.path(), "ledger", options.ledger_settings).await.unwrap();
         let redis = PrivateRedis::start(directory.path()).await.unwrap();
         let stripe = VendorServer::start(Stripe::new(STRIPE_KEY, 1.0), options.stripe_limit).await.unwrap();
         let zendesk = VendorServer::start(Zendesk::new(ZENDESK_USER, ZENDESK_KEY), options.zendesk_limit)
@@ -95,8 +104,16 @@ impl World {
         admin.batch_execute("create role tailwater login").await.unwrap();
         admin.batch_execute("create database tailwater owner tailwater").await.unwrap();
         let mut world = Self { erp, ledger, redis, stripe, zendesk, config: PathBuf::new(), directory };
-        world.write_config(&options);
-        if options.odoo_schema {
+        let mappings = match options.data {
+            Some(data) => world.copy_mappings(data),
+            None => PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("mappings"),
+        };
+        world.write_config(&options, &mappings);
+        if let Some(data) = options.data {
+            let sql = std::fs::read_to_string(data_directory(data).join(format!("{data}.sql"))).unwrap();
+            world.erp.client("erp").await.unwrap().batch_execute(&sql).await.unwrap();
+            world.prepare_source().await;
+        } else if options.odoo_schema {
             let client = world.erp.client("erp").await.unwrap();
             client.batch_execute(SCHEMA).await.unwrap();
             world.prepare_source().await;
@@ -112,7 +129,25 @@ impl World {
         self.erp.client("erp").await.unwrap().batch_execute(&sql).await.unwrap();
     }
 
-    fn write_config(&mut self, options: &WorldOptions) {
+    /// The shipped schemas and connectors with the mapping and routes of a test.
+    fn copy_mappings(&self, data: &str) -> PathBuf {
+        let shipped = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("mappings");
+        let mappings = self.directory.path().join("mappings");
+        for part in ["canonical", "connectors"] {
+            std::fs::create_dir_all(mappings.join(part)).unwrap();
+            for file in std::fs::read_dir(shipped.join(part)).unwrap().flatten() {
+                std::fs::copy(file.path(), mappings.join(part).join(file.file_name())).unwrap();
+            }
+        }
+        let own = data_directory(data);
+        for (file, place) in [(format!("{data}.yaml"), format!("sources/{data}")), ("routes.yaml".into(), "routes".into())] {
+            std::fs::create_dir_all(mappings.join(&place)).unwrap();
+            std::fs::copy(own.join(&file), mappings.join(&place).join(&file)).unwrap();
+        }
+        mappings
+    }
+
+    fn write_config(&mut self, options: &WorldOptions, mappings: &std::path::Path) {
         let path = |name: &str| self.directory.path().join(name);
         std::fs::write(path("stripe.key"), STRIPE_KEY).unwrap();
         std::fs::write(path("zendesk.key"), ZENDESK_KEY).unwrap();
@@ -128,7 +163,7 @@ kind = "postgres"
 url = "{erp}"
 slot = "tailwater"
 publication = "tailwater"
-mapping = "odoo"
+mapping = "{mapping}"
 [targets.stripe]
 connector = "stripe"
 base_url = "{stripe}"
@@ -141,7 +176,8 @@ user = "{ZENDESK_USER}"
 api_key = {{ file = "{zendesk_key}" }}
 quota = "{zendesk_quota}"
 "#,
-            mappings = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("mappings").display(),
+            mappings = mappings.display(),
+            mapping = options.data.unwrap_or("odoo"),
             ledger = self.ledger.url("tailwater", "tailwater"),
             redis = self.redis.url(),
             erp = self.erp.url("tailwater_src", "erp"),
@@ -256,6 +292,10 @@ quota = "{zendesk_quota}"
         let output = self.run(&["ledger", "verify"]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     }
+}
+
+fn data_directory(data: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(data)
 }
 
 async fn open_deliveries(ledger: &Client) -> String {

@@ -115,7 +115,7 @@ impl ReplicationConnection {
             match frame.tag {
                 b'R' => self.authenticate(database, frame.body, binding.as_deref()).await?,
                 b'Z' => return Ok(()),
-                b'E' => return Err(server_error(frame.body)),
+                b'E' => return Err(server_error(&frame.body)),
                 _ => {}
             }
         }
@@ -127,7 +127,7 @@ impl ReplicationConnection {
         body: Bytes,
         binding: Option<&[u8]>,
     ) -> Result<(), ConnectionError> {
-        let mut fields = FieldReader::new("Authentication", body);
+        let mut fields = FieldReader::new("Authentication", &body);
         let kind = fields.i32("kind")?;
         if kind != 10 && !self.bound && binding.is_some() && database.password.is_some() {
             // Whoever can leave the binding out can also ask for the password itself.
@@ -141,7 +141,7 @@ impl ReplicationConnection {
             3 => frontend::password_message(password(database)?.as_bytes(), &mut out)?,
             5 => {
                 let salt = fields.bytes("salt", 4)?;
-                let salt = <[u8; 4]>::try_from(salt.as_ref()).unwrap_or_default();
+                let salt = <[u8; 4]>::try_from(salt).unwrap_or_default();
                 let hash = md5_hash(database.user.as_bytes(), password(database)?.as_bytes(), salt);
                 frontend::password_message(hash.as_bytes(), &mut out)?;
             }
@@ -165,7 +165,7 @@ impl ReplicationConnection {
     async fn scram(
         &mut self,
         database: &Database,
-        mut fields: FieldReader,
+        mut fields: FieldReader<'_>,
         binding: Option<&[u8]>,
     ) -> Result<(), ConnectionError> {
         let mut offered = Vec::new();
@@ -199,11 +199,11 @@ impl ReplicationConnection {
     async fn sasl_step(&mut self, expected: i32) -> Result<Bytes, ConnectionError> {
         let frame = self.frame().await?;
         if frame.tag == b'E' {
-            return Err(server_error(frame.body));
+            return Err(server_error(&frame.body));
         }
-        let mut fields = FieldReader::new("Authentication", frame.body);
+        let mut fields = FieldReader::new("Authentication", &frame.body);
         match fields.i32("kind")? {
-            kind if kind == expected && frame.tag == b'R' => Ok(fields.rest()),
+            kind if kind == expected && frame.tag == b'R' => Ok(frame.body.slice_ref(fields.rest())),
             other => Err(ConnectionError::Unsupported(format!("unexpected authentication step {other}"))),
         }
     }
@@ -227,7 +227,7 @@ impl ReplicationConnection {
             let frame = timeout(patience, self.frame()).await.map_err(|_| timed_out())??;
             match frame.tag {
                 b'D' => rows.push(data_row(frame.body)?),
-                b'E' => failure = Some(server_error(frame.body)),
+                b'E' => failure = Some(server_error(&frame.body)),
                 b'Z' => return failure.map_or(Ok(rows), Err),
                 _ => {}
             }
@@ -246,7 +246,7 @@ impl ReplicationConnection {
             let frame = timeout(ANSWER_TIMEOUT, self.frame()).await.map_err(|_| timed_out())??;
             match frame.tag {
                 b'W' => return Ok((self.transport, self.buffer)),
-                b'E' => return Err(server_error(frame.body)),
+                b'E' => return Err(server_error(&frame.body)),
                 b'N' | b'S' => {}
                 tag => return Err(ConnectionError::Unsupported(format!("unexpected message {tag:#04x}"))),
             }
@@ -328,13 +328,13 @@ fn timed_out() -> ConnectionError {
 }
 
 fn data_row(body: Bytes) -> Result<TextRow, DecodeError> {
-    let mut fields = FieldReader::new("DataRow", body);
+    let mut fields = FieldReader::new("DataRow", &body);
     let count = fields.u16("columnCount")?;
     let mut row = Vec::with_capacity(usize::from(count));
     for _ in 0..count {
         let length = fields.i32("length")?;
         row.push(match usize::try_from(length) {
-            Ok(length) => Some(String::from_utf8_lossy(&fields.bytes("value", length)?).into_owned()),
+            Ok(length) => Some(String::from_utf8_lossy(fields.bytes("value", length)?).into_owned()),
             Err(_) => None,
         });
     }
@@ -343,7 +343,7 @@ fn data_row(body: Bytes) -> Result<TextRow, DecodeError> {
 
 /// An ErrorResponse: SQLSTATE and primary message; details may quote data and are left out (INV-12).
 #[must_use]
-pub fn server_error(body: Bytes) -> ConnectionError {
+pub fn server_error(body: &[u8]) -> ConnectionError {
     let mut fields = FieldReader::new("ErrorResponse", body);
     let (mut code, mut message) = (String::new(), String::new());
     while let Ok(kind) = fields.u8("field") {

@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use serde_json::Value;
 
 use super::catalog::{qualified, quote};
-use super::value::{ValueError, decode_text};
+use super::value::{Form, ValueError};
 use crate::event::{Row, row_key};
 use crate::mapping::TableSpec;
 
@@ -44,7 +44,7 @@ pub fn statement(table: &TableSpec) -> String {
     format!("copy (select {} from {}) to stdout", columns.join(", "), qualified(table))
 }
 
-/// Query for the type OIDs of the mapped columns, in their order.
+/// Query for the type forms of the mapped columns, in their order.
 #[must_use]
 pub fn types_statement(table: &TableSpec) -> String {
     let columns: Vec<String> = table.columns.iter().map(|column| quote(column)).collect();
@@ -55,14 +55,14 @@ pub fn types_statement(table: &TableSpec) -> String {
 #[derive(Debug)]
 pub struct CopyReader<'a> {
     table: &'a TableSpec,
-    types: Vec<u32>,
+    types: Vec<Form>,
     pending: BytesMut,
 }
 
 impl<'a> CopyReader<'a> {
-    /// `types`: OIDs of the mapped columns, in their order.
+    /// `types`: forms of the mapped columns, in their order.
     #[must_use]
-    pub fn new(table: &'a TableSpec, types: Vec<u32>) -> Self {
+    pub fn new(table: &'a TableSpec, types: Vec<Form>) -> Self {
         Self { table, types, pending: BytesMut::new() }
     }
 
@@ -87,19 +87,19 @@ impl<'a> CopyReader<'a> {
             });
         }
         let mut row = Row::new();
-        for ((column, type_oid), cell) in self.table.columns.iter().zip(&self.types).zip(cells) {
-            row.insert(column.to_string(), self.value(column, *type_oid, cell)?);
+        for ((column, form), cell) in self.table.columns.iter().zip(&self.types).zip(cells) {
+            row.insert(column.to_string(), self.value(column, *form, cell)?);
         }
         let key: Vec<Value> =
             self.table.key.iter().map(|column| row.get(&**column).cloned().unwrap_or_default()).collect();
         Ok((row_key(&key), row))
     }
 
-    fn value(&self, column: &Arc<str>, type_oid: u32, cell: &[u8]) -> Result<Value, CopyError> {
+    fn value(&self, column: &Arc<str>, form: Form, cell: &[u8]) -> Result<Value, CopyError> {
         if cell == b"\\N" {
             return Ok(Value::Null);
         }
-        decode_text(type_oid, &unescape(cell)).map_err(|error| CopyError::Value {
+        form.decode_text(&unescape(cell)).map_err(|error| CopyError::Value {
             table: self.table.name.to_string(),
             column: column.to_string(),
             error,

@@ -2,13 +2,17 @@
 //!
 //! Owns bytes to row changes. Knows nothing of events or targets.
 
+mod array;
+mod binary;
 pub mod catalog;
 pub mod connection;
 pub mod copy;
+pub mod drain;
 pub mod relation;
 pub mod script;
 pub mod slot;
 pub mod stream;
 pub mod transaction;
+pub mod types;
 pub mod value;
 pub mod wire;

@@ -7,16 +7,17 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::value::{ValueError, decode_text};
+use super::types::Types;
+use super::value::{Form, ValueError};
 use super::wire::{RelationMessage, Tuple, TupleValue};
-use crate::event::{Field, row_key};
+use crate::event::{Field, SentRow, key_text, row_key};
 use crate::mapping::TableSpec;
 
 /// Why rows of a table cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RelationError {
-    /// The mapping names a column the table no longer has.
-    #[error("table \"{table}\" has no column \"{column}\", which the mapping reads")]
+    /// The key of the mapping names a column the table no longer has.
+    #[error("table \"{table}\" has no column \"{column}\", which is the mapping's key")]
     MissingColumn {
         /// Table.
         table: String,
@@ -61,11 +62,12 @@ pub enum RelationError {
     },
 }
 
-#[derive(Debug, Clone)]
-struct Column {
-    name: Arc<str>,
+/// What is wanted of one column of the table.
+#[derive(Debug, Clone, Copy)]
+struct Wanted {
+    /// Position among the columns sent.
     index: usize,
-    type_oid: u32,
+    form: Form,
 }
 
 /// A mapped table as the stream describes it now.
@@ -73,90 +75,103 @@ struct Column {
 pub struct Relation {
     /// Table name as the mapping has it.
     pub table: Arc<str>,
+    /// Mapped columns that the table no longer has. Rows come without them, so that whatever reads them is parked.
+    pub vanished: Vec<Arc<str>>,
     width: usize,
-    columns: Vec<Column>,
-    key: Vec<Column>,
+    /// Names of the columns in `wanted`.
+    columns: Arc<[Arc<str>]>,
+    /// In the order in which they are sent.
+    wanted: Vec<Wanted>,
+    /// Places of the key in `wanted`, in the order of the mapping.
+    key: Vec<usize>,
 }
 
 impl Relation {
     /// Finds the mapped columns in a relation message.
-    pub fn new(spec: &TableSpec, message: &RelationMessage) -> Result<Self, RelationError> {
-        let find = |name: &Arc<str>| {
-            let position = message.columns.iter().position(|column| column.name == **name);
-            match position.and_then(|index| message.columns.get(index).map(|column| (index, column))) {
-                Some((index, column)) => {
-                    Ok((Column { name: name.clone(), index, type_oid: column.type_oid }, column.key))
-                }
-                None => Err(RelationError::MissingColumn {
-                    table: spec.name.to_string(),
-                    column: name.to_string(),
-                }),
+    pub fn new(spec: &TableSpec, message: &RelationMessage, types: &Types) -> Result<Self, RelationError> {
+        let mut columns: Vec<Arc<str>> = Vec::with_capacity(spec.columns.len());
+        let mut wanted = Vec::with_capacity(spec.columns.len());
+        for (index, column) in message.columns.iter().enumerate() {
+            if let Some(name) = spec.columns.iter().find(|name| ***name == *column.name) {
+                columns.push(name.clone());
+                wanted.push(Wanted { index, form: types.form(column.type_oid) });
             }
-        };
-        let columns =
-            spec.columns.iter().map(|name| find(name).map(|(column, _)| column)).collect::<Result<_, _>>()?;
-        let mut key = Vec::new();
+        }
+        let mut key = Vec::with_capacity(spec.key.len());
         for name in &spec.key {
-            let (column, in_identity) = find(name)?;
-            if !in_identity {
-                return Err(RelationError::KeyNotInIdentity {
-                    table: spec.name.to_string(),
-                    column: name.to_string(),
-                });
-            }
-            key.push(column);
-        }
-        Ok(Self { table: spec.name.clone(), width: message.columns.len(), columns, key })
-    }
-
-    /// The key of the row that `tuple` is an image of.
-    pub fn key_of(&self, tuple: &Tuple) -> Result<String, RelationError> {
-        self.check_width(tuple)?;
-        let mut values = Vec::with_capacity(self.key.len());
-        for column in &self.key {
-            match self.decode(column, tuple)? {
-                Field::Value(value) if !value.is_null() => values.push(value),
-                _ => {
-                    return Err(RelationError::MissingKey {
-                        table: self.table.to_string(),
-                        column: column.name.to_string(),
-                    });
-                }
+            let place = columns.iter().position(|column| column == name);
+            let sent = message.columns.iter().find(|column| column.name == **name);
+            let (table, column) = (spec.name.to_string(), name.to_string());
+            match (place, sent) {
+                (Some(place), Some(sent)) if sent.key => key.push(place),
+                (Some(_), _) => return Err(RelationError::KeyNotInIdentity { table, column }),
+                (None, _) => return Err(RelationError::MissingColumn { table, column }),
             }
         }
-        Ok(row_key(&values))
+        let vanished = spec.columns.iter().filter(|name| !columns.contains(name)).cloned().collect();
+        let (table, width) = (spec.name.clone(), message.columns.len());
+        Ok(Self { table, vanished, width, columns: columns.into(), wanted, key })
     }
 
-    /// The mapped columns of a row image.
-    pub fn fields_of(&self, tuple: &Tuple) -> Result<Vec<(Arc<str>, Field)>, RelationError> {
-        self.check_width(tuple)?;
-        self.columns.iter().map(|column| Ok((column.name.clone(), self.decode(column, tuple)?))).collect()
+    /// Key and mapped columns of a row image.
+    pub fn row(&self, tuple: Tuple<'_>) -> Result<(String, SentRow), RelationError> {
+        let fields = self.fields(tuple)?;
+        let key = self.key(&fields)?;
+        Ok((key, SentRow { columns: self.columns.clone(), fields }))
     }
 
-    fn check_width(&self, tuple: &Tuple) -> Result<(), RelationError> {
-        if tuple.len() == self.width {
-            return Ok(());
-        }
-        Err(RelationError::ColumnCount {
-            table: self.table.to_string(),
-            found: tuple.len(),
-            expected: self.width,
-        })
+    /// The key of the row that `tuple` is an old image of; its other columns may be missing.
+    pub fn key_of(&self, tuple: Tuple<'_>) -> Result<String, RelationError> {
+        let fields = self.fields(tuple)?;
+        self.key(&fields)
     }
 
-    fn decode(&self, column: &Column, tuple: &Tuple) -> Result<Field, RelationError> {
-        let failed = |error| RelationError::Value {
-            table: self.table.to_string(),
-            column: column.name.to_string(),
-            error,
+    fn key(&self, fields: &[Field]) -> Result<String, RelationError> {
+        let value = |place: &usize| match fields.get(*place) {
+            Some(Field::Value(value)) if !value.is_null() => Ok(value),
+            _ => Err(RelationError::MissingKey {
+                table: self.table.to_string(),
+                column: self.columns.get(*place).map(ToString::to_string).unwrap_or_default(),
+            }),
         };
-        Ok(match tuple.get(column.index) {
-            Some(TupleValue::Text(bytes)) => {
-                Field::Value(decode_text(column.type_oid, bytes).map_err(failed)?)
+        match self.key.as_slice() {
+            [single] => value(single).map(key_text),
+            several => {
+                let values: Vec<Value> = several.iter().map(|place| value(place).cloned()).collect::<Result<_, _>>()?;
+                Ok(row_key(&values))
             }
-            Some(TupleValue::Unchanged) => Field::Unchanged,
-            Some(TupleValue::Binary(_)) => return Err(failed(ValueError::WrongForm(column.type_oid))),
-            Some(TupleValue::Null) | None => Field::Value(Value::Null),
-        })
+        }
+    }
+
+    fn fields(&self, tuple: Tuple<'_>) -> Result<Vec<Field>, RelationError> {
+        if tuple.len() != self.width {
+            return Err(RelationError::ColumnCount {
+                table: self.table.to_string(),
+                found: tuple.len(),
+                expected: self.width,
+            });
+        }
+        let mut fields = Vec::with_capacity(self.wanted.len());
+        let mut values = tuple.values();
+        let mut next = 0;
+        for wanted in &self.wanted {
+            let value = values.nth(wanted.index - next).unwrap_or(TupleValue::Null);
+            next = wanted.index + 1;
+            fields.push(match value {
+                TupleValue::Null => Field::Value(Value::Null),
+                TupleValue::Unchanged => Field::Unchanged,
+                TupleValue::Text(bytes) => Field::Value(wanted.form.decode_text(bytes).map_err(|error| self.failed(fields.len(), error))?),
+                TupleValue::Binary(bytes) => Field::Value(wanted.form.decode_binary(bytes).map_err(|error| self.failed(fields.len(), error))?),
+            });
+        }
+        Ok(fields)
+    }
+
+    fn failed(&self, place: usize, error: ValueError) -> RelationError {
+        RelationError::Value {
+            table: self.table.to_string(),
+            column: self.columns.get(place).map(ToString::to_string).unwrap_or_default(),
+            error,
+        }
     }
 }

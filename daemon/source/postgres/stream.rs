@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 use jiff::Timestamp;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::{Notify, mpsc, watch};
@@ -16,7 +16,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::connection::{ConnectionError, Transport, server_error};
 use super::transaction::{Assembler, POSTGRES_EPOCH_US, StreamError};
-use super::wire::{StreamMessage, decode_stream_message, encode_status_update, take_frame};
+use super::wire::{StreamMessage, decode_stream_message, encode_status_update, first_frame};
 use crate::event::{Lsn, Transaction};
 
 /// Row changes gathered before the reader waits for the receiver (INV-8).
@@ -209,10 +209,20 @@ impl Reader {
         much && !self.gathered.transactions.is_empty()
     }
 
-    /// Works off every whole frame in the buffer.
+    /// Works off every whole frame in the buffer, where it lies.
     fn take_frames(&mut self) -> Result<(), StreamEnd> {
+        let buffer = std::mem::take(&mut self.buffer);
+        let mut taken = 0;
+        let result = self.work_off(&buffer, &mut taken);
+        self.buffer = buffer;
+        self.buffer.advance(taken);
+        result
+    }
+
+    fn work_off(&mut self, buffer: &[u8], taken: &mut usize) -> Result<(), StreamEnd> {
         while !self.is_full() {
-            let Some(frame) = take_frame(&mut self.buffer).map_err(StreamError::from)? else { return Ok(()) };
+            let rest = buffer.get(*taken..).unwrap_or_default();
+            let Some((frame, size)) = first_frame(rest).map_err(StreamError::from)? else { return Ok(()) };
             match frame.tag {
                 b'd' => self.stream_message(frame.body)?,
                 // CopyDone or CommandComplete: the server ends the stream, as it does when it shuts down.
@@ -220,11 +230,12 @@ impl Reader {
                 b'E' => return Err(server_error(frame.body).into()),
                 _ => {}
             }
+            *taken += size;
         }
         Ok(())
     }
 
-    fn stream_message(&mut self, body: bytes::Bytes) -> Result<(), StreamEnd> {
+    fn stream_message(&mut self, body: &[u8]) -> Result<(), StreamEnd> {
         match decode_stream_message(body).map_err(StreamError::from)? {
             StreamMessage::XLogData { payload } => {
                 self.bytes += payload.len();

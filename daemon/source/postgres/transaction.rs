@@ -5,14 +5,20 @@
 //! its last ordinal, so memory stays bounded (INV-8) and a re-read skips what is already ledgered.
 
 use std::collections::HashMap;
+use std::hash::BuildHasher;
 use std::sync::Arc;
 
+use hashbrown::{DefaultHashBuilder, HashTable};
 use jiff::Timestamp;
 
 use super::relation::{Relation, RelationError};
+use super::types::Types;
 use super::wire::{DecodeError, LogicalMessage, OldTuple, RelationMessage, Tuple, pgoutput};
-use crate::event::{Change, Field, Lsn, RowState, Transaction};
+use crate::event::{Change, Lsn, RowState, Transaction};
 use crate::mapping::SourceMapping;
+
+/// Prefix of the logical messages that are ours.
+pub const MESSAGE_PREFIX: &str = "tailwater";
 
 /// Microseconds between the Unix epoch and PostgreSQL's (2000-01-01 UTC).
 pub const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
@@ -52,11 +58,42 @@ impl Default for SliceLimits {
     }
 }
 
+/// Where each row stands among the changes of a slice; the keys themselves are the changes'.
+#[derive(Debug, Default)]
+struct Places {
+    hasher: DefaultHashBuilder,
+    table: HashTable<usize>,
+}
+
+impl Places {
+    fn hash(hasher: &DefaultHashBuilder, table: &str, key: &str) -> u64 {
+        hasher.hash_one((table, key))
+    }
+
+    fn find(&self, changes: &[Change], table: &str, key: &str) -> Option<usize> {
+        let is = |index: &usize| changes.get(*index).is_some_and(|known| known.key == key && *known.table == *table);
+        self.table.find(Self::hash(&self.hasher, table, key), is).copied()
+    }
+
+    /// Notes the change at `index`, whose row has no place yet.
+    fn add(&mut self, changes: &[Change], index: usize) {
+        let hasher = &self.hasher;
+        let hash = |index: &usize| {
+            changes.get(*index).map_or(0, |change| Self::hash(hasher, &change.table, &change.key))
+        };
+        self.table.insert_unique(hash(&index), index, hash);
+    }
+
+    fn renew(&mut self, changes: &[Change]) {
+        self.table.clear();
+        (0..changes.len()).for_each(|index| self.add(changes, index));
+    }
+}
+
 #[derive(Debug)]
 struct Open {
     transaction: Transaction,
-    /// Place of each row in `transaction.changes`.
-    places: HashMap<(Arc<str>, String), usize>,
+    places: Places,
     next_ordinal: u64,
     bytes: u64,
 }
@@ -65,6 +102,7 @@ struct Open {
 #[derive(Debug)]
 pub struct Assembler {
     mapping: Arc<SourceMapping>,
+    types: Types,
     limits: SliceLimits,
     /// `None` for tables that the mapping does not read.
     relations: HashMap<u32, Option<Relation>>,
@@ -77,8 +115,13 @@ impl Assembler {
     /// `ledgered`: the commit LSN up to which the ledger has everything, and, for a transaction that it holds in part,
     /// the last ordinal it holds.
     #[must_use]
-    pub fn new(mapping: Arc<SourceMapping>, limits: SliceLimits, ledgered: (Lsn, Option<u64>)) -> Self {
-        Self { mapping, limits, relations: HashMap::new(), open: None, ledgered }
+    pub fn new(
+        mapping: Arc<SourceMapping>,
+        types: Types,
+        limits: SliceLimits,
+        ledgered: (Lsn, Option<u64>),
+    ) -> Self {
+        Self { mapping, types, limits, relations: HashMap::new(), open: None, ledgered }
     }
 
     /// True between Begin and Commit: then no keepalive position may be confirmed.
@@ -88,8 +131,7 @@ impl Assembler {
     }
 
     /// Feeds one pgoutput message; gives a transaction, or a slice of one, when it is whole.
-    pub fn push(&mut self, payload: bytes::Bytes) -> Result<Option<Transaction>, StreamError> {
-        let size = u64::try_from(payload.len()).unwrap_or(u64::MAX);
+    pub fn push(&mut self, payload: &[u8]) -> Result<Option<Transaction>, StreamError> {
         match pgoutput::decode(payload)? {
             LogicalMessage::Begin { commit_lsn, committed_at_us, xid } => {
                 self.begin(commit_lsn, committed_at_us, xid)?;
@@ -100,17 +142,23 @@ impl Assembler {
                 self.describe(&message)?;
                 return Ok(None);
             }
-            LogicalMessage::Insert { relation_oid, new } => self.upsert(relation_oid, None, &new)?,
+            LogicalMessage::Insert { relation_oid, new } => self.upsert(relation_oid, None, new, true)?,
             LogicalMessage::Update { relation_oid, old, new } => {
-                self.upsert(relation_oid, old.as_ref().map(OldTuple::tuple), &new)?;
+                self.upsert(relation_oid, old.as_ref().map(OldTuple::tuple), new, false)?;
             }
             LogicalMessage::Delete { relation_oid, old } => self.delete(relation_oid, old.tuple())?,
             LogicalMessage::Truncate { relation_oids } => self.truncate(&relation_oids)?,
+            LogicalMessage::Message { transactional: true, prefix, content } if prefix == MESSAGE_PREFIX => {
+                if let (Some(open), Ok(text)) = (&mut self.open, std::str::from_utf8(content)) {
+                    open.transaction.marks.push(text.to_owned());
+                }
+                return Ok(None);
+            }
             LogicalMessage::Origin { .. } | LogicalMessage::Type { .. } | LogicalMessage::Message { .. } => {
                 return Ok(None);
             }
         }
-        Ok(self.cut(size))
+        Ok(self.cut(payload.len()))
     }
 
     fn begin(&mut self, commit_lsn: Lsn, committed_at_us: i64, xid: u32) -> Result<(), StreamError> {
@@ -131,8 +179,9 @@ impl Assembler {
             row_changes: 0,
             last_ordinal: 0,
             complete: false,
+            marks: Vec::new(),
         };
-        self.open = Some(Open { transaction, places: HashMap::new(), next_ordinal: 0, bytes: 0 });
+        self.open = Some(Open { transaction, places: Places::default(), next_ordinal: 0, bytes: 0 });
         Ok(())
     }
 
@@ -145,9 +194,15 @@ impl Assembler {
 
     fn describe(&mut self, message: &RelationMessage) -> Result<(), StreamError> {
         let relation = match self.mapping.table(&message.schema, &message.name) {
-            Some(spec) => Some(Relation::new(spec, message)?),
+            Some(spec) => Some(Relation::new(spec, message, &self.types)?),
             None => None,
         };
+        for column in relation.iter().flat_map(|relation| &relation.vanished) {
+            tracing::error!(
+                table = %message.name, %column,
+                "a mapped column is gone; events that read it are parked, all others go on"
+            );
+        }
         self.relations.insert(message.oid, relation);
         Ok(())
     }
@@ -156,29 +211,34 @@ impl Assembler {
         self.relations.get(&oid).map(Option::as_ref).ok_or(StreamError::UnknownRelation(oid))
     }
 
-    fn upsert(&mut self, oid: u32, old: Option<&Tuple>, new: &Tuple) -> Result<(), StreamError> {
-        let Some(relation) = self.relation(oid)? else { return self.count().map(|_| ()) };
-        let (table, key, fields) = (relation.table.clone(), relation.key_of(new)?, relation.fields_of(new)?);
-        let old_key = old.map(|tuple| relation.key_of(tuple)).transpose()?.filter(|old_key| *old_key != key);
+    fn upsert(
+        &mut self,
+        oid: u32,
+        old: Option<Tuple<'_>>,
+        new: Tuple<'_>,
+        inserted: bool,
+    ) -> Result<(), StreamError> {
         let Some(ordinal) = self.count()? else { return Ok(()) };
-        let mut state = RowState::Present(fields);
+        let Some(relation) = self.relation(oid)? else { return Ok(()) };
+        let (key, mut row) = relation.row(new)?;
+        let old_key = old.map(|tuple| relation.key_of(tuple)).transpose()?.filter(|old_key| *old_key != key);
+        let table = relation.table.clone();
         if let Some(old_key) = &old_key {
             // What was not sent belongs to the row under its old key, perhaps as this very transaction left it.
-            if let Some(earlier) = self.state_of(&table, old_key) {
-                state = fold(earlier, state);
+            if let Some(RowState::Present(earlier)) = self.state_of(&table, old_key) {
+                row.fill_from(earlier);
             }
             self.record(Change::new(&table, old_key, ordinal, RowState::Absent))?;
         }
-        self.record(Change { moved_from: old_key, ..Change::new(&table, &key, ordinal, state) })
+        let change = Change::new(&table, &key, ordinal, RowState::Present(row));
+        self.record(Change { moved_from: old_key, inserted, ..change })
     }
 
-    fn delete(&mut self, oid: u32, old: &Tuple) -> Result<(), StreamError> {
-        let Some(relation) = self.relation(oid)? else { return self.count().map(|_| ()) };
+    fn delete(&mut self, oid: u32, old: Tuple<'_>) -> Result<(), StreamError> {
+        let Some(ordinal) = self.count()? else { return Ok(()) };
+        let Some(relation) = self.relation(oid)? else { return Ok(()) };
         let (table, key) = (relation.table.clone(), relation.key_of(old)?);
-        match self.count()? {
-            Some(ordinal) => self.record(Change::new(&table, &key, ordinal, RowState::Absent)),
-            None => Ok(()),
-        }
+        self.record(Change::new(&table, &key, ordinal, RowState::Absent))
     }
 
     fn truncate(&mut self, oids: &[u32]) -> Result<(), StreamError> {
@@ -188,7 +248,7 @@ impl Assembler {
             let (Some(table), Some(open)) = (table, self.open.as_mut()) else { continue };
             open.transaction.changes.retain(|change| change.table != table);
             open.transaction.truncated.push((table, ordinal));
-            open.places = place(&open.transaction.changes);
+            open.places.renew(&open.transaction.changes);
         }
         Ok(())
     }
@@ -210,64 +270,53 @@ impl Assembler {
         Ok((!held).then_some(ordinal))
     }
 
-    fn state_of(&self, table: &Arc<str>, key: &str) -> Option<RowState> {
+    fn state_of(&self, table: &str, key: &str) -> Option<&RowState> {
         let open = self.open.as_ref()?;
-        let index = open.places.get(&(table.clone(), key.to_owned()))?;
-        open.transaction.changes.get(*index).map(|change| change.state.clone())
+        let index = open.places.find(&open.transaction.changes, table, key)?;
+        open.transaction.changes.get(index).map(|change| &change.state)
     }
 
+    /// The last change of a row wins; that it was inserted here stays true of it.
     fn record(&mut self, change: Change) -> Result<(), StreamError> {
         let open = self.open.as_mut().ok_or(StreamError::OutOfPlace("a row"))?;
-        let place = (change.table.clone(), change.key.clone());
-        match open.places.get(&place).and_then(|index| open.transaction.changes.get_mut(*index)) {
+        let changes = &mut open.transaction.changes;
+        let place = open.places.find(changes, &change.table, &change.key);
+        match place.and_then(|index| changes.get_mut(index)) {
             Some(earlier) => {
                 earlier.state = fold(std::mem::replace(&mut earlier.state, RowState::Absent), change.state);
                 earlier.ordinal = change.ordinal;
                 earlier.moved_from = change.moved_from.or(earlier.moved_from.take());
             }
             None => {
-                open.places.insert(place, open.transaction.changes.len());
-                open.transaction.changes.push(change);
+                changes.push(change);
+                open.places.add(changes, changes.len() - 1);
             }
         }
         Ok(())
     }
 
     /// Hands on a slice once the open transaction is large enough.
-    fn cut(&mut self, size: u64) -> Option<Transaction> {
+    fn cut(&mut self, size: usize) -> Option<Transaction> {
         let open = self.open.as_mut()?;
-        open.bytes += size;
+        open.bytes += u64::try_from(size).unwrap_or(u64::MAX);
         if open.transaction.row_changes < self.limits.rows && open.bytes < self.limits.bytes {
             return None;
         }
         open.bytes = 0;
-        open.places.clear();
+        open.places.table.clear();
         let head = &open.transaction;
-        let rest = Transaction { changes: Vec::new(), truncated: Vec::new(), row_changes: 0, ..*head };
+        let rest =
+            Transaction { changes: Vec::new(), truncated: Vec::new(), marks: Vec::new(), row_changes: 0, ..*head };
         Some(std::mem::replace(&mut open.transaction, rest))
     }
-}
-
-fn place(changes: &[Change]) -> HashMap<(Arc<str>, String), usize> {
-    changes
-        .iter()
-        .enumerate()
-        .map(|(index, change)| ((change.table.clone(), change.key.clone()), index))
-        .collect()
 }
 
 /// The later state wins; a column it does not carry keeps what the earlier one said.
 fn fold(earlier: RowState, later: RowState) -> RowState {
     match (earlier, later) {
-        (RowState::Present(old), RowState::Present(new)) => {
-            let merged = new.into_iter().map(|(name, field)| match field {
-                Field::Unchanged => {
-                    let kept = old.iter().find(|(column, _)| *column == name).map(|(_, field)| field.clone());
-                    (name, kept.unwrap_or(Field::Unchanged))
-                }
-                value @ Field::Value(_) => (name, value),
-            });
-            RowState::Present(merged.collect())
+        (RowState::Present(old), RowState::Present(mut new)) => {
+            new.fill_from(&old);
+            RowState::Present(new)
         }
         (_, later) => later,
     }

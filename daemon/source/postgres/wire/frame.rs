@@ -20,8 +20,8 @@ pub struct Frame {
     pub body: Bytes,
 }
 
-/// Takes the next whole frame from `buffer`; `None` when more bytes are needed.
-pub fn take_frame(buffer: &mut BytesMut) -> Result<Option<Frame>, DecodeError> {
+/// The first whole frame of `buffer`, with its size there; `None` when more bytes are needed.
+pub fn first_frame(buffer: &[u8]) -> Result<Option<(BorrowedFrame<'_>, usize)>, DecodeError> {
     let Some((&tag, rest)) = buffer.split_first() else { return Ok(None) };
     let Some(prefix) = rest.first_chunk::<4>() else { return Ok(None) };
     let length = u32::from_be_bytes(*prefix);
@@ -29,22 +29,34 @@ pub fn take_frame(buffer: &mut BytesMut) -> Result<Option<Frame>, DecodeError> {
     if !(4..=MAX_FRAME_BYTES).contains(&size) {
         return Err(DecodeError::BadLength { message: "frame", field: "length", length: i64::from(length) });
     }
-    if rest.len() < size {
-        buffer.reserve(size + 1 - buffer.len());
-        return Ok(None);
-    }
-    let mut whole = buffer.split_to(size + 1).freeze();
+    Ok(rest.get(4..size).map(|body| (BorrowedFrame { tag, body }, size + 1)))
+}
+
+/// A backend message, still in the receive buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BorrowedFrame<'a> {
+    /// First byte of the message.
+    pub tag: u8,
+    /// Body without tag and length.
+    pub body: &'a [u8],
+}
+
+/// Takes the next whole frame from `buffer`; `None` when more bytes are needed.
+pub fn take_frame(buffer: &mut BytesMut) -> Result<Option<Frame>, DecodeError> {
+    let Some((frame, size)) = first_frame(buffer)? else { return Ok(None) };
+    let tag = frame.tag;
+    let mut whole = buffer.split_to(size).freeze();
     let body = whole.split_off(5);
     Ok(Some(Frame { tag, body }))
 }
 
 /// A message inside `CopyData` while streaming.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum StreamMessage {
+pub enum StreamMessage<'a> {
     /// `w`: a piece of the logical stream.
     XLogData {
         /// The pgoutput message.
-        payload: Bytes,
+        payload: &'a [u8],
     },
     /// `k`: where the server stands.
     Keepalive {
@@ -56,7 +68,7 @@ pub enum StreamMessage {
 }
 
 /// Decodes the body of a `CopyData` message.
-pub fn decode_stream_message(body: Bytes) -> Result<StreamMessage, DecodeError> {
+pub fn decode_stream_message(body: &[u8]) -> Result<StreamMessage<'_>, DecodeError> {
     let mut fields = FieldReader::new("CopyData", body);
     match fields.u8("tag")? {
         b'w' => {

@@ -4,6 +4,8 @@ pub mod frame;
 pub mod pgoutput;
 pub mod reader;
 
-pub use frame::{Frame, StreamMessage, decode_stream_message, encode_status_update, take_frame};
+pub use frame::{
+    BorrowedFrame, Frame, StreamMessage, decode_stream_message, encode_status_update, first_frame, take_frame,
+};
 pub use pgoutput::{LogicalMessage, OldTuple, RelationMessage, Tuple, TupleValue};
 pub use reader::DecodeError;

@@ -3,8 +3,6 @@
 //! Source: <https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html>. Messages of later
 //! versions (streamed and prepared transactions) are refused: the stream is opened with `proto_version '1'`.
 
-use bytes::Bytes;
-
 use super::reader::{DecodeError, FieldReader};
 use crate::event::Lsn;
 
@@ -35,43 +33,67 @@ pub struct RelationMessage {
 }
 
 /// One column of a tuple.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TupleValue {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TupleValue<'a> {
     /// SQL NULL.
     Null,
     /// TOASTed and unchanged: not sent (INV-7).
     Unchanged,
     /// Text form.
-    Text(Bytes),
+    Text(&'a [u8]),
     /// Binary form, only with option `binary`.
-    Binary(Bytes),
+    Binary(&'a [u8]),
 }
 
-/// A row image.
-pub type Tuple = Vec<TupleValue>;
+/// A row image, still as it was sent. Its columns were walked once when it was decoded, so reading them cannot fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tuple<'a> {
+    columns: u16,
+    bytes: &'a [u8],
+}
+
+impl<'a> Tuple<'a> {
+    /// Number of columns.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        usize::from(self.columns)
+    }
+
+    /// True for a table without columns.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.columns == 0
+    }
+
+    /// The columns in order.
+    pub fn values(&self) -> impl Iterator<Item = TupleValue<'a>> + use<'a> {
+        let mut fields = FieldReader::new("tuple", self.bytes);
+        std::iter::from_fn(move || tuple_value(&mut fields).ok())
+    }
+}
 
 /// Which old columns came with an update or delete.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum OldTuple {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OldTuple<'a> {
     /// `K`: the key columns, all others null.
-    Key(Tuple),
+    Key(Tuple<'a>),
     /// `O`: the whole old row (REPLICA IDENTITY FULL).
-    Full(Tuple),
+    Full(Tuple<'a>),
 }
 
-impl OldTuple {
+impl<'a> OldTuple<'a> {
     /// The columns themselves.
     #[must_use]
-    pub fn tuple(&self) -> &Tuple {
+    pub fn tuple(&self) -> Tuple<'a> {
         match self {
-            Self::Key(tuple) | Self::Full(tuple) => tuple,
+            Self::Key(tuple) | Self::Full(tuple) => *tuple,
         }
     }
 }
 
 /// A message of the logical stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LogicalMessage {
+pub enum LogicalMessage<'a> {
     /// Start of a committed transaction.
     Begin {
         /// LSN of its commit record.
@@ -111,23 +133,23 @@ pub enum LogicalMessage {
         /// Table.
         relation_oid: u32,
         /// The row.
-        new: Tuple,
+        new: Tuple<'a>,
     },
     /// A changed row.
     Update {
         /// Table.
         relation_oid: u32,
         /// Present when the key changed, or with identity FULL.
-        old: Option<OldTuple>,
+        old: Option<OldTuple<'a>>,
         /// The row.
-        new: Tuple,
+        new: Tuple<'a>,
     },
     /// A deleted row.
     Delete {
         /// Table.
         relation_oid: u32,
         /// Key or whole row.
-        old: OldTuple,
+        old: OldTuple<'a>,
     },
     /// Tables emptied.
     Truncate {
@@ -141,13 +163,13 @@ pub enum LogicalMessage {
         /// Prefix given by the sender.
         prefix: String,
         /// Content.
-        content: Bytes,
+        content: &'a [u8],
     },
 }
 
 /// Decodes one pgoutput message.
-pub fn decode(payload: Bytes) -> Result<LogicalMessage, DecodeError> {
-    let tag = FieldReader::new("pgoutput", payload.clone()).peek("tag")?;
+pub fn decode(payload: &[u8]) -> Result<LogicalMessage<'_>, DecodeError> {
+    let tag = FieldReader::new("pgoutput", payload).peek("tag")?;
     let name = message_name(tag);
     let mut fields = FieldReader::new(name, payload);
     fields.u8("tag")?;
@@ -205,7 +227,7 @@ fn message_name(tag: u8) -> &'static str {
     }
 }
 
-fn relation(fields: &mut FieldReader) -> Result<RelationMessage, DecodeError> {
+fn relation(fields: &mut FieldReader<'_>) -> Result<RelationMessage, DecodeError> {
     let oid = fields.u32("oid")?;
     let schema = fields.string("namespace")?;
     let name = fields.string("name")?;
@@ -222,7 +244,7 @@ fn relation(fields: &mut FieldReader) -> Result<RelationMessage, DecodeError> {
     Ok(RelationMessage { oid, schema, name, replica_identity, columns })
 }
 
-fn insert(fields: &mut FieldReader) -> Result<LogicalMessage, DecodeError> {
+fn insert<'a>(fields: &mut FieldReader<'a>) -> Result<LogicalMessage<'a>, DecodeError> {
     let relation_oid = fields.u32("relation")?;
     match fields.u8("newTag")? {
         b'N' => Ok(LogicalMessage::Insert { relation_oid, new: tuple(fields)? }),
@@ -230,7 +252,7 @@ fn insert(fields: &mut FieldReader) -> Result<LogicalMessage, DecodeError> {
     }
 }
 
-fn update(fields: &mut FieldReader) -> Result<LogicalMessage, DecodeError> {
+fn update<'a>(fields: &mut FieldReader<'a>) -> Result<LogicalMessage<'a>, DecodeError> {
     let relation_oid = fields.u32("relation")?;
     let mut tag = fields.u8("tupleTag")?;
     let mut old = None;
@@ -245,7 +267,7 @@ fn update(fields: &mut FieldReader) -> Result<LogicalMessage, DecodeError> {
     }
 }
 
-fn delete(fields: &mut FieldReader) -> Result<LogicalMessage, DecodeError> {
+fn delete<'a>(fields: &mut FieldReader<'a>) -> Result<LogicalMessage<'a>, DecodeError> {
     let relation_oid = fields.u32("relation")?;
     let old = match fields.u8("oldTag")? {
         b'K' => OldTuple::Key(tuple(fields)?),
@@ -255,7 +277,7 @@ fn delete(fields: &mut FieldReader) -> Result<LogicalMessage, DecodeError> {
     Ok(LogicalMessage::Delete { relation_oid, old })
 }
 
-fn truncate(fields: &mut FieldReader) -> Result<LogicalMessage, DecodeError> {
+fn truncate<'a>(fields: &mut FieldReader<'a>) -> Result<LogicalMessage<'a>, DecodeError> {
     let count = fields.u32("relationCount")?;
     let _options = fields.u8("options")?;
     let mut relation_oids = Vec::new();
@@ -265,17 +287,22 @@ fn truncate(fields: &mut FieldReader) -> Result<LogicalMessage, DecodeError> {
     Ok(LogicalMessage::Truncate { relation_oids })
 }
 
-fn tuple(fields: &mut FieldReader) -> Result<Tuple, DecodeError> {
-    let count = fields.u16("tuple.columnCount")?;
-    let mut values = Vec::with_capacity(usize::from(count));
-    for _ in 0..count {
-        values.push(match fields.u8("tuple.kind")? {
-            b'n' => TupleValue::Null,
-            b'u' => TupleValue::Unchanged,
-            b't' => TupleValue::Text(fields.sized("tuple.text")?),
-            b'b' => TupleValue::Binary(fields.sized("tuple.binary")?),
-            tag => return Err(fields.unknown_tag("tuple.kind", tag)),
-        });
+fn tuple<'a>(fields: &mut FieldReader<'a>) -> Result<Tuple<'a>, DecodeError> {
+    let columns = fields.u16("tuple.columnCount")?;
+    let whole = fields.rest();
+    for _ in 0..columns {
+        tuple_value(fields)?;
     }
-    Ok(values)
+    let length = whole.len() - fields.rest().len();
+    Ok(Tuple { columns, bytes: whole.get(..length).unwrap_or_default() })
+}
+
+fn tuple_value<'a>(fields: &mut FieldReader<'a>) -> Result<TupleValue<'a>, DecodeError> {
+    Ok(match fields.u8("tuple.kind")? {
+        b'n' => TupleValue::Null,
+        b'u' => TupleValue::Unchanged,
+        b't' => TupleValue::Text(fields.sized("tuple.text")?),
+        b'b' => TupleValue::Binary(fields.sized("tuple.binary")?),
+        tag => return Err(fields.unknown_tag("tuple.kind", tag)),
+    })
 }

@@ -1,7 +1,5 @@
 //! Checked reads over bytes from the network: a short or malformed message is an error, never a panic.
 
-use bytes::{Buf, Bytes};
-
 /// What is wrong with bytes that came from the server.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
@@ -51,71 +49,73 @@ pub enum DecodeError {
     },
 }
 
-/// Reads the fields of one message in order.
+/// Reads the fields of one message in order, without copying.
 #[derive(Debug)]
-pub struct FieldReader {
+pub struct FieldReader<'a> {
     message: &'static str,
-    bytes: Bytes,
+    bytes: &'a [u8],
 }
 
-impl FieldReader {
+impl<'a> FieldReader<'a> {
     /// A reader over the body of `message`.
     #[must_use]
-    pub fn new(message: &'static str, bytes: Bytes) -> Self {
+    pub fn new(message: &'static str, bytes: &'a [u8]) -> Self {
         Self { message, bytes }
     }
 
-    fn need(&self, field: &'static str, count: usize) -> Result<(), DecodeError> {
-        if self.bytes.len() < count {
-            return Err(DecodeError::Truncated { message: self.message, field });
+    fn take<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], DecodeError> {
+        match self.bytes.split_first_chunk::<N>() {
+            Some((head, rest)) => {
+                self.bytes = rest;
+                Ok(*head)
+            }
+            None => Err(DecodeError::Truncated { message: self.message, field }),
         }
-        Ok(())
     }
 
     /// One byte.
     pub fn u8(&mut self, field: &'static str) -> Result<u8, DecodeError> {
-        self.need(field, 1)?;
-        Ok(self.bytes.get_u8())
+        self.take(field).map(u8::from_be_bytes)
     }
 
     /// Big-endian 16-bit count.
     pub fn u16(&mut self, field: &'static str) -> Result<u16, DecodeError> {
-        self.need(field, 2)?;
-        Ok(self.bytes.get_u16())
+        self.take(field).map(u16::from_be_bytes)
     }
 
     /// Big-endian 32 bits.
     pub fn u32(&mut self, field: &'static str) -> Result<u32, DecodeError> {
-        self.need(field, 4)?;
-        Ok(self.bytes.get_u32())
+        self.take(field).map(u32::from_be_bytes)
     }
 
     /// Big-endian signed 32 bits.
     pub fn i32(&mut self, field: &'static str) -> Result<i32, DecodeError> {
-        self.need(field, 4)?;
-        Ok(self.bytes.get_i32())
+        self.take(field).map(i32::from_be_bytes)
     }
 
     /// Big-endian 64 bits.
     pub fn u64(&mut self, field: &'static str) -> Result<u64, DecodeError> {
-        self.need(field, 8)?;
-        Ok(self.bytes.get_u64())
+        self.take(field).map(u64::from_be_bytes)
     }
 
     /// Big-endian signed 64 bits.
     pub fn i64(&mut self, field: &'static str) -> Result<i64, DecodeError> {
-        self.need(field, 8)?;
-        Ok(self.bytes.get_i64())
+        self.take(field).map(i64::from_be_bytes)
     }
 
-    /// `count` bytes, shared with the receive buffer.
-    pub fn bytes(&mut self, field: &'static str, count: usize) -> Result<Bytes, DecodeError> {
-        self.need(field, count)?;
-        Ok(self.bytes.split_to(count))
+    /// `count` bytes.
+    pub fn bytes(&mut self, field: &'static str, count: usize) -> Result<&'a [u8], DecodeError> {
+        match self.bytes.split_at_checked(count) {
+            Some((head, rest)) => {
+                self.bytes = rest;
+                Ok(head)
+            }
+            None => Err(DecodeError::Truncated { message: self.message, field }),
+        }
     }
 
     /// A length-prefixed (Int32) byte string.
-    pub fn sized(&mut self, field: &'static str) -> Result<Bytes, DecodeError> {
+    pub fn sized(&mut self, field: &'static str) -> Result<&'a [u8], DecodeError> {
         let length = self.i32(field)?;
         let count = usize::try_from(length).map_err(|_| DecodeError::BadLength {
             message: self.message,
@@ -130,14 +130,17 @@ impl FieldReader {
         let Some(end) = self.bytes.iter().position(|byte| *byte == 0) else {
             return Err(DecodeError::Truncated { message: self.message, field });
         };
-        let raw = self.bytes.split_to(end);
-        self.bytes.advance(1);
-        String::from_utf8(raw.to_vec()).map_err(|_| DecodeError::NotUtf8 { message: self.message, field })
+        let raw = self.bytes(field, end)?;
+        self.u8(field)?;
+        match std::str::from_utf8(raw) {
+            Ok(text) => Ok(text.to_owned()),
+            Err(_) => Err(DecodeError::NotUtf8 { message: self.message, field }),
+        }
     }
 
     /// Whatever is left.
     #[must_use]
-    pub fn rest(self) -> Bytes {
+    pub fn rest(&self) -> &'a [u8] {
         self.bytes
     }
 

@@ -3,6 +3,9 @@
 //! `bench name value unit bar OP NUMBER ok|short`. The tests run a short version and hold a looser bound: other tests
 //! share the machine with them.
 
+mod drain;
+mod process;
+
 use std::process::{Command, Stdio};
 use std::time::Duration;
 

@@ -1,0 +1,130 @@
+//! The same WAL read by `pg_recvlogical` into nothing, by our decoder into nothing, and by the daemon into the ledger.
+
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_postgres::Client;
+
+use super::process::{Used, cpu_s, median, memory_mib, timed};
+use super::{long, report};
+use crate::support::{World, WorldOptions, eventually};
+
+/// Settings that a ledger of this traffic should have; fsync stays on.
+pub const LEDGER_SETTINGS: &[&str] = &["max_wal_size = '8GB'", "shared_buffers = '256MB'", "checkpoint_timeout = '15min'"];
+
+/// A world with the wide table, its slot created and nothing in it.
+pub async fn wide_world() -> World {
+    let world = World::start(WorldOptions {
+        data: Some("wide"),
+        // Deliveries are made; none is to be sent.
+        stripe_quota: "1/d",
+        erp_settings: &["max_wal_size = '8GB'"],
+        ledger_settings: LEDGER_SETTINGS,
+        ..WorldOptions::default()
+    })
+    .await;
+    let mut daemon = world.daemon();
+    world.streaming().await;
+    assert!(daemon.terminate().success());
+    world
+}
+
+pub async fn wal_end(client: &Client) -> String {
+    client.query_one("select pg_current_wal_lsn()::text", &[]).await.unwrap().get(0)
+}
+
+/// Waits until the ledger holds everything before `end`; gives the time it took.
+pub async fn ledgered(world: &World, end: &str) -> f64 {
+    let started = Instant::now();
+    let ledger = world.ledger_client().await;
+    eventually(Duration::from_secs(1_800), "everything to be ledgered", async || {
+        let sql = "select end_lsn >= $1::text::pg_lsn from position";
+        let done: bool = ledger.query_one(sql, &[&end]).await.unwrap().get(0);
+        if done { Ok(()) } else { Err(world.log()) }
+    })
+    .await;
+    started.elapsed().as_secs_f64()
+}
+
+fn recvlogical(world: &World, slot: &str, end: &str) -> Used {
+    let url = world.erp.url("postgres", "erp");
+    let arguments = ["-d", &url, "--slot", slot, "--start", "-f", "-", "--endpos", end];
+    let options = ["-o", "proto_version=1", "-o", "publication_names=tailwater"];
+    timed(&world.erp.program("pg_recvlogical"), &[&arguments[..], &options].concat())
+}
+
+/// Every column of the table is mapped, so every column is sliced and typed.
+fn decode(world: &World, slot: &str, end: &str) -> Used {
+    let config = world.config.display().to_string();
+    let arguments = ["source", "drain", "--config", &config, "--slot", slot, "--until", end];
+    timed(Path::new(env!("CARGO_BIN_EXE_tailwater")), &arguments)
+}
+
+fn map_every_column(world: &World, yes: bool) {
+    let file = world.directory.path().join("mappings/sources/wide/wide.yaml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let all = "active,\n      parent_id, complete_name, commercial_partner_id, state_id, country_id, user_id, team_id, company_id, color,
+      customer_rank, supplier_rank, create_uid, write_uid, credit_limit, properties, comment, barcode, tz, function, date,
+      debit_limit, partner_latitude, signup_type, create_date, write_date]";
+    let some = "active, parent_id]";
+    let text = text.replace("active,\n      parent_id]", some);
+    std::fs::write(&file, if yes { text.replace(some, all) } else { text.replace(all, some) }).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn draining_wide_inserts_side_by_side_with_pg_recvlogical() {
+    let (rows, runs) = if long() { (1_000_000, 3) } else { (20_000, 1) };
+    let world = wide_world().await;
+    let client = world.erp.client("erp").await.unwrap();
+    let mut slots = Vec::new();
+    for run in 0..runs {
+        for reader in ["recvlogical", "decoder"] {
+            slots.push((reader, format!("{reader}_{run}")));
+        }
+    }
+    for (_, slot) in &slots {
+        let sql = "select pg_create_logical_replication_slot($1, 'pgoutput')";
+        client.execute(sql, &[slot]).await.unwrap();
+    }
+    client.batch_execute(&format!("call wide_load({rows}, 100); checkpoint")).await.unwrap();
+    let end = wal_end(&client).await;
+    map_every_column(&world, true);
+    let (mut baseline, mut decoder) = (Vec::new(), Vec::new());
+    for (reader, slot) in &slots {
+        match *reader {
+            "recvlogical" => baseline.push(recvlogical(&world, slot, &end)),
+            _ => decoder.push(decode(&world, slot, &end)),
+        }
+    }
+    map_every_column(&world, false);
+    for (_, slot) in &slots {
+        client.execute("select pg_drop_replication_slot($1)", &[slot]).await.unwrap();
+    }
+    let (baseline, decoder) = (median(baseline), median(decoder));
+    let mut daemon = world.daemon();
+    let full_s = ledgered(&world, &end).await;
+    let (cpu, peak) = (cpu_s(daemon.child.id()), memory_mib(daemon.child.id(), "VmHWM"));
+    assert!(daemon.terminate().success());
+    println!(
+        "# {rows} inserts of 40 columns, 100 per transaction: pg_recvlogical {:.2} s wall {:.2} s CPU; decoder {:.2} s wall \
+         {:.2} s CPU; full path {full_s:.2} s wall {cpu:.2} s CPU, {peak:.0} MiB",
+        baseline.wall_s, baseline.cpu_s, decoder.wall_s, decoder.cpu_s
+    );
+    for line in world.log().lines().filter(|line| line.contains("stages")) {
+        println!("# {line}");
+    }
+    report("decode_wall_per_recvlogical", decoder.wall_s / baseline.wall_s, "x", "<", 0.75);
+    report("decode_cpu_per_recvlogical", decoder.cpu_s / baseline.cpu_s, "x", "<", 0.35);
+    report("ledger_wall_per_recvlogical", full_s / baseline.wall_s, "x", "<", 2.4);
+    let ledger = world.ledger_client().await;
+    for (table, sql) in [
+        ("events", "select count(*) from entry where kind = 'event'"),
+        ("images", "select count(*) from image"),
+        ("deliveries", "select count(*) from delivery"),
+    ] {
+        let count: i64 = ledger.query_one(sql, &[]).await.unwrap().get(0);
+        assert_eq!(count, i64::from(rows), "{table}");
+    }
+    world.verify();
+}
