@@ -62,12 +62,12 @@ async fn kill_9_at_random_instants_loses_nothing_and_doubles_nothing() {
     world.verify();
 }
 
-/// Makes the first insert of an image of `res_users`, or of any document, wait for an advisory lock.
+/// Makes the first insert of an image of `res_users`, or of any emission, wait for an advisory lock.
 const HOLD: &str = "
   create function hold() returns trigger language plpgsql as $$
     begin perform pg_advisory_xact_lock(tg_argv[0]::bigint); return new; end $$;
   create trigger hold_copy before insert on image for each row when (new.relation = 'res_users') execute function hold(1);
-  create trigger hold_map before insert on document for each row execute function hold(2)";
+  create trigger hold_map before update on image for each row execute function hold(2)";
 
 async fn reaches(world: &World, phase: &str) {
     eventually(Duration::from_secs(30), phase, async || {

@@ -12,8 +12,9 @@ use tokio_postgres::Client;
 
 use super::Source;
 use super::follow::CaptureError;
-use super::intake::Intake;
+use super::intake::{Intake, Prepared};
 use crate::event::{Cluster, Lsn, Row};
+use crate::image::Image;
 use crate::ledger::Ledger;
 use crate::ledger::batch::{Batch, ImageWrite};
 use crate::ledger::images::keys_after;
@@ -117,10 +118,11 @@ impl FirstLoad<'_> {
         self.pulse.beat();
         let count = rows.len() as u64;
         let images = rows.into_iter().map(|(key, row)| ImageWrite {
-            source: self.source.name.clone(),
-            relation: table.name.to_string(),
+            source: self.source.name.as_str().into(),
+            relation: table.name.clone(),
             key,
-            row: Some(row),
+            image: Image { row: Some(Arc::new(row)), emitted: Vec::new() },
+            row_changed: true,
         });
         let batch = Batch { images: images.collect(), ..Batch::default() };
         self.ledger.writer().write(batch).await?;
@@ -149,15 +151,18 @@ impl FirstLoad<'_> {
                     keys_after(reader, &self.source.name, &spec.table, after.as_deref(), MAP_KEYS).await?;
                 let Some(last) = keys.last().cloned() else { break };
                 let consistent_point = position.commit_lsn;
-                let mut prepared = intake
-                    .prepare(|projection, overlay| {
+                let mut batch = loop {
+                    let prepared = intake.prepare(true, |projection, overlay| {
                         Ok(projection.snapshot(overlay, spec, &keys, consistent_point, taken_at))
-                    })
-                    .await?;
+                    });
+                    match prepared.await? {
+                        Prepared::Batch(batch) => break batch,
+                        Prepared::Needs(missing) => intake.load(missing).await?,
+                    }
+                };
                 position.snapshot_cursor = Some(json!({"event_type": spec.event_type, "after": last}));
-                prepared.batch.positions.push(position.clone());
-                self.ledger.writer().write(std::mem::take(&mut prepared.batch)).await?;
-                intake.committed(prepared);
+                batch.positions.push(position.clone());
+                self.ledger.writer().write(batch).await?;
                 wake();
                 after = Some(last);
             }

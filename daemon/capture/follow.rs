@@ -6,12 +6,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesOrdered;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use super::Source;
 use super::first_load::FirstLoad;
-use super::intake::{Intake, IntakeError};
+use super::intake::{Intake, IntakeError, Prepared};
 use crate::dispatch::retry::backoff;
 use crate::event::{Lsn, Transaction};
 use crate::ledger::batch::Batch;
@@ -24,7 +27,7 @@ use crate::source::postgres::catalog::{self, Finding, Severity};
 use crate::source::postgres::connection::{ConnectionError, ReplicationConnection};
 use crate::source::postgres::copy::CopyError;
 use crate::source::postgres::slot::{self, Discontinuity};
-use crate::source::postgres::stream::{Delivered, Stream, StreamEnd};
+use crate::source::postgres::stream::{Confirmer, Delivered, Stream, StreamEnd};
 use crate::source::postgres::transaction::{Assembler, SliceLimits};
 use crate::source::postgres::types::Types;
 
@@ -32,6 +35,8 @@ use crate::source::postgres::types::Types;
 const PATIENCE: Duration = Duration::from_millis(1_000);
 /// How often an idle position is noted when nobody asks.
 const IDLE_WRITE_INTERVAL: Duration = Duration::from_secs(1);
+/// Batches on their way into the ledger while the next one is worked out.
+const MAX_IN_FLIGHT: usize = 2;
 /// Longest time without a sign of life to the watchdog.
 const BEAT_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -190,35 +195,39 @@ impl Follower {
         Err(CaptureError::Unsafe { source_name: source.name.clone(), findings })
     }
 
-    async fn stream(&self, stream: Stream, mut position: Position) -> Result<(), CaptureError> {
+    async fn stream(&self, stream: Stream, position: Position) -> Result<(), CaptureError> {
+        let intake = Intake::new(self.source.clone(), position.cluster.clone(), self.ledger.clone());
+        let confirmer = stream.confirmer();
+        let mut tail = Tail { follower: self, intake, position, in_flight: FuturesOrdered::new(), confirmer };
         let mut stream = Some(stream);
-        let mut intake = Intake::new(self.source.clone(), position.cluster.clone(), self.ledger.clone());
         let mut idle_at: Option<Lsn> = None;
         let mut idle_written = Instant::now();
         while let Some(open) = &mut stream {
             self.pulse.beat();
             let wait = if idle_at.is_some() { IDLE_WRITE_INTERVAL } else { BEAT_INTERVAL };
             let delivered = tokio::select! {
-                next = open.next() => next?,
+                Some(written) = tail.in_flight.next(), if !tail.in_flight.is_empty() => {
+                    tail.written(written?);
+                    continue;
+                }
+                next = open.next(), if tail.in_flight.len() < MAX_IN_FLIGHT => next?,
                 () = self.ledger.lost() => return Err(LedgerError::WriterGone.into()),
                 () = sleep(wait) => Delivered::default(),
             };
             if !delivered.transactions.is_empty() {
-                let slice = self.slice(&mut intake, &delivered.transactions, &mut position);
-                self.yielding(&mut stream, delivered.urgent, slice).await?;
-                confirm(stream.as_ref(), position.end_lsn);
+                let taken = tail.take(&delivered.transactions);
+                self.yielding(&mut stream, delivered.urgent, taken).await?;
             }
-            idle_at = delivered.idle_at.or(idle_at).filter(|lsn| *lsn > position.end_lsn);
+            idle_at = delivered.idle_at.or(idle_at).filter(|lsn| *lsn > tail.position.end_lsn);
             if let Some(lsn) = idle_at
                 && (delivered.urgent || idle_written.elapsed() >= IDLE_WRITE_INTERVAL)
             {
-                position.end_lsn = lsn;
-                let batch = Batch { positions: vec![position.clone()], ..Batch::default() };
-                let write = async { Ok(self.ledger.writer().write(batch).await.map(|_| ())?) };
-                self.yielding(&mut stream, delivered.urgent, write).await?;
-                confirm(stream.as_ref(), lsn);
+                tail.idle(lsn);
                 idle_at = None;
                 idle_written = Instant::now();
+            }
+            if delivered.urgent {
+                self.yielding(&mut stream, true, tail.settle()).await?;
             }
         }
         Err(CaptureError::Away("the server wanted to stop while the ledger was slow".into()))
@@ -252,15 +261,43 @@ impl Follower {
         }
     }
 
-    /// Ledgers transactions, or slices of one, and moves the position.
-    async fn slice(
-        &self,
-        intake: &mut Intake,
-        transactions: &[Transaction],
-        position: &mut Position,
-    ) -> Result<(), CaptureError> {
-        let mut prepared = intake.transactions(transactions).await?;
+    fn wake_all(&self) {
+        self.wake.send_modify(|count| *count = count.wrapping_add(1));
+    }
+}
+
+/// A batch that is durable now.
+struct Written {
+    end_lsn: Lsn,
+    owes: bool,
+}
+
+/// The end of the stream that is on its way into the ledger.
+struct Tail<'a> {
+    follower: &'a Follower,
+    intake: Intake,
+    /// Where the source stands once everything in flight is written.
+    position: Position,
+    in_flight: FuturesOrdered<BoxFuture<'a, Result<Written, LedgerError>>>,
+    confirmer: Confirmer,
+}
+
+impl Tail<'_> {
+    /// Works transactions out, or slices of one, and sends them on their way.
+    async fn take(&mut self, transactions: &[Transaction]) -> Result<(), CaptureError> {
+        let mut batch = loop {
+            let settled = self.in_flight.is_empty();
+            match self.intake.transactions(transactions, settled).await? {
+                Prepared::Batch(batch) => break batch,
+                Prepared::Needs(missing) => {
+                    // The ledger answers as of what is written, so that must be everything.
+                    self.settle().await?;
+                    self.intake.load(missing).await?;
+                }
+            }
+        };
         for transaction in transactions {
+            let position = &mut self.position;
             let continued = position.commit_lsn == transaction.commit_lsn && position.ordinal.is_some();
             position.commit_lsn = transaction.commit_lsn;
             position.committed_at = Some(transaction.committed_at);
@@ -271,21 +308,40 @@ impl Follower {
                 position.ordinal = Some(transaction.last_ordinal);
             }
             if continued && transaction.complete {
-                prepared.batch.entry(tx_end(&self.source.name, transaction));
+                batch.entry(tx_end(&position.source, transaction));
             }
         }
-        prepared.batch.positions.push(position.clone());
-        let owes = !prepared.batch.deliveries.is_empty();
-        self.ledger.writer().write(std::mem::take(&mut prepared.batch)).await?;
-        intake.committed(prepared);
-        if owes {
-            self.wake_all();
+        self.send(batch);
+        Ok(())
+    }
+
+    /// Nothing of ours was open when the server stood at `lsn`.
+    fn idle(&mut self, lsn: Lsn) {
+        self.position.end_lsn = lsn;
+        self.send(Batch::default());
+    }
+
+    fn send(&mut self, mut batch: Batch) {
+        batch.positions.push(self.position.clone());
+        let (end_lsn, owes) = (self.position.end_lsn, !batch.deliveries.is_empty());
+        let writer = self.follower.ledger.writer();
+        let write = async move { writer.write(batch).await.map(|_| Written { end_lsn, owes }) };
+        self.in_flight.push_back(Box::pin(write));
+    }
+
+    /// Waits until everything sent is durable.
+    async fn settle(&mut self) -> Result<(), CaptureError> {
+        while let Some(written) = self.in_flight.next().await {
+            self.written(written?);
         }
         Ok(())
     }
 
-    fn wake_all(&self) {
-        self.wake.send_modify(|count| *count = count.wrapping_add(1));
+    fn written(&self, written: Written) {
+        self.confirmer.confirm(written.end_lsn);
+        if written.owes {
+            self.follower.wake_all();
+        }
     }
 }
 
@@ -304,10 +360,4 @@ async fn status_interval(client: &tokio_postgres::Client) -> Result<Duration, to
     let timeout_ms: i64 = client.query_one(sql, &[]).await?.try_get(0)?;
     let third = Duration::from_millis(u64::try_from(timeout_ms / 3).unwrap_or_default());
     Ok(if third.is_zero() { Duration::from_secs(10) } else { third.min(Duration::from_secs(10)) })
-}
-
-fn confirm(stream: Option<&Stream>, flush_lsn: Lsn) {
-    if let Some(stream) = stream {
-        stream.confirm(flush_lsn);
-    }
 }

@@ -4,10 +4,10 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::Source;
-use crate::event::{Cluster, Operation, Transaction};
-use crate::image::{Emitted, Images, Overlay, OverlayChanges, Projection, UnknownColumn};
-use crate::ledger::batch::{Batch, DeliveryWrite, DocumentWrite, ImageWrite, Lane};
-use crate::ledger::entry::{EntryKind, NewEntry};
+use crate::event::{Cluster, EventRecord, Operation, Origin, Transaction};
+use crate::image::{Emitted, Images, Missing, Overlay, OverlayChanges, Projection, UnknownColumn};
+use crate::ledger::batch::{Batch, DeliveryWrite, ImageWrite, Lane};
+use crate::ledger::entry::NewEntry;
 use crate::ledger::{Ledger, LedgerError, images};
 use crate::mapping::EventKind;
 
@@ -28,19 +28,22 @@ pub enum IntakeError {
     Endless,
 }
 
+/// What came of a try to work a slice out.
+pub enum Prepared {
+    /// To be written. The images have taken it over already: should the write fail, they are thrown away with the rest.
+    Batch(Batch),
+    /// This has to be loaded first, perhaps nothing; everything written so far must be in the ledger by then.
+    Needs(Missing),
+}
+
 /// Works out slices of one source over its images.
 pub struct Intake {
     source: Arc<Source>,
-    cluster: Cluster,
+    name: Arc<str>,
+    origin: Arc<Origin>,
     ledger: Ledger,
     images: Images,
-}
-
-/// A batch, and what it changes in the images once it is committed.
-pub struct Prepared {
-    /// To be written.
-    pub batch: Batch,
-    changes: OverlayChanges,
+    rounds: usize,
 }
 
 impl Intake {
@@ -48,78 +51,84 @@ impl Intake {
     #[must_use]
     pub fn new(source: Arc<Source>, cluster: Cluster, ledger: Ledger) -> Self {
         let images = Images::new(&source.mapping.lookup_columns());
-        Self { source, cluster, ledger, images }
+        let mapping_sha256 = source.mapping.sha256.clone();
+        let origin = Arc::new(Origin { source: source.name.clone(), cluster, mapping_sha256 });
+        Self { name: source.name.as_str().into(), source, origin, ledger, images, rounds: 0 }
     }
 
-    /// Works out streamed transactions.
-    pub async fn transactions(&mut self, transactions: &[Transaction]) -> Result<Prepared, IntakeError> {
-        let mut prepared = self
-            .prepare(|projection, overlay| {
-                let mut emitted = Vec::new();
-                for transaction in transactions {
-                    emitted.extend(projection.transaction(overlay, transaction)?);
-                }
-                Ok(emitted)
-            })
-            .await?;
-        for ((table, key), row) in prepared.changes.rows() {
-            prepared.batch.images.push(ImageWrite {
-                source: self.source.name.clone(),
-                relation: table.to_string(),
-                key: key.clone(),
-                row: row.map(|row| (**row).clone()),
-            });
-        }
-        Ok(prepared)
+    /// Works out streamed transactions. `settled`: everything written so far is in the ledger.
+    pub async fn transactions(
+        &mut self,
+        transactions: &[Transaction],
+        settled: bool,
+    ) -> Result<Prepared, IntakeError> {
+        self.prepare(settled, |projection, overlay| {
+            let mut emitted = Vec::new();
+            for transaction in transactions {
+                emitted.extend(projection.transaction(overlay, transaction)?);
+            }
+            Ok(emitted)
+        })
+        .await
     }
 
-    /// Works out whatever `project` says, loading what it misses until nothing is missing.
+    /// Works out whatever `project` says.
     pub async fn prepare(
         &mut self,
+        settled: bool,
         project: impl Fn(&Projection<'_>, &mut Overlay<'_>) -> Result<Vec<Emitted>, UnknownColumn>,
     ) -> Result<Prepared, IntakeError> {
-        for _ in 0..MAX_ROUNDS {
-            let projection = Projection {
-                mapping: &self.source.mapping,
-                source: &self.source.name,
-                cluster: &self.cluster,
-            };
-            let mut overlay = Overlay::new(&self.images);
-            let emitted = project(&projection, &mut overlay);
-            let (missing, changes) = overlay.finish();
-            if missing.is_empty() {
-                let batch = self.batch(emitted?).await?;
-                return Ok(Prepared { batch, changes });
-            }
-            images::load(self.ledger.reader(), &self.source.name, missing, &mut self.images).await?;
+        let projection =
+            Projection { mapping: &self.source.mapping, source: &self.source.name, cluster: &self.origin.cluster };
+        let mut overlay = Overlay::new(&self.images);
+        let emitted = project(&projection, &mut overlay);
+        let (missing, changes) = overlay.finish();
+        if !missing.is_empty() {
+            self.rounds += 1;
+            return if self.rounds > MAX_ROUNDS { Err(IntakeError::Endless) } else { Ok(Prepared::Needs(missing)) };
         }
-        Err(IntakeError::Endless)
+        let emitted = emitted?;
+        let asked = self.asked_lanes(&emitted);
+        if !asked.is_empty() && !settled {
+            return Ok(Prepared::Needs(missing));
+        }
+        self.rounds = 0;
+        let owed = images::owed(self.ledger.reader(), &asked).await?;
+        let mut batch = self.batch(emitted, &owed);
+        batch.images = self.image_writes(&changes);
+        self.images.absorb(changes);
+        Ok(Prepared::Batch(batch))
     }
 
-    /// The batch was committed: the cache takes its changes over.
-    pub fn committed(&mut self, changes: Prepared) {
-        self.images.absorb(changes.changes);
+    /// Loads what a slice needs.
+    pub async fn load(&mut self, missing: Missing) -> Result<(), IntakeError> {
+        if self.rounds == 1 {
+            self.images.shrink();
+        }
+        Ok(images::load(self.ledger.reader(), &self.name, missing, &mut self.images).await?)
     }
 
-    async fn batch(&self, emitted: Vec<Emitted>) -> Result<Batch, IntakeError> {
-        let owed = self.owed(&emitted).await?;
+    fn image_writes(&self, changes: &OverlayChanges) -> Vec<ImageWrite> {
+        let write = |((relation, key), changed): (&(Arc<str>, String), &crate::image::Changed)| ImageWrite {
+            source: self.name.clone(),
+            relation: relation.clone(),
+            key: key.clone(),
+            image: changed.image.clone(),
+            row_changed: changed.row,
+        };
+        changes.rows().map(write).collect()
+    }
+
+    fn batch(&self, emitted: Vec<Emitted>, owed: &HashSet<Lane>) -> Batch {
         let mut newly_owed: HashSet<Lane> = HashSet::new();
         let mut batch = Batch::default();
-        for Emitted { event, fault, sha256 } in &emitted {
-            let body = event.to_body(&self.source.name, &self.cluster, &self.source.mapping.sha256);
-            let entry = batch.entry(NewEntry::new(EntryKind::Event, Some(event.event_id.clone()), body));
-            batch.documents.push(DocumentWrite {
-                source: self.source.name.clone(),
-                event_type: event.event_type.clone(),
-                canonical_id: event.id.clone(),
-                sha256: sha256.clone(),
-                event: entry,
-            });
-            for (lane, route) in self.source.lanes(event) {
+        for Emitted { event, fault } in emitted {
+            let entry = batch.next_entry();
+            for (lane, route) in self.source.lanes(&event) {
                 let is_owed = owed.contains(&lane) || newly_owed.contains(&lane);
-                let (takes, requires, parked) = match fault {
+                let (takes, requires, parked) = match &fault {
                     Some(fault) => (true, Vec::new(), Some(fault.clone())),
-                    None => match (route.takes(event, is_owed), route.requirements(event)) {
+                    None => match (route.takes(&event, is_owed), route.requirements(&event)) {
                         (Ok(takes), Ok(requires)) => (takes, requires, None),
                         (Err(error), _) | (_, Err(error)) => (true, Vec::new(), Some(error.to_string())),
                     },
@@ -137,12 +146,13 @@ impl Intake {
                     parked,
                 });
             }
+            batch.entry(NewEntry::event(EventRecord { event, origin: self.origin.clone() }));
         }
-        Ok(batch)
+        batch
     }
 
-    /// Which lanes are owed already, for events whose route depends on it.
-    async fn owed(&self, emitted: &[Emitted]) -> Result<HashSet<Lane>, LedgerError> {
+    /// Lanes of events whose route depends on what is owed already.
+    fn asked_lanes(&self, emitted: &[Emitted]) -> Vec<Lane> {
         let mut lanes = Vec::new();
         for Emitted { event, .. } in emitted {
             for (lane, route) in self.source.lanes(event) {
@@ -151,6 +161,6 @@ impl Intake {
                 }
             }
         }
-        images::owed(self.ledger.reader(), &lanes).await
+        lanes
     }
 }

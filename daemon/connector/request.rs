@@ -42,7 +42,7 @@ pub struct Request {
 
 impl Request {
     /// A request without a body.
-    pub fn bare(step: &str, line: &RequestLine, scope: &Scope) -> Result<Self, EvaluationError> {
+    pub fn bare(step: &str, line: &RequestLine, scope: &Scope<'_>) -> Result<Self, EvaluationError> {
         Ok(Self {
             step: step.to_owned(),
             method: line.method.clone(),
@@ -111,7 +111,7 @@ impl RequestLine {
     }
 
     /// The path with its placeholders filled and percent-encoded (a space is `%20`, never `+`).
-    pub fn path(&self, scope: &Scope) -> Result<String, EvaluationError> {
+    pub fn path(&self, scope: &Scope<'_>) -> Result<String, EvaluationError> {
         let mut path = String::new();
         for piece in &self.path {
             match piece {

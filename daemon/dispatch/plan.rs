@@ -5,8 +5,7 @@ use serde_json::{Map, Value};
 use super::retry::{Doubt, Resolution, resolve};
 use crate::connector::request::{Request, encode, without_nulls};
 use crate::connector::{Connector, ObjectSpec, Strategy, Unique};
-use crate::event::sha256_hex;
-use crate::image::canonical_bytes;
+use crate::event::{canonical_bytes, sha256_hex};
 use crate::ledger::batch::Lane;
 use crate::ledger::outbox::Due;
 use crate::mapping::expression::{EvaluationError, Scope};
@@ -55,7 +54,8 @@ pub fn wanted(connector: &Connector, due: &Due) -> Result<Vec<String>, Obstacle>
     if due.operation == "delete" || due.uncertain || object.unique.is_empty() {
         return Ok(Vec::new());
     }
-    let scope = scope(connector, due);
+    let inputs = Inputs::new(connector, due);
+    let scope = inputs.scope();
     let mut body = object.body.render(&scope)?;
     let mut wants = Vec::new();
     for unique in &object.unique {
@@ -78,7 +78,8 @@ pub fn plan(
     if due.uncertain {
         return in_doubt(connector, object, due, now);
     }
-    let scope = scope(connector, due);
+    let inputs = Inputs::new(connector, due);
+    let scope = inputs.scope();
     if due.operation == "delete" {
         if due.external_id.is_none() {
             return Ok(Plan::Skip { reason: "not at the target", claims: None });
@@ -155,7 +156,7 @@ fn in_doubt(
     match (resolve(&doubt), find) {
         (Resolution::Resend, _) => Ok(Plan::Send { request: request_sent, wishes: Vec::new() }),
         (Resolution::Find, Some(find)) => {
-            Ok(Plan::Find(Request::bare("find", &find.line, &scope(connector, due))?))
+            Ok(Plan::Find(Request::bare("find", &find.line, &Inputs::new(connector, due).scope())?))
         }
         (Resolution::Find | Resolution::Park, _) => {
             Ok(Plan::Park("it is not known whether the request was carried out".into()))
@@ -168,24 +169,31 @@ fn object_of<'a>(connector: &'a Connector, due: &Due) -> Result<&'a ObjectSpec, 
 }
 
 /// `event`, `references` (object to the target's id, null when it is not there) and `external_id`.
-fn scope(connector: &Connector, due: &Due) -> Scope {
-    let mut event = due.event.get("data").cloned().unwrap_or_default();
-    if !event.is_object() {
-        event = Value::Object(Map::new());
-    }
-    if let Value::Object(map) = &mut event {
-        map.insert("id".into(), Value::String(due.lane.canonical_id.clone()));
-    }
-    let mut references: Map<String, Value> =
-        connector.objects.iter().map(|object| (object.name.clone(), Value::Null)).collect();
-    for (reference, external_id) in &due.references {
-        if let Some((object, _)) = reference.split_once('/') {
-            references.insert(object.to_owned(), Value::String(external_id.clone()));
+struct Inputs([(&'static str, Value); 3]);
+
+impl Inputs {
+    fn new(connector: &Connector, due: &Due) -> Self {
+        let mut event = due.event.get("data").cloned().unwrap_or_default();
+        if !event.is_object() {
+            event = Value::Object(Map::new());
         }
+        if let Value::Object(map) = &mut event {
+            map.insert("id".into(), Value::String(due.lane.canonical_id.clone()));
+        }
+        let mut references: Map<String, Value> =
+            connector.objects.iter().map(|object| (object.name.clone(), Value::Null)).collect();
+        for (reference, external_id) in &due.references {
+            if let Some((object, _)) = reference.split_once('/') {
+                references.insert(object.to_owned(), Value::String(external_id.clone()));
+            }
+        }
+        let external_id = due.external_id.clone().map_or(Value::Null, Value::String);
+        Self([("event", event), ("references", Value::Object(references)), ("external_id", external_id)])
     }
-    let external_id = due.external_id.clone().map_or(Value::Null, Value::String);
-    let references = Value::Object(references);
-    Scope::new([("event", &event), ("references", &references), ("external_id", &external_id)])
+
+    fn scope(&self) -> Scope<'_> {
+        Scope::new(self.0.iter().map(|(name, value)| (*name, value)))
+    }
 }
 
 /// The name under which a unique value is reserved; case and outer white space do not tell values apart.

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
 
 use super::change::Row;
+use super::json::{canonical_struct_bytes, is_plain};
 use super::position::{ChangePosition, Cluster};
 
 /// What happened to the object.
@@ -35,7 +37,7 @@ impl Operation {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cause {
     /// Table in the source.
-    pub table: String,
+    pub table: Arc<str>,
     /// Row key.
     pub key: String,
     /// Mapped columns before, `None` for a new row.
@@ -69,36 +71,107 @@ pub struct CanonicalEvent {
     pub causes: Vec<Cause>,
 }
 
-impl CanonicalEvent {
-    /// The envelope and the data as the ledger keeps them.
+/// Where events come from, the same for many of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// Source name of the settings.
+    pub source: String,
+    /// Cluster it is read from.
+    pub cluster: Cluster,
+    /// Digest of the mapping files.
+    pub mapping_sha256: String,
+}
+
+/// An event as the ledger records it.
+#[derive(Debug, Clone)]
+pub struct EventRecord {
+    /// The event.
+    pub event: CanonicalEvent,
+    /// Where it comes from.
+    pub origin: Arc<Origin>,
+}
+
+impl EventRecord {
+    /// RFC 8785 bytes of the entry at its place in the ledger. `version`: of the layout.
     #[must_use]
-    pub fn to_body(&self, source: &str, cluster: &Cluster, mapping_sha256: &str) -> Value {
-        let causes = self.causes.iter().map(|cause| {
-            let op = match (&cause.before, &cause.after) {
-                (None, _) => "insert",
-                (_, None) => "delete",
-                _ => "update",
-            };
-            json!({"relation": cause.table, "key": cause.key, "op": op, "before": cause.before.as_deref(), "after": cause.after.as_deref()})
-        });
-        json!({
-            "event_id": self.event_id,
-            "type": self.event_type,
-            "op": self.operation.as_str(),
-            "id": self.id,
-            "data": self.data,
-            "mapping_sha256": mapping_sha256,
-            "changes": causes.collect::<Vec<_>>(),
-            "source": {
-                "name": source,
-                "system_identifier": cluster.system_identifier,
-                "timeline": cluster.timeline,
-                "commit_lsn": self.position.commit_lsn.to_string(),
-                "ordinal": self.position.ordinal,
-                "xid": self.xid,
-                "committed_at": self.committed_at.to_string(),
-                "snapshot": self.snapshot,
+    pub fn to_body(&self, version: u64, seq: i64, kind: &str, recorded_at: Timestamp) -> Vec<u8> {
+        let (event, origin) = (&self.event, &*self.origin);
+        let body = Body {
+            changes: event.causes.iter().map(change).collect(),
+            correlation_id: &event.event_id,
+            data: &event.data,
+            event_id: &event.event_id,
+            id: &event.id,
+            kind,
+            mapping_sha256: &origin.mapping_sha256,
+            op: event.operation.as_str(),
+            recorded_at,
+            seq,
+            source: SourceOfBody {
+                commit_lsn: event.position.commit_lsn.to_string(),
+                committed_at: event.committed_at,
+                name: &origin.source,
+                ordinal: event.position.ordinal,
+                snapshot: event.snapshot,
+                system_identifier: &origin.cluster.system_identifier,
+                timeline: origin.cluster.timeline,
+                xid: event.xid,
             },
-        })
+            event_type: &event.event_type,
+            v: version,
+        };
+        let rows = event.causes.iter().flat_map(|cause| [&cause.before, &cause.after]).flatten();
+        let plain = is_plain(&event.data) && rows.flat_map(|row| row.iter()).all(|(name, value)| name.is_ascii() && is_plain(value));
+        canonical_struct_bytes(&body, plain)
     }
+}
+
+fn change(cause: &Cause) -> ChangeOfBody<'_> {
+    let op = match (&cause.before, &cause.after) {
+        (None, _) => "insert",
+        (_, None) => "delete",
+        _ => "update",
+    };
+    let (after, before) = (cause.after.as_deref(), cause.before.as_deref());
+    ChangeOfBody { after, before, key: &cause.key, op, relation: &cause.table }
+}
+
+/// Fields in the order of their names, as RFC 8785 wants them.
+#[derive(Serialize)]
+struct Body<'a> {
+    changes: Vec<ChangeOfBody<'a>>,
+    correlation_id: &'a str,
+    data: &'a Value,
+    event_id: &'a str,
+    id: &'a str,
+    kind: &'a str,
+    mapping_sha256: &'a str,
+    op: &'a str,
+    recorded_at: Timestamp,
+    seq: i64,
+    source: SourceOfBody<'a>,
+    #[serde(rename = "type")]
+    event_type: &'a str,
+    v: u64,
+}
+
+#[derive(Serialize)]
+struct ChangeOfBody<'a> {
+    after: Option<&'a Row>,
+    before: Option<&'a Row>,
+    key: &'a str,
+    op: &'a str,
+    relation: &'a str,
+}
+
+#[derive(Serialize)]
+struct SourceOfBody<'a> {
+    commit_lsn: String,
+    committed_at: Timestamp,
+    name: &'a str,
+    ordinal: u64,
+    snapshot: bool,
+    system_identifier: &'a str,
+    timeline: u32,
+    xid: Option<u32>,
 }

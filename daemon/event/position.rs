@@ -62,7 +62,8 @@ pub struct ChangePosition {
     pub ordinal: u64,
 }
 
-/// The identity of an event: the same whenever the source is read again.
+/// The identity of an event: the same whenever the source is read again. It begins with the commit LSN, so that ids come in
+/// the order of commits and an index on them grows at its end.
 #[must_use]
 pub fn event_id(
     source: &str,
@@ -79,7 +80,8 @@ pub fn event_id(
         hash.update(part.as_bytes());
         hash.update([0]);
     }
-    hex(hash.finalize().as_slice().get(..16).unwrap_or_default())
+    let digest = hex(hash.finalize().as_slice().get(..12).unwrap_or_default());
+    format!("{:016x}{digest}", position.commit_lsn.0)
 }
 
 /// Lower-case hexadecimal.

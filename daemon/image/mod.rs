@@ -4,5 +4,7 @@
 pub mod overlay;
 pub mod project;
 
-pub use overlay::{DocumentId, Images, IndexId, Missing, Overlay, OverlayChanges, RowId};
-pub use project::{Emitted, Projection, UnknownColumn, canonical_bytes};
+pub use overlay::{
+    Changed, Emission, Image, Images, IndexId, KeysByValue, Missing, Overlay, OverlayChanges, RowId,
+};
+pub use project::{Emitted, Projection, UnknownColumn};

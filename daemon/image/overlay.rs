@@ -1,7 +1,7 @@
 //! Row images: what the ledger knows, and a transaction's changes laid over it.
 //!
-//! [`Images`] is a cache of the ledger's image table: rows, look-ups by column value, and what was last emitted for each
-//! object. An [`Overlay`] applies changes on top without touching it. Whatever an overlay is asked for and the cache
+//! [`Images`] is a cache of the ledger's image table: rows, what was last emitted for the objects they are, and look-ups by
+//! column value. An [`Overlay`] applies changes on top without touching it. Whatever an overlay is asked for and the cache
 //! does not hold is noted in [`Missing`]; the caller loads that in one batch and runs again. So a slice of any number
 //! of transactions costs a handful of round trips, and every answer is as of the right transaction.
 
@@ -15,8 +15,39 @@ use crate::event::{Row, key_text};
 pub type RowId = (Arc<str>, String);
 /// A look-up: (table, column, value as text). An empty column asks for all keys of the table.
 pub type IndexId = (Arc<str>, Arc<str>, String);
-/// An object: (event type, canonical id).
-pub type DocumentId = (String, String);
+/// What was last emitted for the object that a row is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Emission {
+    /// Type with version.
+    pub event_type: String,
+    /// Canonical id.
+    pub id: String,
+    /// SHA-256 of its data, in hexadecimal.
+    pub sha256: String,
+}
+
+/// What is kept of a row.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Image {
+    /// Its mapped columns; `None` when it does not exist (any more).
+    pub row: Option<Arc<Row>>,
+    /// One for each event type that the row makes.
+    pub emitted: Vec<Emission>,
+}
+
+impl Image {
+    /// True when nothing of the row has to be kept.
+    #[must_use]
+    pub fn is_nothing(&self) -> bool {
+        self.row.is_none() && self.emitted.is_empty()
+    }
+
+    /// What was emitted for this event type.
+    #[must_use]
+    pub fn emission(&self, event_type: &str) -> Option<&Emission> {
+        self.emitted.iter().find(|emission| emission.event_type == event_type)
+    }
+}
 
 /// Row keys by the text of a column.
 pub type KeysByValue = HashMap<String, BTreeSet<String>>;
@@ -24,12 +55,11 @@ pub type KeysByValue = HashMap<String, BTreeSet<String>>;
 /// What the ledger holds, as far as it was asked for.
 #[derive(Debug, Default)]
 pub struct Images {
-    /// Rows by id; `None` is a row that does not exist.
-    pub rows: HashMap<RowId, Option<Arc<Row>>>,
+    rows: HashMap<RowId, Image>,
     /// Keys by table and column, then by value.
-    pub index: HashMap<(Arc<str>, Arc<str>), KeysByValue>,
-    /// SHA-256 of the data last emitted; `None` for an object that was never emitted or is gone.
-    pub documents: HashMap<DocumentId, Option<String>>,
+    index: HashMap<(Arc<str>, Arc<str>), KeysByValue>,
+    /// Rows and looked-up values, to bound the cache.
+    weight: usize,
     /// Columns by which each table is looked up; the empty column, which finds every row, is among them.
     lookups: HashMap<Arc<str>, Vec<Arc<str>>>,
 }
@@ -41,20 +71,18 @@ pub struct Missing {
     pub rows: HashSet<RowId>,
     /// Look-ups.
     pub index: HashSet<IndexId>,
-    /// Objects.
-    pub documents: HashSet<DocumentId>,
 }
 
 impl Missing {
     /// True when nothing has to be loaded.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty() && self.index.is_empty() && self.documents.is_empty()
+        self.rows.is_empty() && self.index.is_empty()
     }
 }
 
-/// Entries after which the cache starts anew: about 200 MB of wide rows (INV-8).
-const MAX_CACHED_ROWS: usize = 100_000;
+/// Rows and looked-up keys after which the cache starts anew: some 10 MB of wide rows (INV-8).
+const MAX_CACHED: usize = 4_000;
 
 impl Images {
     /// An empty cache for tables looked up by these (table, column) pairs.
@@ -67,18 +95,32 @@ impl Images {
         Self { lookups, ..Self::default() }
     }
 
-    /// Takes over what a committed slice changed.
-    pub fn absorb(&mut self, changes: OverlayChanges) {
-        if self.rows.len() > MAX_CACHED_ROWS || self.index.len() > MAX_CACHED_ROWS {
+    /// Notes what the ledger holds of a row.
+    pub fn insert(&mut self, id: RowId, image: Image) {
+        self.weight += 1;
+        self.rows.insert(id, image);
+    }
+
+    /// Notes which rows the ledger finds under each of these values.
+    pub fn insert_keys(&mut self, table: Arc<str>, column: Arc<str>, found: KeysByValue) {
+        self.weight += found.values().map(|keys| 1 + keys.len()).sum::<usize>();
+        self.index.entry((table, column)).or_default().extend(found);
+    }
+
+    /// Forgets everything once it has become too much. Only between slices: a slice needs what it loaded.
+    pub fn shrink(&mut self) {
+        if self.weight > MAX_CACHED {
             *self = Self { lookups: std::mem::take(&mut self.lookups), ..Self::default() };
-            return;
         }
-        for (id, after) in changes.rows {
-            let before = self.rows.get(&id).and_then(Clone::clone);
-            self.reindex(&id, before.as_deref(), after.as_deref());
-            self.rows.insert(id, after);
+    }
+
+    /// Takes over what a slice changed.
+    pub fn absorb(&mut self, changes: OverlayChanges) {
+        for (id, Changed { image, .. }) in changes.rows {
+            let before = self.rows.get(&id).and_then(|image| image.row.clone());
+            self.reindex(&id, before.as_deref(), image.row.as_deref());
+            self.insert(id, image);
         }
-        self.documents.extend(changes.documents);
     }
 
     /// Keys of the rows whose `column` had this text when it was loaded.
@@ -114,17 +156,25 @@ fn index_value(row: &Row, column: &str) -> Option<String> {
     row.get(column).filter(|value| !value.is_null()).map(key_text)
 }
 
-/// What a slice changed, to be absorbed once it is committed.
+/// A row after a slice.
+#[derive(Debug)]
+pub struct Changed {
+    /// As it stands now.
+    pub image: Image,
+    /// The columns changed, not only what was emitted for it.
+    pub row: bool,
+}
+
+/// What a slice changed.
 #[derive(Debug, Default)]
 pub struct OverlayChanges {
-    rows: HashMap<RowId, Option<Arc<Row>>>,
-    documents: HashMap<DocumentId, Option<String>>,
+    rows: HashMap<RowId, Changed>,
 }
 
 impl OverlayChanges {
     /// The rows as they stand after the slice.
-    pub fn rows(&self) -> impl Iterator<Item = (&RowId, Option<&Arc<Row>>)> {
-        self.rows.iter().map(|(id, row)| (id, row.as_ref()))
+    pub fn rows(&self) -> impl Iterator<Item = (&RowId, &Changed)> {
+        self.rows.iter()
     }
 }
 
@@ -150,15 +200,22 @@ impl<'a> Overlay<'a> {
         }
     }
 
-    /// The row as it stands now; `None` when it has to be loaded first.
+    /// What is kept of a row now; `None` when it has to be loaded first.
     #[must_use]
-    pub fn row(&self, table: &Arc<str>, key: &str) -> Option<Option<Arc<Row>>> {
+    pub fn image(&self, table: &Arc<str>, key: &str) -> Option<&Image> {
         let id = (table.clone(), key.to_owned());
-        let found = self.changed.rows.get(&id).or_else(|| self.base.rows.get(&id));
+        let changed = self.changed.rows.get(&id).map(|changed| &changed.image);
+        let found = changed.or_else(|| self.base.rows.get(&id));
         if found.is_none() {
             self.missing.borrow_mut().rows.insert(id);
         }
-        found.cloned()
+        found
+    }
+
+    /// The row as it stands now; `None` when it has to be loaded first.
+    #[must_use]
+    pub fn row(&self, table: &Arc<str>, key: &str) -> Option<Option<Arc<Row>>> {
+        self.image(table, key).map(|image| image.row.clone())
     }
 
     /// Keys of the rows whose `column` has this text now; `None` when they have to be loaded first.
@@ -171,23 +228,16 @@ impl<'a> Overlay<'a> {
         };
         let stands = |key: &&String| match self.changed.rows.get(&(table.clone(), (*key).clone())) {
             None => true,
-            Some(row) => row.as_deref().and_then(|row| index_value(row, column)).as_deref() == Some(value),
+            Some(changed) => {
+                let row = changed.image.row.as_deref();
+                row.and_then(|row| index_value(row, column)).as_deref() == Some(value)
+            }
         };
         let added = self.changed_index.get(&id);
         Some(known.iter().chain(added.into_iter().flatten()).filter(stands).cloned().collect())
     }
 
-    /// What was last emitted for an object; `None` when it has to be loaded first.
-    #[must_use]
-    pub fn document(&self, id: &DocumentId) -> Option<Option<String>> {
-        let found = self.changed.documents.get(id).or_else(|| self.base.documents.get(id));
-        if found.is_none() {
-            self.missing.borrow_mut().documents.insert(id.clone());
-        }
-        found.cloned()
-    }
-
-    /// Sets a row.
+    /// Sets a row; what was emitted for it stays.
     pub fn set_row(&mut self, table: &Arc<str>, key: &str, row: Option<Arc<Row>>) {
         if let Some(row) = &row {
             for column in self.base.lookups.get(table).into_iter().flatten() {
@@ -197,12 +247,24 @@ impl<'a> Overlay<'a> {
                 }
             }
         }
-        self.changed.rows.insert((table.clone(), key.to_owned()), row);
+        let changed = self.change((table.clone(), key.to_owned()));
+        changed.image.row = row;
+        changed.row = true;
     }
 
-    /// Notes what was emitted for an object.
-    pub fn set_document(&mut self, id: DocumentId, sha256: Option<String>) {
-        self.changed.documents.insert(id, sha256);
+    /// Notes what was emitted for the object that a row is; `None` when it has left.
+    pub fn set_emission(&mut self, table: &Arc<str>, key: &str, event_type: &str, emission: Option<Emission>) {
+        let changed = self.change((table.clone(), key.to_owned()));
+        changed.image.emitted.retain(|known| known.event_type != event_type);
+        changed.image.emitted.extend(emission);
+    }
+
+    fn change(&mut self, id: RowId) -> &mut Changed {
+        let base = self.base;
+        self.changed.rows.entry(id).or_insert_with_key(|id| {
+            let image = base.rows.get(id).cloned().unwrap_or_default();
+            Changed { image, row: false }
+        })
     }
 
     /// What has to be loaded, and what changed.

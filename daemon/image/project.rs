@@ -9,12 +9,12 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::overlay::{DocumentId, Overlay};
+use super::overlay::{Emission, Overlay};
 use crate::event::{
     CanonicalEvent, Cause, Change, ChangePosition, Cluster, Field, Operation, Row, RowState, SentRow, Transaction,
-    event_id, key_text, sha256_hex,
+    canonical_bytes, event_id, key_text, sha256_hex,
 };
-use crate::mapping::{EventSpec, Join, JoinKind, SourceMapping};
+use crate::mapping::{EventSpec, Join, JoinKind, Joined, SourceMapping};
 
 /// An update whose unsent column is in no image: the row must be read back from the source.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -34,8 +34,6 @@ pub struct Emitted {
     pub event: CanonicalEvent,
     /// Why it must not be delivered.
     pub fault: Option<String>,
-    /// Digest of the data; `None` for a delete.
-    pub sha256: Option<String>,
 }
 
 /// What the projection needs to know of the source.
@@ -80,7 +78,7 @@ impl Projection<'_> {
                     xid: Some(transaction.xid),
                     snapshot: false,
                 };
-                emitted.extend(self.object(overlay, spec, &key, causes, stamp));
+                emitted.extend(self.object(overlay, spec, &key, causes, &stamp));
             }
         }
         emitted.sort_by_key(|emitted| emitted.event.operation != Operation::Delete);
@@ -102,7 +100,7 @@ impl Projection<'_> {
             xid: None,
             snapshot: true,
         };
-        keys.iter().filter_map(|key| self.object(overlay, spec, key, Vec::new(), stamp.clone())).collect()
+        keys.iter().flat_map(|key| self.object(overlay, spec, key, Vec::new(), &stamp)).collect()
     }
 
     /// Applies the row changes; gives those that changed a mapped column.
@@ -154,75 +152,88 @@ impl Projection<'_> {
         roots
     }
 
-    /// The event of one object, when its data is not what was last emitted.
+    /// The events of the object that a row is, when its data is not what was last emitted: one as a rule, two when the
+    /// row has become another object.
     fn object(
         &self,
         overlay: &mut Overlay<'_>,
         spec: &EventSpec,
         key: &str,
         causes: Vec<Cause>,
-        stamp: Stamp,
-    ) -> Option<Emitted> {
-        let now = overlay.row(&spec.table, key)?;
-        let before =
-            || causes.iter().find(|cause| *cause.table == *spec.table && cause.key == key)?.before.clone();
-        let identified = now.clone().or_else(before)?;
-        let source = Value::String(self.source.to_uppercase());
-        // A row without a canonical id cannot be told apart from others; it is reported under its key.
-        let id = spec.canonical_id(&source, &identified);
-        let (id, mut fault) = match id {
-            Ok(id) => (id, None),
-            Err(error) => {
-                (format!("{}-{}-{key}", self.source.to_uppercase(), spec.table), Some(error.to_string()))
-            }
+        stamp: &Stamp,
+    ) -> Vec<Emitted> {
+        let Some(image) = overlay.image(&spec.table, key) else { return Vec::new() };
+        let (row, known) = (image.row.clone(), image.emission(&spec.event_type).cloned());
+        let (now, fault) = match row {
+            Some(row) => match self.evaluated(overlay, spec, key, &row) {
+                Some(evaluated) => evaluated,
+                None => return Vec::new(),
+            },
+            None => (None, None),
         };
-        let document: DocumentId = (spec.event_type.clone(), id.clone());
-        let known = overlay.document(&document);
-        let data = match (&now, &fault) {
-            (Some(row), None) => {
-                let joined = joined(overlay, spec, key, row)?;
-                match spec.evaluate(&source, row, &joined) {
-                    Ok(data) => data.map(|data| with_id(data, &id)),
-                    Err(error) => {
-                        fault = Some(error.to_string());
-                        Some(with_id(Value::Null, &id))
-                    }
-                }
-            }
-            (Some(_), Some(_)) => Some(with_id(Value::Null, &id)),
-            (None, _) => None,
-        };
-        let known = known?;
-        let sha256 = data.as_ref().map(|data| sha256_hex(&canonical_bytes(data)));
-        let operation = match (&known, &sha256) {
-            (None, None) => return None,
-            (Some(old), Some(new)) if old == new => return None,
-            (None, Some(_)) => Operation::Create,
-            (Some(_), Some(_)) => Operation::Update,
-            (Some(_), None) => Operation::Delete,
-        };
-        overlay.set_document(document, sha256.clone());
-        let fault = fault.or_else(|| data.as_ref().and_then(|data| spec.schema.violation(data)));
-        let event = CanonicalEvent {
-            event_id: event_id(self.source, self.cluster, &stamp.position, &spec.event_type, &id),
+        let emission = now.as_ref().map(|(id, data)| Emission {
             event_type: spec.event_type.clone(),
-            operation,
-            id,
-            data: data.unwrap_or(Value::Null),
-            position: stamp.position,
-            committed_at: stamp.committed_at,
-            xid: stamp.xid,
-            snapshot: stamp.snapshot,
-            causes,
+            id: id.clone(),
+            sha256: sha256_hex(&canonical_bytes(data)),
+        });
+        if emission == known {
+            return Vec::new();
+        }
+        let mut emitted = Vec::new();
+        let mut emit = |operation, id: String, data, fault: Option<String>, causes| {
+            let event_id = event_id(self.source, self.cluster, &stamp.position, &spec.event_type, &id);
+            let event = CanonicalEvent {
+                event_id,
+                event_type: spec.event_type.clone(),
+                operation,
+                id,
+                data,
+                position: stamp.position.clone(),
+                committed_at: stamp.committed_at,
+                xid: stamp.xid,
+                snapshot: stamp.snapshot,
+                causes,
+            };
+            emitted.push(Emitted { event, fault });
         };
-        Some(Emitted { event, fault, sha256 })
+        let stays = known.as_ref().is_some_and(|known| now.as_ref().is_some_and(|(id, _)| *id == known.id));
+        if let Some(known) = known.filter(|_| !stays) {
+            emit(Operation::Delete, known.id, Value::Null, None, causes.clone());
+        }
+        if let Some((id, data)) = now {
+            let fault = fault.or_else(|| spec.schema.violation(&data));
+            let operation = if stays { Operation::Update } else { Operation::Create };
+            emit(operation, id, data, fault, causes);
+        }
+        overlay.set_emission(&spec.table, key, &spec.event_type, emission);
+        emitted
     }
-}
 
-/// RFC 8785 bytes. A value made of JSON text always has them; a value that has not compares by its plain text.
-#[must_use]
-pub fn canonical_bytes(value: &Value) -> Vec<u8> {
-    serde_json_canonicalizer::to_vec(value).unwrap_or_else(|_| value.to_string().into_bytes())
+    /// Canonical id and data of the object that `row` is, if it is one, and why they could not be worked out; `None` when
+    /// something has to be loaded first.
+    #[allow(clippy::type_complexity)] // A name for this pair would say no more than its parts.
+    fn evaluated(
+        &self,
+        overlay: &Overlay<'_>,
+        spec: &EventSpec,
+        key: &str,
+        row: &Row,
+    ) -> Option<(Option<(String, Value)>, Option<String>)> {
+        let source = Value::String(self.source.to_uppercase());
+        let id = match spec.canonical_id(&source, row) {
+            Ok(id) => id,
+            // A row without a canonical id cannot be told apart from others; it is reported under its key.
+            Err(error) => {
+                let id = format!("{}-{}-{key}", self.source.to_uppercase(), spec.table);
+                return Some((Some((id.clone(), with_id(Value::Null, &id))), Some(error.to_string())));
+            }
+        };
+        let joined = joined(overlay, spec, key, row)?;
+        Some(match spec.evaluate(&source, row, &joined) {
+            Ok(data) => (data.map(|data| { let data = with_id(data, &id); (id, data) }), None),
+            Err(error) => (Some((id.clone(), with_id(Value::Null, &id))), Some(error.to_string())),
+        })
+    }
 }
 
 fn with_id(data: Value, id: &str) -> Value {
@@ -259,7 +270,7 @@ fn apply_one(
     }
     overlay.set_row(&change.table, &change.key, after.clone());
     let cause = Cause {
-        table: change.table.to_string(),
+        table: change.table.clone(),
         key: change.key.clone(),
         before,
         after,
@@ -305,10 +316,10 @@ fn reference_in(row: &Row, column: &str) -> Option<String> {
     row.get(column).filter(|value| !value.is_null()).map(key_text)
 }
 
-/// The values of all joins; `None` when something has to be loaded first. Every join is asked, so that one batch
-/// loads all that is missing.
-fn joined(overlay: &Overlay<'_>, spec: &EventSpec, key: &str, row: &Row) -> Option<Vec<(Arc<str>, Value)>> {
-    let mut values: Vec<(Arc<str>, Value)> = Vec::with_capacity(spec.joins.len());
+/// The rows of all joins; `None` when something has to be loaded first. Every join is asked, so that one batch loads all
+/// that is missing.
+fn joined(overlay: &Overlay<'_>, spec: &EventSpec, key: &str, row: &Row) -> Option<Vec<(Arc<str>, Joined)>> {
+    let mut values: Vec<(Arc<str>, Joined)> = Vec::with_capacity(spec.joins.len());
     let mut complete = true;
     for join in &spec.joins {
         let value = match &join.kind {
@@ -317,9 +328,8 @@ fn joined(overlay: &Overlay<'_>, spec: &EventSpec, key: &str, row: &Row) -> Opti
                 overlay.keys_where(&join.table, column, key).and_then(|keys| rows(overlay, join, &keys))
             }
             JoinKind::Through { alias, column } => match values.iter().find(|(name, _)| name == alias) {
-                Some((_, Value::Array(links))) => {
-                    let of_link = |link: &Value| reference_in(link.as_object()?, column);
-                    let keys: BTreeSet<String> = links.iter().filter_map(of_link).collect();
+                Some((_, Joined::Many(links))) => {
+                    let keys: BTreeSet<String> = links.iter().filter_map(|link| reference_in(link, column)).collect();
                     rows(overlay, join, &keys)
                 }
                 _ => None,
@@ -334,17 +344,17 @@ fn joined(overlay: &Overlay<'_>, spec: &EventSpec, key: &str, row: &Row) -> Opti
 }
 
 /// The row a column points to; when it points nowhere a row of nulls, so that `country.code` is null.
-fn by(overlay: &Overlay<'_>, join: &Join, row: &Row, column: &str) -> Option<Value> {
+fn by(overlay: &Overlay<'_>, join: &Join, row: &Row, column: &str) -> Option<Joined> {
     let found = match reference_in(row, column) {
         Some(key) => overlay.row(&join.table, &key)?,
         None => None,
     };
-    let nulls = || join.columns.iter().map(|column| (column.to_string(), Value::Null)).collect();
-    Some(Value::Object(found.map_or_else(nulls, |row| (*row).clone())))
+    let nulls = || Arc::new(join.columns.iter().map(|column| (column.to_string(), Value::Null)).collect());
+    Some(Joined::One(found.unwrap_or_else(nulls)))
 }
 
-fn rows(overlay: &Overlay<'_>, join: &Join, keys: &BTreeSet<String>) -> Option<Value> {
+fn rows(overlay: &Overlay<'_>, join: &Join, keys: &BTreeSet<String>) -> Option<Joined> {
     let found: Vec<Option<Option<Arc<Row>>>> = keys.iter().map(|key| overlay.row(&join.table, key)).collect();
     let loaded = found.into_iter().collect::<Option<Vec<_>>>()?;
-    Some(Value::Array(loaded.into_iter().flatten().map(|row| Value::Object((*row).clone())).collect()))
+    Some(Joined::Many(loaded.into_iter().flatten().collect()))
 }

@@ -1,43 +1,32 @@
 //! What one ledger transaction writes. Everything that happens between two commits is described here first; nothing
 //! else writes to the ledger.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use serde_json::Value;
 
 use super::entry::NewEntry;
 use super::position::Position;
-use crate::event::Row;
+use crate::image::Image;
 
 /// An entry of this batch, by its index in [`Batch::entries`]: its `seq` is known only when the batch is committed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EntryIndex(pub usize);
 
-/// A row image to keep, or to forget when `row` is `None`.
+/// What is kept of a row from now on.
 #[derive(Debug, Clone)]
 pub struct ImageWrite {
     /// Source name.
-    pub source: String,
+    pub source: Arc<str>,
     /// Table.
-    pub relation: String,
+    pub relation: Arc<str>,
     /// Row key.
     pub key: String,
-    /// Mapped columns.
-    pub row: Option<Row>,
-}
-
-/// What was emitted for an object; forgotten when `sha256` is `None`.
-#[derive(Debug, Clone)]
-pub struct DocumentWrite {
-    /// Source name.
-    pub source: String,
-    /// Event type.
-    pub event_type: String,
-    /// Canonical id.
-    pub canonical_id: String,
-    /// Digest of its data.
-    pub sha256: Option<String>,
-    /// The event.
-    pub event: EntryIndex,
+    /// Row and emissions; nothing of it is kept when it [is nothing](Image::is_nothing).
+    pub image: Image,
+    /// The row itself changed, not only what was emitted for it.
+    pub row_changed: bool,
 }
 
 /// An object at a target.
@@ -144,14 +133,12 @@ pub struct ClaimWrite {
 /// See the module's text. Writes happen in the order of the fields.
 #[derive(Debug, Default)]
 pub struct Batch {
-    /// Sources whose images and documents are forgotten, before their first load begins anew.
+    /// Sources whose images are forgotten, before their first load begins anew.
     pub forget: Vec<String>,
     /// Entries, covered by the tree.
     pub entries: Vec<NewEntry>,
     /// Row images.
     pub images: Vec<ImageWrite>,
-    /// Emitted objects.
-    pub documents: Vec<DocumentWrite>,
     /// Newly owed.
     pub deliveries: Vec<DeliveryWrite>,
     /// Where a source stands afterwards.
@@ -171,6 +158,12 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// The index of the entry that is added next.
+    #[must_use]
+    pub fn next_entry(&self) -> EntryIndex {
+        EntryIndex(self.entries.len())
+    }
+
     /// Adds an entry.
     pub fn entry(&mut self, entry: NewEntry) -> EntryIndex {
         self.entries.push(entry);
@@ -184,10 +177,6 @@ impl Batch {
         self.forget.extend(other.forget);
         self.entries.extend(other.entries);
         self.images.extend(other.images);
-        self.documents.extend(other.documents.into_iter().map(|mut write| {
-            write.event = moved(write.event);
-            write
-        }));
         self.deliveries.extend(other.deliveries.into_iter().map(|mut write| {
             write.event = moved(write.event);
             write

@@ -14,51 +14,71 @@ use super::batch::{Batch, EntryIndex};
 use super::statements::{Prepared, dispatch_statements, entry_statements, source_statements};
 use super::tree::Tree;
 
+/// A batch with its place in the ledger, ready to be written.
+pub struct Sealed {
+    /// `seq` of its first entry.
+    pub first: i64,
+    statements: Vec<Prepared>,
+}
+
+/// Gives batches their places, one behind the other, whether or not the one before is committed yet: should that fail, the
+/// session ends and nothing behind it is written.
+pub struct Sealer {
+    tree: Tree,
+}
+
+impl Sealer {
+    /// Takes over the tree as the ledger has it.
+    #[must_use]
+    pub fn new(tree: Tree) -> Self {
+        Self { tree }
+    }
+
+    /// Hashes the entries of `batch` into the tree and makes the statements that write it.
+    pub fn seal(&mut self, mut batch: Batch, now: Timestamp) -> Result<Sealed, LedgerError> {
+        let before = self.tree.clone();
+        let first =
+            i64::try_from(before.size()).map_err(|_| LedgerError::Unreadable("tree size".into()))? + 1;
+        let mut sealed = Vec::with_capacity(batch.entries.len());
+        for (seq, entry) in (first..).zip(std::mem::take(&mut batch.entries)) {
+            let entry = entry.seal(seq, now);
+            self.tree.append(entry.leaf)?;
+            sealed.push(entry);
+        }
+        self.tree.prune();
+        let seq_of = |index: EntryIndex| first + i64::try_from(index.0).unwrap_or(i64::MAX);
+        let mut statements = Vec::new();
+        if !sealed.is_empty() {
+            entry_statements(sealed, &before, &self.tree, &mut statements)?;
+        }
+        source_statements(&mut batch, &seq_of, &mut statements);
+        dispatch_statements(batch, &seq_of, &mut statements);
+        Ok(Sealed { first, statements })
+    }
+}
+
 /// The writing session: the only one that changes the ledger, as long as it holds the advisory lock.
 pub struct Session {
     client: Client,
     statements: HashMap<&'static str, Statement>,
-    tree: Tree,
 }
 
 impl Session {
-    /// Takes over the tree as the ledger has it.
-    pub async fn open(client: Client) -> Result<Self, LedgerError> {
-        let tree = super::verify::load_tree(&client).await?;
-        Ok(Self { client, statements: HashMap::new(), tree })
-    }
-
-    /// The session itself, for reading what it wrote.
+    /// A session on a connection that holds the lock.
     #[must_use]
-    pub fn client(&self) -> &Client {
-        &self.client
+    pub fn new(client: Client) -> Self {
+        Self { client, statements: HashMap::new() }
     }
 
-    /// Commits `batch`; gives the `seq` of its first entry.
-    pub async fn commit(&mut self, mut batch: Batch, now: Timestamp) -> Result<i64, LedgerError> {
-        let mut after = self.tree.clone();
-        let first =
-            i64::try_from(self.tree.size()).map_err(|_| LedgerError::Unreadable("tree size".into()))? + 1;
-        let mut sealed = Vec::with_capacity(batch.entries.len());
-        for (seq, entry) in (first..).zip(std::mem::take(&mut batch.entries)) {
-            let entry = entry.seal(seq, now);
-            after.append(entry.leaf)?;
-            sealed.push(entry);
-        }
-        after.prune();
-        let seq_of = |index: EntryIndex| first + i64::try_from(index.0).unwrap_or(i64::MAX);
-        let mut statements = Vec::new();
-        if !sealed.is_empty() {
-            entry_statements(sealed, &self.tree, &after, &mut statements)?;
-        }
-        source_statements(&mut batch, &seq_of, &mut statements);
-        dispatch_statements(batch, &seq_of, &mut statements);
-        self.run(statements).await?;
-        self.tree = after;
-        Ok(first)
+    /// True when the connection is gone.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.client.is_closed()
     }
 
-    async fn run(&mut self, statements: Vec<Prepared>) -> Result<(), LedgerError> {
+    /// Commits a batch.
+    pub async fn commit(&mut self, sealed: Sealed) -> Result<(), LedgerError> {
+        let statements = sealed.statements;
         for (sql, _) in &statements {
             if !self.statements.contains_key(sql) {
                 self.statements.insert(sql, self.client.prepare(sql).await?);

@@ -4,6 +4,8 @@ use jiff::Timestamp;
 use serde_json::{Map, Value};
 use tlog_tiles::tlog::{Hash, record_hash};
 
+use crate::event::{EventRecord, canonical_bytes};
+
 /// Version of the body's layout.
 const BODY_VERSION: u64 = 1;
 
@@ -20,6 +22,10 @@ pub enum EntryKind {
     TxEnd,
     /// What the daemon runs with, as far as it changes what is delivered.
     Config,
+    /// Changes that could not be read, and what was done about them.
+    Gap,
+    /// What a person did.
+    Operator,
     /// The daemon started.
     Start,
     /// The daemon stopped in good order.
@@ -36,10 +42,21 @@ impl EntryKind {
             Self::Outcome => "outcome",
             Self::TxEnd => "tx_end",
             Self::Config => "config",
+            Self::Gap => "gap",
+            Self::Operator => "operator",
             Self::Start => "start",
             Self::Stop => "stop",
         }
     }
+}
+
+/// What an entry says.
+#[derive(Debug, Clone)]
+pub enum Content {
+    /// Its own fields.
+    Fields(Map<String, Value>),
+    /// A canonical event.
+    Event(Box<EventRecord>),
 }
 
 /// An entry without its place in the ledger.
@@ -49,8 +66,8 @@ pub struct NewEntry {
     pub kind: EntryKind,
     /// Follows one business fact through entries, log lines and requests.
     pub correlation_id: Option<String>,
-    /// Its own fields.
-    pub fields: Map<String, Value>,
+    /// What it says.
+    pub content: Content,
 }
 
 impl NewEntry {
@@ -61,20 +78,33 @@ impl NewEntry {
             Value::Object(map) => map,
             other => Map::from_iter([("value".to_owned(), other)]),
         };
-        Self { kind, correlation_id, fields }
+        Self { kind, correlation_id, content: Content::Fields(fields) }
+    }
+
+    /// The entry of a canonical event.
+    #[must_use]
+    pub fn event(record: EventRecord) -> Self {
+        let correlation_id = Some(record.event.event_id.clone());
+        Self { kind: EntryKind::Event, correlation_id, content: Content::Event(Box::new(record)) }
     }
 
     /// RFC 8785 bytes of the entry at its place in the ledger.
     #[must_use]
-    pub fn seal(mut self, seq: i64, recorded_at: Timestamp) -> SealedEntry {
-        self.fields.insert("v".into(), BODY_VERSION.into());
-        self.fields.insert("seq".into(), seq.into());
-        self.fields.insert("kind".into(), self.kind.as_str().into());
-        self.fields.insert("recorded_at".into(), recorded_at.to_string().into());
-        self.fields.insert("correlation_id".into(), self.correlation_id.clone().into());
-        let body = crate::image::canonical_bytes(&Value::Object(self.fields));
+    pub fn seal(self, seq: i64, recorded_at: Timestamp) -> SealedEntry {
+        let Self { kind, correlation_id, content } = self;
+        let body = match content {
+            Content::Event(record) => record.to_body(BODY_VERSION, seq, kind.as_str(), recorded_at),
+            Content::Fields(mut fields) => {
+                fields.insert("v".into(), BODY_VERSION.into());
+                fields.insert("seq".into(), seq.into());
+                fields.insert("kind".into(), kind.as_str().into());
+                fields.insert("recorded_at".into(), recorded_at.to_string().into());
+                fields.insert("correlation_id".into(), correlation_id.clone().into());
+                canonical_bytes(&Value::Object(fields))
+            }
+        };
         let leaf = record_hash(&body);
-        SealedEntry { seq, kind: self.kind, recorded_at, correlation_id: self.correlation_id, body, leaf }
+        SealedEntry { seq, kind, recorded_at, correlation_id, body, leaf }
     }
 }
 

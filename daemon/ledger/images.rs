@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokio_postgres::Client;
 
 use super::LedgerError;
-use crate::image::{Images, Missing};
+use crate::image::{Emission, Image, Images, KeysByValue, Missing};
 
 /// Loads everything in `missing` into `images`.
 pub async fn load(
@@ -17,8 +17,7 @@ pub async fn load(
     images: &mut Images,
 ) -> Result<(), LedgerError> {
     load_rows(client, source, &missing, images).await?;
-    load_index(client, source, &missing, images).await?;
-    load_documents(client, source, &missing, images).await
+    load_index(client, source, &missing, images).await
 }
 
 async fn load_rows(
@@ -32,19 +31,29 @@ async fn load_rows(
     }
     let (relations, keys): (Vec<&str>, Vec<&str>) =
         missing.rows.iter().map(|(table, key)| (&**table, key.as_str())).unzip();
-    let sql = "select w.relation, w.key, i.row
+    let sql = "select w.relation, w.key, i.row, i.emitted
                from unnest($2::text[], $3::text[]) as w(relation, key)
                left join image i on i.source = $1 and i.relation = w.relation and i.key = w.key";
     for row in client.query(sql, &[&source, &relations, &keys]).await? {
         let table: String = row.try_get(0)?;
-        let image = match row.try_get::<_, Option<Value>>(2)? {
+        let unreadable = || LedgerError::Unreadable(format!("an image of table \"{table}\""));
+        let columns = match row.try_get::<_, Option<Value>>(2)? {
             Some(Value::Object(map)) => Some(Arc::new(map)),
-            Some(_) => return Err(LedgerError::Unreadable(format!("an image of table \"{table}\""))),
+            Some(_) => return Err(unreadable()),
             None => None,
         };
-        images.rows.insert((table.into(), row.try_get(1)?), image);
+        let emitted: Option<String> = row.try_get(3)?;
+        let emitted = emitted.map_or(Some(Vec::new()), |text| emissions(&text)).ok_or_else(unreadable)?;
+        images.insert((table.into(), row.try_get(1)?), Image { row: columns, emitted });
     }
     Ok(())
+}
+
+/// The form in which statements write it.
+fn emissions(text: &str) -> Option<Vec<Emission>> {
+    let triples: Vec<(String, String, String)> = serde_json::from_str(text).ok()?;
+    let emission = |(event_type, id, sha256)| Emission { event_type, id, sha256 };
+    Some(triples.into_iter().map(emission).collect())
 }
 
 /// One query for each (table, column), so that its partial index is used.
@@ -59,12 +68,9 @@ async fn load_index(
     for (table, column) in pairs {
         let wanted = missing.index.iter().filter(|(t, c, _)| *t == table && *c == column);
         let values: Vec<&str> = wanted.map(|(_, _, value)| value.as_str()).collect();
-        let by_value = images.index.entry((table.clone(), column.clone())).or_default();
-        for value in &values {
-            by_value.insert((*value).to_owned(), BTreeSet::new());
-        }
+        let mut found: KeysByValue = values.iter().map(|value| ((*value).to_owned(), BTreeSet::new())).collect();
         let rows = if column.is_empty() {
-            let sql = "select ''::text, key from image where source = $1 and relation = $2";
+            let sql = "select ''::text, key from image where source = $1 and relation = $2 and row is not null";
             client.query(sql, &[&source, &&*table]).await?
         } else {
             // Table and column come from mapping files, checked against the source's catalogue; quoted as literals
@@ -78,28 +84,9 @@ async fn load_index(
             client.query(&sql, &[&source, &values]).await?
         };
         for row in rows {
-            by_value.entry(row.try_get(0)?).or_default().insert(row.try_get(1)?);
+            found.entry(row.try_get(0)?).or_default().insert(row.try_get(1)?);
         }
-    }
-    Ok(())
-}
-
-async fn load_documents(
-    client: &Client,
-    source: &str,
-    missing: &Missing,
-    images: &mut Images,
-) -> Result<(), LedgerError> {
-    if missing.documents.is_empty() {
-        return Ok(());
-    }
-    let (types, ids): (Vec<&str>, Vec<&str>) =
-        missing.documents.iter().map(|(event_type, id)| (event_type.as_str(), id.as_str())).unzip();
-    let sql = "select w.event_type, w.id, d.sha256
-               from unnest($2::text[], $3::text[]) as w(event_type, id)
-               left join document d on d.source = $1 and d.event_type = w.event_type and d.canonical_id = w.id";
-    for row in client.query(sql, &[&source, &types, &ids]).await? {
-        images.documents.insert((row.try_get(0)?, row.try_get(1)?), row.try_get(2)?);
+        images.insert_keys(table, column, found);
     }
     Ok(())
 }
@@ -148,10 +135,10 @@ pub async fn owed(
     let sql = "select w.target, w.object, w.canonical_id
                from unnest($1::text[], $2::text[], $3::text[]) as w(target, object, canonical_id)
                where exists (select from applied a where a.target = w.target and a.object = w.object
-                             and a.canonical_id = w.canonical_id and a.state <> 'absent')
+                             and a.canonical_id = w.canonical_id and a.state = 'present')
                   or exists (select from delivery d where d.target = w.target and d.object = w.object
-                             and d.canonical_id = w.canonical_id and d.state in ('pending', 'sending')
-                             and d.operation = 'upsert')";
+                             and d.canonical_id = w.canonical_id and d.operation = 'upsert'
+                             and d.state in ('pending', 'sending', 'parked', 'rejected'))";
     let rows = client.query(sql, &[&targets, &objects, &ids]).await?;
     let lane = |row: &tokio_postgres::Row| -> Result<super::batch::Lane, LedgerError> {
         Ok(super::batch::Lane {

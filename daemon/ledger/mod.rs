@@ -81,7 +81,8 @@ impl Ledger {
         migrations::migrations::runner().run_async(&mut client).await?;
         let reader = Arc::new(database.connect("tailwater-ledger-reader").await?);
         let (lost_tx, lost) = watch::channel(false);
-        let writer = Writer::start(commit::Session::open(client).await?, lost_tx);
+        let sealer = commit::Sealer::new(verify::load_tree(&client).await?);
+        let writer = Writer::start(commit::Session::new(client), sealer, lost_tx);
         Ok(Self { reader, writer, lost })
     }
 

@@ -71,12 +71,12 @@ const DUE: &str = "
       and not exists (select from delivery e where e.target = h.target and e.object = h.object
                       and e.canonical_id = h.canonical_id and e.id < h.id
                       and (e.state in ('pending', 'sending') or (e.state = 'parked' and e.request is not null)))
-      and not exists (select from unnest(coalesce(n.requires, h.requires)) r join applied a
-                      on a.target = h.target and a.object = split_part(r, '/', 1)
-                      and a.canonical_id = substr(r, strpos(r, '/') + 1)
-                      join delivery q on q.target = a.target and q.object = a.object
-                      and q.canonical_id = a.canonical_id and q.state in ('pending', 'sending')
-                      where a.state = 'owed')
+      and not exists (select from unnest(coalesce(n.requires, h.requires)) r join delivery q
+                      on q.target = h.target and q.object = split_part(r, '/', 1)
+                      and q.canonical_id = substr(r, strpos(r, '/') + 1)
+                      and q.state in ('pending', 'sending') and q.operation = 'upsert'
+                      where not exists (select from applied a where a.target = q.target and a.object = q.object
+                                        and a.canonical_id = q.canonical_id and a.state = 'present'))
     order by h.id limit $3)
   select n.id, n.target, n.object, n.canonical_id, n.event_seq, e.body, n.operation, h.state = 'sending', n.round,
          n.attempts, n.requires, n.request, n.idempotency_key, n.attempted_at,
@@ -152,7 +152,8 @@ async fn resolve_references(
 
 /// When the next delivery of `target` becomes due, if none is due now.
 pub async fn next_due_at(client: &Client, target: &str) -> Result<Option<Timestamp>, LedgerError> {
-    let sql = "select min(due_at) from delivery where target = $1 and state in ('pending', 'sending') and due_at > now()";
+    let sql = "select min(due_at) from delivery where target = $1 and state in ('pending', 'sending')
+               and due_at > created_at and due_at > now()";
     Ok(client.query_one(sql, &[&target]).await?.try_get(0)?)
 }
 

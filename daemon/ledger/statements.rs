@@ -1,15 +1,19 @@
 //! The SQL of a batch. Rows go in as arrays (`unnest`): one statement for any number of rows, as fast as COPY.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use postgres_types::PgLsn;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio_postgres::types::ToSql;
 
 use super::LedgerError;
-use super::batch::{AppliedWrite, Batch, DeliveryWrite, EntryIndex, Lane};
+use super::batch::{AppliedWrite, Batch, DeliveryWrite, EntryIndex, ImageWrite, Lane};
 use super::entry::SealedEntry;
 use super::position::Position;
 use super::tree::Tree;
+use crate::image::{Emission, Image};
 
 /// SQL and its parameters.
 pub type Prepared = (&'static str, Vec<Box<dyn ToSql + Sync + Send>>);
@@ -54,11 +58,9 @@ pub fn entry_statements(
 /// What a source slice changes.
 pub fn source_statements(batch: &mut Batch, seq_of: &dyn Fn(EntryIndex) -> i64, out: &mut Vec<Prepared>) {
     for source in batch.forget.drain(..) {
-        out.push(("delete from image where source = $1", parameters![source.clone()]));
-        out.push(("delete from document where source = $1", parameters![source]));
+        out.push(("delete from image where source = $1", parameters![source]));
     }
     images(batch, out);
-    documents(batch, seq_of, out);
     if !batch.deliveries.is_empty() {
         deliveries(std::mem::take(&mut batch.deliveries), seq_of, out);
     }
@@ -68,67 +70,69 @@ pub fn source_statements(batch: &mut Batch, seq_of: &dyn Fn(EntryIndex) -> i64, 
 }
 
 fn images(batch: &mut Batch, out: &mut Vec<Prepared>) {
-    let (mut kept, mut gone) =
-        ((Vec::new(), Vec::new(), Vec::new(), Vec::new()), (Vec::new(), Vec::new(), Vec::new()));
+    let mut tables: BTreeMap<(Arc<str>, Arc<str>), TableWrites> = BTreeMap::new();
     for write in batch.images.drain(..) {
-        match write.row {
-            Some(row) => {
-                kept.0.push(write.source);
-                kept.1.push(write.relation);
-                kept.2.push(write.key);
-                kept.3.push(Value::Object(row));
-            }
-            None => {
-                gone.0.push(write.source);
-                gone.1.push(write.relation);
-                gone.2.push(write.key);
-            }
+        let table = tables.entry((write.source.clone(), write.relation.clone())).or_default();
+        match (write.image.is_nothing(), write.row_changed) {
+            (true, _) => table.gone.push(write.key),
+            (false, true) => table.kept.push(write),
+            (false, false) => table.marked.push(write),
         }
     }
-    if !kept.0.is_empty() {
-        out.push((
-            "insert into image (source, relation, key, row)
-             select * from unnest($1::text[], $2::text[], $3::text[], $4::jsonb[])
-             on conflict (source, relation, key) do update set row = excluded.row",
-            parameters![kept.0, kept.1, kept.2, kept.3],
-        ));
-    }
-    if !gone.0.is_empty() {
-        out.push((
-            "delete from image i using unnest($1::text[], $2::text[], $3::text[]) as g(source, relation, key)
-             where i.source = g.source and i.relation = g.relation and i.key = g.key",
-            parameters![gone.0, gone.1, gone.2],
-        ));
+    for ((source, relation), TableWrites { kept, marked, gone }) in tables {
+        let (source, relation) = (source.to_string(), relation.to_string());
+        if !kept.keys.is_empty() {
+            out.push((
+                "insert into image (source, relation, key, row, emitted)
+                 select $1, $2, key, row::jsonb, emitted from unnest($3::text[], $4::text[], $5::text[]) w(key, row, emitted)
+                 on conflict (source, relation, key) do update set row = excluded.row, emitted = excluded.emitted",
+                parameters![source.clone(), relation.clone(), kept.keys, kept.rows, kept.emitted],
+            ));
+        }
+        if !marked.keys.is_empty() {
+            out.push((
+                "update image i set emitted = w.emitted from unnest($3::text[], $4::text[]) w(key, emitted)
+                 where i.source = $1 and i.relation = $2 and i.key = w.key",
+                parameters![source.clone(), relation.clone(), marked.keys, marked.emitted],
+            ));
+        }
+        if !gone.is_empty() {
+            out.push((
+                "delete from image where source = $1 and relation = $2 and key = any ($3)",
+                parameters![source, relation, gone],
+            ));
+        }
     }
 }
 
-fn documents(batch: &mut Batch, seq_of: &dyn Fn(EntryIndex) -> i64, out: &mut Vec<Prepared>) {
-    let (mut sources, mut types, mut ids, mut digests, mut seqs) = (vec![], vec![], vec![], vec![], vec![]);
-    for write in batch.documents.drain(..) {
-        sources.push(write.source);
-        types.push(write.event_type);
-        ids.push(write.canonical_id);
-        digests.push(write.sha256);
-        seqs.push(seq_of(write.event));
+/// What is written of one table's images.
+#[derive(Default)]
+struct TableWrites {
+    kept: Columns,
+    marked: Columns,
+    gone: Vec<String>,
+}
+
+#[derive(Default)]
+struct Columns {
+    keys: Vec<String>,
+    rows: Vec<Option<String>>,
+    emitted: Vec<Option<String>>,
+}
+
+impl Columns {
+    fn push(&mut self, write: ImageWrite) {
+        self.keys.push(write.key);
+        self.emitted.push(emitted_text(&write.image));
+        // A row of JSON values always has a text.
+        self.rows.push(write.image.row.and_then(|row| serde_json::to_string(&*row).ok()));
     }
-    if sources.is_empty() {
-        return;
-    }
-    // Of several events of one object in a batch the last one counts.
-    out.push((
-        "merge into document d
-         using (select distinct on (source, event_type, canonical_id) *
-                from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[])
-                  as w(source, event_type, canonical_id, sha256, event_seq)
-                order by source, event_type, canonical_id, event_seq desc) w
-         on d.source = w.source and d.event_type = w.event_type and d.canonical_id = w.canonical_id
-         when matched and w.sha256 is null then delete
-         when matched then update set sha256 = w.sha256, event_seq = w.event_seq
-         when not matched and w.sha256 is not null then
-           insert (source, event_type, canonical_id, sha256, event_seq)
-           values (w.source, w.event_type, w.canonical_id, w.sha256, w.event_seq)",
-        parameters![sources, types, ids, digests, seqs],
-    ));
+}
+
+/// How emissions are kept with an image: `[[event type, canonical id, SHA-256], …]`.
+fn emitted_text(image: &Image) -> Option<String> {
+    let triple = |emission: &Emission| json!([emission.event_type, emission.id, emission.sha256]);
+    (!image.emitted.is_empty()).then(|| Value::Array(image.emitted.iter().map(triple).collect()).to_string())
 }
 
 fn deliveries(writes: Vec<DeliveryWrite>, seq_of: &dyn Fn(EntryIndex) -> i64, out: &mut Vec<Prepared>) {
@@ -146,8 +150,6 @@ fn deliveries(writes: Vec<DeliveryWrite>, seq_of: &dyn Fn(EntryIndex) -> i64, ou
         states.push(if write.parked.is_some() { "parked" } else { "pending" });
         reasons.push(write.parked);
     }
-    let (lane_targets, lane_objects, lane_ids) = (targets.clone(), objects.clone(), ids.clone());
-    let lane_operations = operations.clone();
     out.push((
         "insert into delivery (event_seq, target, object, canonical_id, operation, fact, requires, state, reason)
          select event_seq, target, object, canonical_id, operation, fact,
@@ -157,15 +159,6 @@ fn deliveries(writes: Vec<DeliveryWrite>, seq_of: &dyn Fn(EntryIndex) -> i64, ou
            with ordinality as w(event_seq, target, object, canonical_id, operation, fact, requires, state, reason, n)
          order by n",
         parameters![seqs, targets, objects, ids, operations, facts, requires, states, reasons],
-    ));
-    // What is owed counts as the target's from now on: a later delete has to go there.
-    out.push((
-        "insert into applied (target, object, canonical_id, state)
-         select distinct target, object, canonical_id, 'owed'
-         from unnest($1::text[], $2::text[], $3::text[], $4::text[]) as w(target, object, canonical_id, operation)
-         where operation = 'upsert'
-         on conflict (target, object, canonical_id) do update set state = 'owed' where applied.state = 'absent'",
-        parameters![lane_targets, lane_objects, lane_ids, lane_operations],
     ));
 }
 

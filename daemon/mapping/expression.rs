@@ -2,14 +2,18 @@
 //!
 //! Language: <https://github.com/google/cel-spec>, with the string extensions (`lowerAscii`, `join`, `split`, ...).
 
-use std::collections::BTreeMap;
+use std::cell::OnceCell;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock};
 
 use cel::common::ast::{EntryExpr, Expr};
 use cel::{Context, Env, Program};
 use serde_json::Value;
 
+use super::Joined;
+use super::simple::Simple;
 use crate::config::node::{Content, Node, Problems, nearest};
+use crate::event::Row;
 
 /// Variables by name; `Some(fields)` when only these members exist.
 pub type Variables = BTreeMap<String, Option<Vec<String>>>;
@@ -42,20 +46,72 @@ fn environment() -> Arc<Env> {
         .clone()
 }
 
-/// Values for one evaluation, or for several over the same values.
-pub struct Scope {
-    context: Context<'static, 'static>,
+/// A variable: JSON, or rows of the source as they are kept.
+#[derive(Debug, Clone, Copy)]
+pub enum Variable<'a> {
+    /// Any value.
+    Value(&'a Value),
+    /// One row.
+    Row(&'a Row),
+    /// Rows of a join.
+    Joined(&'a Joined),
 }
 
-impl Scope {
+/// Values for one evaluation, or for several over the same values. The interpreter's own form of them is made only when
+/// an expression needs it.
+pub struct Scope<'a> {
+    variables: Vec<(&'a str, Variable<'a>)>,
+    context: OnceCell<Context<'static, 'static>>,
+}
+
+impl<'a> Scope<'a> {
     /// A scope with these variables.
     #[must_use]
-    pub fn new<'a>(variables: impl IntoIterator<Item = (&'a str, &'a Value)>) -> Self {
-        let mut context = Context::with_env(environment());
-        for (name, value) in variables {
-            context.add_variable_from_value(name.to_owned(), to_cel(value));
+    pub fn new(variables: impl IntoIterator<Item = (&'a str, &'a Value)>) -> Self {
+        Self::over(variables.into_iter().map(|(name, value)| (name, Variable::Value(value))))
+    }
+
+    /// A scope with these variables, rows among them.
+    #[must_use]
+    pub fn over(variables: impl IntoIterator<Item = (&'a str, Variable<'a>)>) -> Self {
+        Self { variables: variables.into_iter().collect(), context: OnceCell::new() }
+    }
+
+    fn variable(&self, name: &str) -> Option<Variable<'a>> {
+        self.variables.iter().find(|(known, _)| *known == name).map(|(_, variable)| *variable)
+    }
+
+    /// A variable that is a single value.
+    pub(super) fn value(&self, name: &str) -> Option<&'a Value> {
+        if let Variable::Value(value) = self.variable(name)? { Some(value) } else { None }
+    }
+
+    /// A member of a variable.
+    pub(super) fn member(&self, name: &str, member: &str) -> Option<&'a Value> {
+        match self.variable(name)? {
+            Variable::Value(value) => value.get(member),
+            Variable::Row(row) => row.get(member),
+            Variable::Joined(Joined::One(row)) => row.get(member),
+            Variable::Joined(Joined::Many(_)) => None,
         }
-        Self { context }
+    }
+
+    fn context(&self) -> &Context<'static, 'static> {
+        self.context.get_or_init(|| {
+            let mut context = Context::with_env(environment());
+            for (name, variable) in &self.variables {
+                let value = match variable {
+                    Variable::Value(value) => to_cel(value),
+                    Variable::Row(row) => row_to_cel(row),
+                    Variable::Joined(Joined::One(row)) => row_to_cel(row),
+                    Variable::Joined(Joined::Many(rows)) => {
+                        cel::Value::List(Arc::new(rows.iter().map(|row| row_to_cel(row)).collect()))
+                    }
+                };
+                context.add_variable_from_value((*name).to_owned(), value);
+            }
+            context
+        })
     }
 }
 
@@ -63,6 +119,7 @@ impl Scope {
 #[derive(Debug)]
 pub struct Expression {
     program: Program,
+    simple: Option<Simple>,
     text: String,
 }
 
@@ -90,7 +147,8 @@ impl Expression {
         check_names(program.expression(), variables, &mut Vec::new(), &mut |what, near| {
             problems.add(&node.at, format!("`{text}`: {what}"), near);
         });
-        Some(Self { program, text })
+        let simple = Simple::compile(program.expression());
+        Some(Self { program, simple, text })
     }
 
     /// True when the expression names `variable`.
@@ -100,14 +158,22 @@ impl Expression {
     }
 
     /// The value over `scope`.
-    pub fn evaluate(&self, scope: &Scope) -> Result<Value, EvaluationError> {
+    pub fn evaluate(&self, scope: &Scope<'_>) -> Result<Value, EvaluationError> {
+        if let Some(value) = self.simple.as_ref().and_then(|simple| simple.evaluate(scope)) {
+            return Ok(value);
+        }
+        self.interpret(scope)
+    }
+
+    /// The value as the CEL interpreter finds it.
+    pub fn interpret(&self, scope: &Scope<'_>) -> Result<Value, EvaluationError> {
         let failed = |reason: String| EvaluationError { text: self.text.clone(), reason };
-        let value = self.program.execute(&scope.context).map_err(|error| failed(redact(&error)))?;
+        let value = self.program.execute(scope.context()).map_err(|error| failed(redact(&error)))?;
         value.json().map_err(|_| failed("the result has no JSON form".into()))
     }
 
     /// The value as a condition: anything but `true` and `false` is an error.
-    pub fn holds(&self, scope: &Scope) -> Result<bool, EvaluationError> {
+    pub fn holds(&self, scope: &Scope<'_>) -> Result<bool, EvaluationError> {
         match self.evaluate(scope)? {
             Value::Bool(answer) => Ok(answer),
             _ => Err(EvaluationError {
@@ -135,12 +201,14 @@ fn to_cel(value: &Value) -> cel::Value {
         },
         Value::String(text) => cel::Value::String(Arc::new(text.clone())),
         Value::Array(items) => cel::Value::List(Arc::new(items.iter().map(to_cel).collect())),
-        Value::Object(map) => {
-            let entries: std::collections::HashMap<String, cel::Value> =
-                map.iter().map(|(key, value)| (key.clone(), to_cel(value))).collect();
-            cel::Value::Map(entries.into())
-        }
+        Value::Object(map) => row_to_cel(map),
     }
+}
+
+fn row_to_cel(row: &Row) -> cel::Value {
+    let entries: HashMap<String, cel::Value> =
+        row.iter().map(|(key, value)| (key.clone(), to_cel(value))).collect();
+    cel::Value::Map(entries.into())
 }
 
 /// Walks the syntax tree and reports unknown variables and members.

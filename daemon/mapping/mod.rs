@@ -6,6 +6,7 @@ pub mod expression;
 pub mod file;
 pub mod route;
 pub mod schema;
+mod simple;
 pub mod template;
 
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::event::Row;
-use expression::{EvaluationError, Expression, Scope};
+use expression::{EvaluationError, Expression, Scope, Variable};
 use schema::Schema;
 use template::Template;
 
@@ -94,8 +95,8 @@ pub struct EventSpec {
 impl EventSpec {
     /// The canonical id of the object behind `row`.
     pub fn canonical_id(&self, source: &Value, row: &Row) -> Result<String, EvaluationError> {
-        let row = Value::Object(row.clone());
-        match self.id.evaluate(&Scope::new([("row", &row), ("source", source)]))? {
+        let scope = Scope::over([("row", Variable::Row(row)), ("source", Variable::Value(source))]);
+        match self.id.evaluate(&scope)? {
             Value::String(id) if !id.is_empty() => Ok(id),
             _ => Err(EvaluationError { text: "id".into(), reason: "the canonical id is not a text".into() }),
         }
@@ -106,16 +107,25 @@ impl EventSpec {
         &self,
         source: &Value,
         row: &Row,
-        joined: &[(Arc<str>, Value)],
+        joined: &[(Arc<str>, Joined)],
     ) -> Result<Option<Value>, EvaluationError> {
-        let row = Value::Object(row.clone());
-        let own = [("row", &row), ("source", source)];
-        let scope = Scope::new(own.into_iter().chain(joined.iter().map(|(alias, value)| (&**alias, value))));
+        let own = [("row", Variable::Row(row)), ("source", Variable::Value(source))];
+        let joined = joined.iter().map(|(alias, joined)| (&**alias, Variable::Joined(joined)));
+        let scope = Scope::over(own.into_iter().chain(joined));
         if !self.when.holds(&scope)? {
             return Ok(None);
         }
         self.data.render(&scope).map(Some)
     }
+}
+
+/// Rows that a join found.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Joined {
+    /// The row of a `by` join.
+    One(Arc<Row>),
+    /// The rows of a `children` or `through` join.
+    Many(Vec<Arc<Row>>),
 }
 
 /// All mapping files of one source.

@@ -46,7 +46,7 @@ impl Template {
     }
 
     /// The shape filled with values.
-    pub fn render(&self, scope: &Scope) -> Result<Value, EvaluationError> {
+    pub fn render(&self, scope: &Scope<'_>) -> Result<Value, EvaluationError> {
         match self {
             Self::Leaf(expression) => expression.evaluate(scope),
             Self::Object(entries) => {

@@ -87,7 +87,8 @@ async fn draining_wide_inserts_side_by_side_with_pg_recvlogical() {
         let sql = "select pg_create_logical_replication_slot($1, 'pgoutput')";
         client.execute(sql, &[slot]).await.unwrap();
     }
-    client.batch_execute(&format!("call wide_load({rows}, 100); checkpoint")).await.unwrap();
+    client.batch_execute(&format!("call wide_load({rows}, 100)")).await.unwrap();
+    client.batch_execute("checkpoint").await.unwrap();
     let end = wal_end(&client).await;
     map_every_column(&world, true);
     let (mut baseline, mut decoder) = (Vec::new(), Vec::new());

@@ -20,9 +20,9 @@ use super::wire::{StreamMessage, decode_stream_message, encode_status_update, fi
 use crate::event::{Lsn, Transaction};
 
 /// Row changes gathered before the reader waits for the receiver (INV-8).
-const MAX_GATHERED_ROWS: u64 = 20_000;
+const MAX_GATHERED_ROWS: u64 = 2_000;
 /// Bytes of messages gathered before the reader waits for the receiver (INV-8).
-const MAX_GATHERED_BYTES: usize = 32 << 20;
+const MAX_GATHERED_BYTES: usize = 2 << 20;
 /// A read this large means that more is waiting.
 const FULL_READ_BYTES: usize = 32 << 10;
 /// Pause after a full read: the socket fills meanwhile, and both sides wake up an eighth as often.
@@ -51,10 +51,25 @@ pub enum StreamEnd {
     Content(#[from] StreamError),
 }
 
+/// Tells the server what is durable.
+#[derive(Debug, Clone)]
+pub struct Confirmer(Arc<watch::Sender<Lsn>>);
+
+impl Confirmer {
+    /// Everything before `flush_lsn` is ledgered (INV-1).
+    pub fn confirm(&self, flush_lsn: Lsn) {
+        self.0.send_if_modified(|current| {
+            let moved = flush_lsn > *current;
+            *current = flush_lsn.max(*current);
+            moved
+        });
+    }
+}
+
 /// The running stream.
 pub struct Stream {
     delivered: mpsc::Receiver<Delivered>,
-    flush: watch::Sender<Lsn>,
+    flush: Confirmer,
     urgent: Arc<Notify>,
     tasks: [JoinHandle<()>; 2],
     end: Arc<std::sync::Mutex<Option<StreamEnd>>>,
@@ -103,7 +118,7 @@ impl Stream {
                 *cause = ended.err();
             }
         });
-        Self { delivered, flush, urgent, tasks: [reading, feedback], end }
+        Self { delivered, flush: Confirmer(Arc::new(flush)), urgent, tasks: [reading, feedback], end }
     }
 
     /// The next slices; an error once the stream has ended and everything before was taken.
@@ -123,13 +138,10 @@ impl Stream {
         self.urgent.notified().await;
     }
 
-    /// Everything before `flush_lsn` is ledgered: tells the server (INV-1).
-    pub fn confirm(&self, flush_lsn: Lsn) {
-        self.flush.send_if_modified(|current| {
-            let moved = flush_lsn > *current;
-            *current = flush_lsn.max(*current);
-            moved
-        });
+    /// For confirming positions, also while the stream is being read.
+    #[must_use]
+    pub fn confirmer(&self) -> Confirmer {
+        self.flush.clone()
     }
 }
 

@@ -54,7 +54,7 @@ pub struct SliceLimits {
 
 impl Default for SliceLimits {
     fn default() -> Self {
-        Self { rows: 10_000, bytes: 8 << 20 }
+        Self { rows: 2_000, bytes: 2 << 20 }
     }
 }
 
