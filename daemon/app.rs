@@ -146,8 +146,7 @@ async fn drain_slot(config: Config, name: Option<String>, slot: String, until: L
         Ok(source) => source,
         Err(code) => return code,
     };
-    let mapping = std::sync::Arc::new(source.mapping);
-    match drain(&source.database, &slot, &source.publication, mapping, until).await {
+    match drain(&source.database, &slot, &source.publication, until).await {
         Ok(drained) => {
             let figures = json!({"transactions": drained.transactions, "row_changes": drained.row_changes});
             say(&format!("{figures}\n"));

@@ -6,8 +6,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 use serde_json::json;
 use tailwater::event::{Field, Lsn, RowState, Transaction};
 use tailwater::mapping::{SourceMapping, TableSpec};
+use tailwater::source::postgres::transaction::{Assembler, Consumer, SliceLimits, StreamError};
 use tailwater::source::postgres::types::Types;
-use tailwater::source::postgres::transaction::{Assembler, SliceLimits, StreamError};
 
 fn mapping() -> Arc<SourceMapping> {
     let table = TableSpec {
@@ -186,7 +186,8 @@ fn what_cannot_be_read_stops_the_stream() {
     assert!(matches!(assembler.push(&row), Err(StreamError::OutOfPlace("a row"))));
     assembler.push(&Script::begin(10).0[0]).unwrap();
     assert!(matches!(assembler.push(&row), Err(StreamError::UnknownRelation(9))));
-    let keyless = Bytes::from_static(b"R\0\0\0\x01public\0partner\0d\0\x01\x01name\0\0\0\0\x17\xff\xff\xff\xff");
+    let keyless =
+        Bytes::from_static(b"R\0\0\0\x01public\0partner\0d\0\x01\x01name\0\0\0\0\x17\xff\xff\xff\xff");
     let error = assembler.push(&keyless).unwrap_err().to_string();
     assert!(error.contains("partner") && error.contains("no column \"id\""), "{error}");
 }

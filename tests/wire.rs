@@ -156,7 +156,13 @@ fn examples(insert: &Bytes) -> Vec<LogicalMessage<'_>> {
 
 fn row() -> Bytes {
     let text = |text: &'static str| TupleValue::Text(text.as_bytes());
-    insert_of(&[text("8"), TupleValue::Null, TupleValue::Unchanged, TupleValue::Binary(b"\x01"), text("ООО «Ромашка» 🚀")])
+    insert_of(&[
+        text("8"),
+        TupleValue::Null,
+        TupleValue::Unchanged,
+        TupleValue::Binary(b"\x01"),
+        text("ООО «Ромашка» 🚀"),
+    ])
 }
 
 #[test]
@@ -230,7 +236,15 @@ fn values_keep_what_json_cannot_hold_as_text() {
     check(1007, "{1,NULL,{2,3}}", serde_json::json!([1, null, [2, 3]]));
     check(1009, r#"[0:1]={"a \"b\" \\",NULL}"#, serde_json::json!(["a \"b\" \\", null]));
     check(1009, "{}", serde_json::json!([]));
-    for (oid, bytes) in [(16, &b"yes"[..]), (23, b"five"), (25, b"\xff"), (3802, b"{"), (1007, b"{1"), (1007, b"1}"), (1007, b"{1}x")] {
+    for (oid, bytes) in [
+        (16, &b"yes"[..]),
+        (23, b"five"),
+        (25, b"\xff"),
+        (3802, b"{"),
+        (1007, b"{1"),
+        (1007, b"1}"),
+        (1007, b"{1}x"),
+    ] {
         assert_eq!(decode_text(oid, bytes), None, "{oid} {bytes:?}");
     }
 }

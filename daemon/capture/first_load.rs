@@ -163,6 +163,9 @@ impl FirstLoad<'_> {
                 position.snapshot_cursor = Some(json!({"event_type": spec.event_type, "after": last}));
                 batch.positions.push(position.clone());
                 self.ledger.writer().write(batch).await?;
+                if intake.is_full() {
+                    intake.age();
+                }
                 wake();
                 after = Some(last);
             }

@@ -176,10 +176,10 @@ impl Follower {
         let types = Types::load(&client).await?;
         drop(client);
         let sql = slot::start_statement(&self.source.slot, &self.source.publication, position.end_lsn);
-        let (transport, buffer) = connection.start_streaming(&sql).await?;
+        let streaming = connection.start_streaming(&sql).await?;
         let ledgered = (position.commit_lsn, position.ordinal);
         let assembler = Assembler::new(self.source.mapping.clone(), types, SliceLimits::default(), ledgered);
-        let stream = Stream::start(transport, buffer, assembler, position.end_lsn, interval);
+        let stream = Stream::start(streaming, assembler, position.end_lsn, interval);
         tracing::info!(source_name = %self.source.name, from = %position.end_lsn, "streaming");
         self.streaming.send_replace(true);
         self.stream(stream, position).await
@@ -198,7 +198,8 @@ impl Follower {
     async fn stream(&self, stream: Stream, position: Position) -> Result<(), CaptureError> {
         let intake = Intake::new(self.source.clone(), position.cluster.clone(), self.ledger.clone());
         let confirmer = stream.confirmer();
-        let mut tail = Tail { follower: self, intake, position, in_flight: FuturesOrdered::new(), confirmer };
+        let in_flight = FuturesOrdered::new();
+        let mut tail = Tail { follower: self, intake, position, in_flight, confirmer, sent: 0, aged_at: 0 };
         let mut stream = Some(stream);
         let mut idle_at: Option<Lsn> = None;
         let mut idle_written = Instant::now();
@@ -280,11 +281,23 @@ struct Tail<'a> {
     position: Position,
     in_flight: FuturesOrdered<BoxFuture<'a, Result<Written, LedgerError>>>,
     confirmer: Confirmer,
+    /// Batches sent so far, and how many had been when the images last aged.
+    sent: usize,
+    aged_at: usize,
 }
 
 impl Tail<'_> {
     /// Works transactions out, or slices of one, and sends them on their way.
     async fn take(&mut self, transactions: &[Transaction]) -> Result<(), CaptureError> {
+        if self.intake.is_full() {
+            // What is forgotten now was sent before the images last aged.
+            while self.sent - self.in_flight.len() < self.aged_at {
+                let Some(written) = self.in_flight.next().await else { break };
+                self.written(written?);
+            }
+            self.intake.age();
+            self.aged_at = self.sent;
+        }
         let mut batch = loop {
             let settled = self.in_flight.is_empty();
             match self.intake.transactions(transactions, settled).await? {
@@ -327,6 +340,7 @@ impl Tail<'_> {
         let writer = self.follower.ledger.writer();
         let write = async move { writer.write(batch).await.map(|_| Written { end_lsn, owes }) };
         self.in_flight.push_back(Box::pin(write));
+        self.sent += 1;
     }
 
     /// Waits until everything sent is durable.

@@ -78,14 +78,21 @@ impl Intake {
         settled: bool,
         project: impl Fn(&Projection<'_>, &mut Overlay<'_>) -> Result<Vec<Emitted>, UnknownColumn>,
     ) -> Result<Prepared, IntakeError> {
-        let projection =
-            Projection { mapping: &self.source.mapping, source: &self.source.name, cluster: &self.origin.cluster };
+        let projection = Projection {
+            mapping: &self.source.mapping,
+            source: &self.source.name,
+            cluster: &self.origin.cluster,
+        };
         let mut overlay = Overlay::new(&self.images);
         let emitted = project(&projection, &mut overlay);
         let (missing, changes) = overlay.finish();
         if !missing.is_empty() {
             self.rounds += 1;
-            return if self.rounds > MAX_ROUNDS { Err(IntakeError::Endless) } else { Ok(Prepared::Needs(missing)) };
+            return if self.rounds > MAX_ROUNDS {
+                Err(IntakeError::Endless)
+            } else {
+                Ok(Prepared::Needs(missing))
+            };
         }
         let emitted = emitted?;
         let asked = self.asked_lanes(&emitted);
@@ -100,11 +107,19 @@ impl Intake {
         Ok(Prepared::Batch(batch))
     }
 
+    /// True when the images should age before the next slice.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.images.is_full()
+    }
+
+    /// Forgets images that have not been needed for a while; everything sent before the last time must be written.
+    pub fn age(&mut self) {
+        self.images.age();
+    }
+
     /// Loads what a slice needs.
     pub async fn load(&mut self, missing: Missing) -> Result<(), IntakeError> {
-        if self.rounds == 1 {
-            self.images.shrink();
-        }
         Ok(images::load(self.ledger.reader(), &self.name, missing, &mut self.images).await?)
     }
 

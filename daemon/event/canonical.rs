@@ -121,7 +121,8 @@ impl EventRecord {
             v: version,
         };
         let rows = event.causes.iter().flat_map(|cause| [&cause.before, &cause.after]).flatten();
-        let plain = is_plain(&event.data) && rows.flat_map(|row| row.iter()).all(|(name, value)| name.is_ascii() && is_plain(value));
+        let plain = is_plain(&event.data)
+            && rows.flat_map(|row| row.iter()).all(|(name, value)| name.is_ascii() && is_plain(value));
         canonical_struct_bytes(&body, plain)
     }
 }

@@ -13,7 +13,8 @@ pub fn canonical_bytes(value: &Value) -> Vec<u8> {
 /// values in it.
 #[must_use]
 pub fn canonical_struct_bytes(value: &impl Serialize, plain: bool) -> Vec<u8> {
-    let bytes = if plain { serde_json::to_vec(value).ok() } else { serde_json_canonicalizer::to_vec(value).ok() };
+    let bytes =
+        if plain { serde_json::to_vec(value).ok() } else { serde_json_canonicalizer::to_vec(value).ok() };
     bytes.unwrap_or_default()
 }
 

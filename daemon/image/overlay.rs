@@ -52,14 +52,22 @@ impl Image {
 /// Row keys by the text of a column.
 pub type KeysByValue = HashMap<String, BTreeSet<String>>;
 
-/// What the ledger holds, as far as it was asked for.
+/// Part of what the ledger holds.
 #[derive(Debug, Default)]
-pub struct Images {
+struct Generation {
     rows: HashMap<RowId, Image>,
     /// Keys by table and column, then by value.
     index: HashMap<(Arc<str>, Arc<str>), KeysByValue>,
-    /// Rows and looked-up values, to bound the cache.
+    /// Rows and looked-up keys.
     weight: usize,
+}
+
+/// What the ledger holds, as far as it was asked for: a young generation and the one before it. What is needed is found in
+/// either; when the young one is full the old one is forgotten.
+#[derive(Debug, Default)]
+pub struct Images {
+    young: Generation,
+    old: Generation,
     /// Columns by which each table is looked up; the empty column, which finds every row, is among them.
     lookups: HashMap<Arc<str>, Vec<Arc<str>>>,
 }
@@ -81,8 +89,8 @@ impl Missing {
     }
 }
 
-/// Rows and looked-up keys after which the cache starts anew: some 10 MB of wide rows (INV-8).
-const MAX_CACHED: usize = 4_000;
+/// Rows and looked-up keys of a generation: some 10 MB of wide rows (INV-8).
+const MAX_GENERATION: usize = 4_000;
 
 impl Images {
     /// An empty cache for tables looked up by these (table, column) pairs.
@@ -97,40 +105,50 @@ impl Images {
 
     /// Notes what the ledger holds of a row.
     pub fn insert(&mut self, id: RowId, image: Image) {
-        self.weight += 1;
-        self.rows.insert(id, image);
+        self.young.weight += 1;
+        self.young.rows.insert(id, image);
     }
 
     /// Notes which rows the ledger finds under each of these values.
     pub fn insert_keys(&mut self, table: Arc<str>, column: Arc<str>, found: KeysByValue) {
-        self.weight += found.values().map(|keys| 1 + keys.len()).sum::<usize>();
-        self.index.entry((table, column)).or_default().extend(found);
+        self.young.weight += found.values().map(|keys| 1 + keys.len()).sum::<usize>();
+        self.young.index.entry((table, column)).or_default().extend(found);
     }
 
-    /// Forgets everything once it has become too much. Only between slices: a slice needs what it loaded.
-    pub fn shrink(&mut self) {
-        if self.weight > MAX_CACHED {
-            *self = Self { lookups: std::mem::take(&mut self.lookups), ..Self::default() };
-        }
+    /// True when the old generation should be forgotten.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.young.weight > MAX_GENERATION
+    }
+
+    /// Forgets the old generation. Only between slices, and only once everything in it is in the ledger.
+    pub fn age(&mut self) {
+        self.old = std::mem::take(&mut self.young);
     }
 
     /// Takes over what a slice changed.
     pub fn absorb(&mut self, changes: OverlayChanges) {
         for (id, Changed { image, .. }) in changes.rows {
-            let before = self.rows.get(&id).and_then(|image| image.row.clone());
+            let before = self.image(&id).and_then(|image| image.row.clone());
             self.reindex(&id, before.as_deref(), image.row.as_deref());
             self.insert(id, image);
         }
     }
 
+    fn image(&self, id: &RowId) -> Option<&Image> {
+        self.young.rows.get(id).or_else(|| self.old.rows.get(id))
+    }
+
     /// Keys of the rows whose `column` had this text when it was loaded.
     fn keys_where(&self, table: &Arc<str>, column: &Arc<str>, value: &str) -> Option<&BTreeSet<String>> {
-        self.index.get(&(table.clone(), column.clone()))?.get(value)
+        let id = (table.clone(), column.clone());
+        let young = self.young.index.get(&id).and_then(|by_value| by_value.get(value));
+        young.or_else(|| self.old.index.get(&id)?.get(value))
     }
 
     fn reindex(&mut self, id: &RowId, before: Option<&Row>, after: Option<&Row>) {
         let (table, key) = id;
-        for ((indexed, column), by_value) in &mut self.index {
+        for ((indexed, column), by_value) in self.young.index.iter_mut().chain(&mut self.old.index) {
             if indexed != table {
                 continue;
             }
@@ -205,7 +223,7 @@ impl<'a> Overlay<'a> {
     pub fn image(&self, table: &Arc<str>, key: &str) -> Option<&Image> {
         let id = (table.clone(), key.to_owned());
         let changed = self.changed.rows.get(&id).map(|changed| &changed.image);
-        let found = changed.or_else(|| self.base.rows.get(&id));
+        let found = changed.or_else(|| self.base.image(&id));
         if found.is_none() {
             self.missing.borrow_mut().rows.insert(id);
         }
@@ -253,7 +271,13 @@ impl<'a> Overlay<'a> {
     }
 
     /// Notes what was emitted for the object that a row is; `None` when it has left.
-    pub fn set_emission(&mut self, table: &Arc<str>, key: &str, event_type: &str, emission: Option<Emission>) {
+    pub fn set_emission(
+        &mut self,
+        table: &Arc<str>,
+        key: &str,
+        event_type: &str,
+        emission: Option<Emission>,
+    ) {
         let changed = self.change((table.clone(), key.to_owned()));
         changed.image.emitted.retain(|known| known.event_type != event_type);
         changed.image.emitted.extend(emission);
@@ -262,7 +286,7 @@ impl<'a> Overlay<'a> {
     fn change(&mut self, id: RowId) -> &mut Changed {
         let base = self.base;
         self.changed.rows.entry(id).or_insert_with_key(|id| {
-            let image = base.rows.get(id).cloned().unwrap_or_default();
+            let image = base.image(id).cloned().unwrap_or_default();
             Changed { image, row: false }
         })
     }

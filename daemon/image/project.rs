@@ -11,8 +11,8 @@ use serde_json::{Map, Value};
 
 use super::overlay::{Emission, Overlay};
 use crate::event::{
-    CanonicalEvent, Cause, Change, ChangePosition, Cluster, Field, Operation, Row, RowState, SentRow, Transaction,
-    canonical_bytes, event_id, key_text, sha256_hex,
+    CanonicalEvent, Cause, Change, ChangePosition, Cluster, Field, Operation, Row, RowState, SentRow,
+    Transaction, canonical_bytes, event_id, key_text, sha256_hex,
 };
 use crate::mapping::{EventSpec, Join, JoinKind, Joined, SourceMapping};
 
@@ -230,7 +230,13 @@ impl Projection<'_> {
         };
         let joined = joined(overlay, spec, key, row)?;
         Some(match spec.evaluate(&source, row, &joined) {
-            Ok(data) => (data.map(|data| { let data = with_id(data, &id); (id, data) }), None),
+            Ok(data) => (
+                data.map(|data| {
+                    let data = with_id(data, &id);
+                    (id, data)
+                }),
+                None,
+            ),
             Err(error) => (Some((id.clone(), with_id(Value::Null, &id))), Some(error.to_string())),
         })
     }
@@ -269,12 +275,7 @@ fn apply_one(
         return Ok(None);
     }
     overlay.set_row(&change.table, &change.key, after.clone());
-    let cause = Cause {
-        table: change.table.clone(),
-        key: change.key.clone(),
-        before,
-        after,
-    };
+    let cause = Cause { table: change.table.clone(), key: change.key.clone(), before, after };
     Ok(Some((change.ordinal, cause)))
 }
 
@@ -329,7 +330,8 @@ fn joined(overlay: &Overlay<'_>, spec: &EventSpec, key: &str, row: &Row) -> Opti
             }
             JoinKind::Through { alias, column } => match values.iter().find(|(name, _)| name == alias) {
                 Some((_, Joined::Many(links))) => {
-                    let keys: BTreeSet<String> = links.iter().filter_map(|link| reference_in(link, column)).collect();
+                    let keys: BTreeSet<String> =
+                        links.iter().filter_map(|link| reference_in(link, column)).collect();
                     rows(overlay, join, &keys)
                 }
                 _ => None,

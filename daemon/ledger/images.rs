@@ -68,9 +68,11 @@ async fn load_index(
     for (table, column) in pairs {
         let wanted = missing.index.iter().filter(|(t, c, _)| *t == table && *c == column);
         let values: Vec<&str> = wanted.map(|(_, _, value)| value.as_str()).collect();
-        let mut found: KeysByValue = values.iter().map(|value| ((*value).to_owned(), BTreeSet::new())).collect();
+        let mut found: KeysByValue =
+            values.iter().map(|value| ((*value).to_owned(), BTreeSet::new())).collect();
         let rows = if column.is_empty() {
-            let sql = "select ''::text, key from image where source = $1 and relation = $2 and row is not null";
+            let sql =
+                "select ''::text, key from image where source = $1 and relation = $2 and row is not null";
             client.query(sql, &[&source, &&*table]).await?
         } else {
             // Table and column come from mapping files, checked against the source's catalogue; quoted as literals

@@ -71,12 +71,14 @@ const DUE: &str = "
       and not exists (select from delivery e where e.target = h.target and e.object = h.object
                       and e.canonical_id = h.canonical_id and e.id < h.id
                       and (e.state in ('pending', 'sending') or (e.state = 'parked' and e.request is not null)))
-      and not exists (select from unnest(coalesce(n.requires, h.requires)) r join delivery q
-                      on q.target = h.target and q.object = split_part(r, '/', 1)
-                      and q.canonical_id = substr(r, strpos(r, '/') + 1)
-                      and q.state in ('pending', 'sending') and q.operation = 'upsert'
-                      where not exists (select from applied a where a.target = q.target and a.object = q.object
-                                        and a.canonical_id = q.canonical_id and a.state = 'present'))
+      and not exists (select from unnest(coalesce(n.requires, h.requires)) r
+                      cross join lateral (
+                        select from delivery q where q.target = h.target and q.object = split_part(r, '/', 1)
+                        and q.canonical_id = substr(r, strpos(r, '/') + 1)
+                        and q.state in ('pending', 'sending') and q.operation = 'upsert' limit 1) q
+                      where not exists (select from applied a where a.target = h.target
+                                        and a.object = split_part(r, '/', 1)
+                                        and a.canonical_id = substr(r, strpos(r, '/') + 1) and a.state = 'present'))
     order by h.id limit $3)
   select n.id, n.target, n.object, n.canonical_id, n.event_seq, e.body, n.operation, h.state = 'sending', n.round,
          n.attempts, n.requires, n.request, n.idempotency_key, n.attempted_at,

@@ -45,17 +45,19 @@ impl Simple {
                 Expr::Ident(name) if !select.test => Some(Self::Member(name.clone(), select.field.clone())),
                 _ => None,
             },
-            Expr::Call(call) if call.target.is_none() => match (call.func_name.as_str(), call.args.as_slice()) {
-                ("_+_", [a, b]) => Some(Self::Concatenation(Box::new([sub(a)?, sub(b)?]))),
-                ("string", [a]) => Some(Self::Text(Box::new(sub(a)?))),
-                ("_==_", [a, b]) => Some(Self::Equality(true, Box::new([sub(a)?, sub(b)?]))),
-                ("_!=_", [a, b]) => Some(Self::Equality(false, Box::new([sub(a)?, sub(b)?]))),
-                ("_||_", [a, b]) => Some(Self::Logic(true, Box::new([sub(a)?, sub(b)?]))),
-                ("_&&_", [a, b]) => Some(Self::Logic(false, Box::new([sub(a)?, sub(b)?]))),
-                ("!_", [a]) => Some(Self::Not(Box::new(sub(a)?))),
-                ("_?_:_", [a, b, c]) => Some(Self::Conditional(Box::new([sub(a)?, sub(b)?, sub(c)?]))),
-                _ => None,
-            },
+            Expr::Call(call) if call.target.is_none() => {
+                match (call.func_name.as_str(), call.args.as_slice()) {
+                    ("_+_", [a, b]) => Some(Self::Concatenation(Box::new([sub(a)?, sub(b)?]))),
+                    ("string", [a]) => Some(Self::Text(Box::new(sub(a)?))),
+                    ("_==_", [a, b]) => Some(Self::Equality(true, Box::new([sub(a)?, sub(b)?]))),
+                    ("_!=_", [a, b]) => Some(Self::Equality(false, Box::new([sub(a)?, sub(b)?]))),
+                    ("_||_", [a, b]) => Some(Self::Logic(true, Box::new([sub(a)?, sub(b)?]))),
+                    ("_&&_", [a, b]) => Some(Self::Logic(false, Box::new([sub(a)?, sub(b)?]))),
+                    ("!_", [a]) => Some(Self::Not(Box::new(sub(a)?))),
+                    ("_?_:_", [a, b, c]) => Some(Self::Conditional(Box::new([sub(a)?, sub(b)?, sub(c)?]))),
+                    _ => None,
+                }
+            }
             _ => None,
         }
     }

@@ -87,7 +87,8 @@ impl World {
     pub async fn start(options: WorldOptions) -> Self {
         let directory = TemporaryDirectory::new("tailwater-test").unwrap();
         let erp = PrivatePostgres::start(directory.path(), "erp", options.erp_settings).await.unwrap();
-        let ledger = PrivatePostgres::start(directory.path(), "ledger", options.ledger_settings).await.unwrap();
+        let ledger =
+            PrivatePostgres::start(directory.path(), "ledger", options.ledger_settings).await.unwrap();
         let redis = PrivateRedis::start(directory.path()).await.unwrap();
         let stripe = VendorServer::start(Stripe::new(STRIPE_KEY, 1.0), options.stripe_limit).await.unwrap();
         let zendesk = VendorServer::start(Zendesk::new(ZENDESK_USER, ZENDESK_KEY), options.zendesk_limit)
@@ -140,7 +141,9 @@ impl World {
             }
         }
         let own = data_directory(data);
-        for (file, place) in [(format!("{data}.yaml"), format!("sources/{data}")), ("routes.yaml".into(), "routes".into())] {
+        for (file, place) in
+            [(format!("{data}.yaml"), format!("sources/{data}")), ("routes.yaml".into(), "routes".into())]
+        {
             std::fs::create_dir_all(mappings.join(&place)).unwrap();
             std::fs::copy(own.join(&file), mappings.join(&place).join(&file)).unwrap();
         }

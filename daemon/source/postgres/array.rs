@@ -101,7 +101,8 @@ pub(super) fn decode_binary(scalar: Scalar, bytes: &[u8]) -> Result<Value, Value
         lengths.push(usize::try_from(fields.i32("length").map_err(wrong)?).unwrap_or(usize::MAX));
         let _lower_bound = fields.i32("bound").map_err(wrong)?;
     }
-    let list = if lengths.is_empty() { Value::Array(Vec::new()) } else { nested(scalar, &lengths, &mut fields)? };
+    let list =
+        if lengths.is_empty() { Value::Array(Vec::new()) } else { nested(scalar, &lengths, &mut fields)? };
     fields.end().map_err(wrong)?;
     Ok(list)
 }

@@ -48,7 +48,9 @@ pub(super) fn decode(scalar: Scalar, bytes: &[u8]) -> Result<Value, ValueError> 
         Scalar::Date => match i32::from_be_bytes(exactly(bytes)?) {
             i32::MAX => Value::from("infinity"),
             i32::MIN => Value::from("-infinity"),
-            days => Value::from(date_text(EPOCH.checked_add(Span::new().try_days(days).map_err(|_| WRONG)?).map_err(|_| WRONG)?)?),
+            days => Value::from(date_text(
+                EPOCH.checked_add(Span::new().try_days(days).map_err(|_| WRONG)?).map_err(|_| WRONG)?,
+            )?),
         },
         Scalar::Time => Value::from(time_text(i64::from_be_bytes(exactly(bytes)?))),
         Scalar::Timestamp => timestamp(i64::from_be_bytes(exactly(bytes)?), "")?,

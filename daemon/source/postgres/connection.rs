@@ -22,6 +22,7 @@ use tokio_rustls::TlsConnector;
 use x509_cert::Certificate;
 use x509_cert::der::Decode;
 
+use super::thread::ReaderThread;
 use super::wire::reader::FieldReader;
 use super::wire::{DecodeError, Frame, take_frame};
 use crate::pg::{ConnectError, Database, SESSION_OPTIONS};
@@ -78,6 +79,17 @@ pub struct ReplicationConnection {
     buffer: BytesMut,
     /// The server has proven that it knows the password, over this very channel where there is TLS.
     bound: bool,
+    thread: ReaderThread,
+}
+
+/// A connection in streaming mode, and the bytes that have come already.
+pub struct Streaming {
+    /// The connection.
+    pub transport: Box<dyn Transport>,
+    /// Read, and not yet looked at.
+    pub buffer: BytesMut,
+    /// Where it is to be read.
+    pub thread: ReaderThread,
 }
 
 /// A row of a simple query, columns as text.
@@ -86,13 +98,21 @@ pub type TextRow = Vec<Option<String>>;
 impl ReplicationConnection {
     /// Connects and authenticates with `replication=database`.
     pub async fn open(database: &Database) -> Result<Self, ConnectionError> {
-        let opened = timeout(ANSWER_TIMEOUT, async {
-            let (transport, binding) = connect(database).await?;
-            let mut connection = Self { transport, buffer: BytesMut::with_capacity(64 << 10), bound: false };
-            connection.start_up(database, binding).await?;
+        let thread = ReaderThread::start()?;
+        let database = database.clone();
+        let handle = thread.handle().clone();
+        let opened = handle.spawn(async move {
+            let (transport, binding) = connect(&database).await?;
+            let mut connection =
+                Self { transport, buffer: BytesMut::with_capacity(64 << 10), bound: false, thread };
+            connection.start_up(&database, binding).await?;
             Ok(connection)
         });
-        opened.await.map_err(|_| timed_out())?
+        match timeout(ANSWER_TIMEOUT, opened).await {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(_)) => Err(ConnectionError::Closed),
+            Err(_) => Err(timed_out()),
+        }
     }
 
     async fn start_up(
@@ -235,17 +255,17 @@ impl ReplicationConnection {
     }
 
     /// Switches to streaming; afterwards only the raw parts are of use.
-    pub async fn start_streaming(
-        mut self,
-        sql: &str,
-    ) -> Result<(Box<dyn Transport>, BytesMut), ConnectionError> {
+    pub async fn start_streaming(mut self, sql: &str) -> Result<Streaming, ConnectionError> {
         let mut out = BytesMut::new();
         frontend::query(sql, &mut out)?;
         self.write(&out).await?;
         loop {
             let frame = timeout(ANSWER_TIMEOUT, self.frame()).await.map_err(|_| timed_out())??;
             match frame.tag {
-                b'W' => return Ok((self.transport, self.buffer)),
+                b'W' => {
+                    let Self { transport, buffer, thread, .. } = self;
+                    return Ok(Streaming { transport, buffer, thread });
+                }
                 b'E' => return Err(server_error(&frame.body)),
                 b'N' | b'S' => {}
                 tag => return Err(ConnectionError::Unsupported(format!("unexpected message {tag:#04x}"))),

@@ -12,6 +12,7 @@ pub mod relation;
 pub mod script;
 pub mod slot;
 pub mod stream;
+mod thread;
 pub mod transaction;
 pub mod types;
 pub mod value;

@@ -137,7 +137,8 @@ impl Relation {
         match self.key.as_slice() {
             [single] => value(single).map(key_text),
             several => {
-                let values: Vec<Value> = several.iter().map(|place| value(place).cloned()).collect::<Result<_, _>>()?;
+                let values: Vec<Value> =
+                    several.iter().map(|place| value(place).cloned()).collect::<Result<_, _>>()?;
                 Ok(row_key(&values))
             }
         }
@@ -160,8 +161,12 @@ impl Relation {
             fields.push(match value {
                 TupleValue::Null => Field::Value(Value::Null),
                 TupleValue::Unchanged => Field::Unchanged,
-                TupleValue::Text(bytes) => Field::Value(wanted.form.decode_text(bytes).map_err(|error| self.failed(fields.len(), error))?),
-                TupleValue::Binary(bytes) => Field::Value(wanted.form.decode_binary(bytes).map_err(|error| self.failed(fields.len(), error))?),
+                TupleValue::Text(bytes) => Field::Value(
+                    wanted.form.decode_text(bytes).map_err(|error| self.failed(fields.len(), error))?,
+                ),
+                TupleValue::Binary(bytes) => Field::Value(
+                    wanted.form.decode_binary(bytes).map_err(|error| self.failed(fields.len(), error))?,
+                ),
             });
         }
         Ok(fields)

@@ -12,21 +12,22 @@ use jiff::Timestamp;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{MissedTickBehavior, interval};
 
-use super::connection::{ConnectionError, Transport, server_error};
-use super::transaction::{Assembler, POSTGRES_EPOCH_US, StreamError};
+use super::connection::{ConnectionError, Streaming, Transport, server_error};
+use super::thread::{ReaderThread, let_the_socket_fill};
+use super::transaction::{Consumer, POSTGRES_EPOCH_US, StreamError};
 use super::wire::{StreamMessage, decode_stream_message, encode_status_update, first_frame};
 use crate::event::{Lsn, Transaction};
 
 /// Row changes gathered before the reader waits for the receiver (INV-8).
-const MAX_GATHERED_ROWS: u64 = 2_000;
+const MAX_GATHERED_ROWS: u64 = 1_000;
 /// Bytes of messages gathered before the reader waits for the receiver (INV-8).
-const MAX_GATHERED_BYTES: usize = 2 << 20;
+const MAX_GATHERED_BYTES: usize = 1 << 20;
 /// A read this large means that more is waiting.
 const FULL_READ_BYTES: usize = 32 << 10;
 /// Pause after a full read: the socket fills meanwhile, and both sides wake up an eighth as often.
-const BEHIND_PAUSE: Duration = Duration::from_millis(1);
+const BEHIND_PAUSE: Duration = Duration::from_micros(2000);
 
 /// What the reader hands over.
 #[derive(Debug, Default)]
@@ -72,6 +73,7 @@ pub struct Stream {
     flush: Confirmer,
     urgent: Arc<Notify>,
     tasks: [JoinHandle<()>; 2],
+    _thread: ReaderThread,
     end: Arc<std::sync::Mutex<Option<StreamEnd>>>,
 }
 
@@ -86,39 +88,37 @@ impl Stream {
     /// Starts both tasks on a connection in streaming mode.
     #[must_use]
     pub fn start(
-        transport: Box<dyn Transport>,
-        buffer: BytesMut,
-        assembler: Assembler,
+        streaming: Streaming,
+        consumer: impl Consumer,
         flushed: Lsn,
         status_interval: Duration,
     ) -> Self {
+        let Streaming { transport, buffer, thread } = streaming;
         let (read, write) = tokio::io::split(transport);
         let (handover, delivered) = mpsc::channel(1);
         let (flush, flush_seen) = watch::channel(flushed);
         let asked = Arc::new(Notify::new());
         let end = Arc::new(std::sync::Mutex::new(None));
-        let feedback = tokio::spawn(answer(write, flush_seen, asked.clone(), status_interval));
+        let feedback = thread.handle().spawn(answer(write, flush_seen, asked.clone(), status_interval));
         let urgent = Arc::new(Notify::new());
         let (gathered, rows, bytes) = (Delivered::default(), 0, 0);
-        let reader = Reader {
-            read,
-            buffer,
-            assembler,
-            handover,
-            asked,
-            urgent: urgent.clone(),
-            gathered,
-            rows,
-            bytes,
-        };
+        let reader =
+            Reader { read, buffer, consumer, handover, asked, urgent: urgent.clone(), gathered, rows, bytes };
         let cause = end.clone();
-        let reading = tokio::spawn(async move {
+        let reading = thread.handle().spawn(async move {
             let ended = reader.run().await;
             if let Ok(mut cause) = cause.lock() {
                 *cause = ended.err();
             }
         });
-        Self { delivered, flush: Confirmer(Arc::new(flush)), urgent, tasks: [reading, feedback], end }
+        Self {
+            delivered,
+            flush: Confirmer(Arc::new(flush)),
+            urgent,
+            tasks: [reading, feedback],
+            _thread: thread,
+            end,
+        }
     }
 
     /// The next slices; an error once the stream has ended and everything before was taken.
@@ -172,10 +172,10 @@ async fn answer(
     }
 }
 
-struct Reader {
+struct Reader<C> {
     read: ReadHalf<Box<dyn Transport>>,
     buffer: BytesMut,
-    assembler: Assembler,
+    consumer: C,
     handover: mpsc::Sender<Delivered>,
     asked: Arc<Notify>,
     urgent: Arc<Notify>,
@@ -184,7 +184,7 @@ struct Reader {
     bytes: usize,
 }
 
-impl Reader {
+impl<C: Consumer> Reader<C> {
     async fn run(mut self) -> Result<(), StreamEnd> {
         loop {
             self.take_frames()?;
@@ -207,7 +207,7 @@ impl Reader {
                         return Err(ConnectionError::Closed.into());
                     }
                     if count >= FULL_READ_BYTES {
-                        sleep(BEHIND_PAUSE).await;
+                        let_the_socket_fill(BEHIND_PAUSE);
                     }
                 }
             }
@@ -251,7 +251,7 @@ impl Reader {
         match decode_stream_message(body).map_err(StreamError::from)? {
             StreamMessage::XLogData { payload } => {
                 self.bytes += payload.len();
-                if let Some(transaction) = self.assembler.push(payload)? {
+                if let Some(transaction) = self.consumer.push(payload)? {
                     self.rows += transaction.changes.len() as u64 + 1;
                     self.gathered.transactions.push(transaction);
                     // Whatever the keepalive said, this transaction came after it.
@@ -264,7 +264,7 @@ impl Reader {
                     self.urgent.notify_one();
                 }
                 // Inside a transaction the server's position is not ours to confirm.
-                if !self.assembler.in_transaction() {
+                if !self.consumer.in_transaction() {
                     self.gathered.idle_at = Some(wal_end);
                     self.gathered.urgent |= reply_requested;
                 }

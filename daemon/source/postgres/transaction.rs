@@ -29,6 +29,9 @@ pub enum StreamError {
     /// Malformed bytes.
     #[error(transparent)]
     Decode(#[from] DecodeError),
+    /// A value that does not fit its type.
+    #[error(transparent)]
+    Value(#[from] super::value::ValueError),
     /// A table or row that does not fit the mapping.
     #[error(transparent)]
     Relation(#[from] RelationError),
@@ -54,7 +57,7 @@ pub struct SliceLimits {
 
 impl Default for SliceLimits {
     fn default() -> Self {
-        Self { rows: 2_000, bytes: 2 << 20 }
+        Self { rows: 1_000, bytes: 1 << 20 }
     }
 }
 
@@ -71,7 +74,9 @@ impl Places {
     }
 
     fn find(&self, changes: &[Change], table: &str, key: &str) -> Option<usize> {
-        let is = |index: &usize| changes.get(*index).is_some_and(|known| known.key == key && *known.table == *table);
+        let is = |index: &usize| {
+            changes.get(*index).is_some_and(|known| known.key == key && *known.table == *table)
+        };
         self.table.find(Self::hash(&self.hasher, table, key), is).copied()
     }
 
@@ -88,6 +93,15 @@ impl Places {
         self.table.clear();
         (0..changes.len()).for_each(|index| self.add(changes, index));
     }
+}
+
+/// What becomes of the messages of a stream.
+pub trait Consumer: Send + 'static {
+    /// Takes one pgoutput message; gives a transaction, or a slice of one, when it is whole.
+    fn push(&mut self, payload: &[u8]) -> Result<Option<Transaction>, StreamError>;
+
+    /// True between Begin and Commit: then no keepalive position may be confirmed.
+    fn in_transaction(&self) -> bool;
 }
 
 #[derive(Debug)]
@@ -111,27 +125,8 @@ pub struct Assembler {
     ledgered: (Lsn, Option<u64>),
 }
 
-impl Assembler {
-    /// `ledgered`: the commit LSN up to which the ledger has everything, and, for a transaction that it holds in part,
-    /// the last ordinal it holds.
-    #[must_use]
-    pub fn new(
-        mapping: Arc<SourceMapping>,
-        types: Types,
-        limits: SliceLimits,
-        ledgered: (Lsn, Option<u64>),
-    ) -> Self {
-        Self { mapping, types, limits, relations: HashMap::new(), open: None, ledgered }
-    }
-
-    /// True between Begin and Commit: then no keepalive position may be confirmed.
-    #[must_use]
-    pub fn in_transaction(&self) -> bool {
-        self.open.is_some()
-    }
-
-    /// Feeds one pgoutput message; gives a transaction, or a slice of one, when it is whole.
-    pub fn push(&mut self, payload: &[u8]) -> Result<Option<Transaction>, StreamError> {
+impl Consumer for Assembler {
+    fn push(&mut self, payload: &[u8]) -> Result<Option<Transaction>, StreamError> {
         match pgoutput::decode(payload)? {
             LogicalMessage::Begin { commit_lsn, committed_at_us, xid } => {
                 self.begin(commit_lsn, committed_at_us, xid)?;
@@ -161,26 +156,29 @@ impl Assembler {
         Ok(self.cut(payload.len()))
     }
 
+    fn in_transaction(&self) -> bool {
+        self.open.is_some()
+    }
+}
+
+impl Assembler {
+    /// `ledgered`: the commit LSN up to which the ledger has everything, and, for a transaction that it holds in part,
+    /// the last ordinal it holds.
+    #[must_use]
+    pub fn new(
+        mapping: Arc<SourceMapping>,
+        types: Types,
+        limits: SliceLimits,
+        ledgered: (Lsn, Option<u64>),
+    ) -> Self {
+        Self { mapping, types, limits, relations: HashMap::new(), open: None, ledgered }
+    }
+
     fn begin(&mut self, commit_lsn: Lsn, committed_at_us: i64, xid: u32) -> Result<(), StreamError> {
         if self.open.is_some() {
             return Err(StreamError::OutOfPlace("Begin"));
         }
-        let unix_us = committed_at_us.checked_add(POSTGRES_EPOCH_US);
-        let committed_at = unix_us
-            .and_then(|us| Timestamp::from_microsecond(us).ok())
-            .ok_or(StreamError::BadTime(committed_at_us))?;
-        let transaction = Transaction {
-            commit_lsn,
-            end_lsn: commit_lsn,
-            committed_at,
-            xid,
-            changes: Vec::new(),
-            truncated: Vec::new(),
-            row_changes: 0,
-            last_ordinal: 0,
-            complete: false,
-            marks: Vec::new(),
-        };
+        let transaction = begun(commit_lsn, committed_at_us, xid)?;
         self.open = Some(Open { transaction, places: Places::default(), next_ordinal: 0, bytes: 0 });
         Ok(())
     }
@@ -305,10 +303,33 @@ impl Assembler {
         open.bytes = 0;
         open.places.table.clear();
         let head = &open.transaction;
-        let rest =
-            Transaction { changes: Vec::new(), truncated: Vec::new(), marks: Vec::new(), row_changes: 0, ..*head };
+        let rest = Transaction {
+            changes: Vec::new(),
+            truncated: Vec::new(),
+            marks: Vec::new(),
+            row_changes: 0,
+            ..*head
+        };
         Some(std::mem::replace(&mut open.transaction, rest))
     }
+}
+
+/// A transaction that has just begun.
+pub fn begun(commit_lsn: Lsn, committed_at_us: i64, xid: u32) -> Result<Transaction, StreamError> {
+    let unix_us = committed_at_us.checked_add(POSTGRES_EPOCH_US);
+    let committed_at = unix_us.and_then(|us| Timestamp::from_microsecond(us).ok());
+    Ok(Transaction {
+        commit_lsn,
+        end_lsn: commit_lsn,
+        committed_at: committed_at.ok_or(StreamError::BadTime(committed_at_us))?,
+        xid,
+        changes: Vec::new(),
+        truncated: Vec::new(),
+        row_changes: 0,
+        last_ordinal: 0,
+        complete: false,
+        marks: Vec::new(),
+    })
 }
 
 /// The later state wins; a column it does not carry keeps what the earlier one said.

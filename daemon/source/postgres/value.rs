@@ -120,6 +120,21 @@ impl Form {
         if self.array { array::decode_text(self.scalar, text) } else { scalar_text(self.scalar, text) }
     }
 
+    /// Checks the text form as [`Self::decode_text`] does, and keeps nothing.
+    pub fn check_text(self, bytes: &[u8]) -> Result<(), ValueError> {
+        let wrong = ValueError::WrongForm("text");
+        let text = std::str::from_utf8(bytes).map_err(|_| ValueError::NotUtf8)?;
+        let holds = match self.scalar {
+            _ if self.array => array::decode_text(self.scalar, text).is_ok(),
+            Scalar::Bool => matches!(text, "t" | "f"),
+            Scalar::Integer => text.parse::<i64>().is_ok(),
+            Scalar::Float4 | Scalar::Float8 => text.parse::<f64>().is_ok(),
+            Scalar::Json | Scalar::Jsonb => serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok(),
+            _ => true,
+        };
+        if holds { Ok(()) } else { Err(wrong) }
+    }
+
     /// Decodes the binary form.
     pub fn decode_binary(self, bytes: &[u8]) -> Result<Value, ValueError> {
         if self.array { array::decode_binary(self.scalar, bytes) } else { binary::decode(self.scalar, bytes) }

@@ -13,7 +13,7 @@ create function wide_rows(first int, last int) returns void language sql as $$
     debit_limit, create_date, write_date)
   select 'Customer number ' || n, 'Customer number ' || n, 'office' || n || '@example.com', '+1 555 ' || n,
     n || ' Main Street', lpad(n::text, 7, '0'), 'Springfield', 'US', 'en_US', 'REF' || n, true, true, n, 233, 1, 1, 2, 2,
-    '{"1": 1000.5}', repeat(md5(n::text), 6), 'Europe/Berlin', 1234.56, now(), now()
+    '{"1": 1000.5}', repeat(md5(n::text), 10), 'Europe/Berlin', 1234.56, now(), now()
   from generate_series(first, last) n $$;
 
 -- `total` rows in transactions of `per` each.

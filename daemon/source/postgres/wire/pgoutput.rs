@@ -67,8 +67,29 @@ impl<'a> Tuple<'a> {
 
     /// The columns in order.
     pub fn values(&self) -> impl Iterator<Item = TupleValue<'a>> + use<'a> {
-        let mut fields = FieldReader::new("tuple", self.bytes);
-        std::iter::from_fn(move || tuple_value(&mut fields).ok())
+        let mut rest = self.bytes;
+        std::iter::from_fn(move || {
+            let (value, after) = first_value(rest)?;
+            rest = after;
+            Some(value)
+        })
+    }
+}
+
+/// The first column of what is left of a tuple; `None` at its end, and for what the protocol does not know.
+#[inline]
+fn first_value(bytes: &[u8]) -> Option<(TupleValue<'_>, &[u8])> {
+    let (kind, rest) = bytes.split_first()?;
+    match kind {
+        b'n' => Some((TupleValue::Null, rest)),
+        b'u' => Some((TupleValue::Unchanged, rest)),
+        b't' | b'b' => {
+            let (length, rest) = rest.split_first_chunk::<4>()?;
+            let length = usize::try_from(i32::from_be_bytes(*length)).ok()?;
+            let (value, rest) = rest.split_at_checked(length)?;
+            Some((if *kind == b't' { TupleValue::Text(value) } else { TupleValue::Binary(value) }, rest))
+        }
+        _ => None,
     }
 }
 
@@ -290,19 +311,23 @@ fn truncate<'a>(fields: &mut FieldReader<'a>) -> Result<LogicalMessage<'a>, Deco
 fn tuple<'a>(fields: &mut FieldReader<'a>) -> Result<Tuple<'a>, DecodeError> {
     let columns = fields.u16("tuple.columnCount")?;
     let whole = fields.rest();
+    let mut rest = whole;
     for _ in 0..columns {
-        tuple_value(fields)?;
+        match first_value(rest) {
+            Some((_, after)) => rest = after,
+            None => return Err(broken_column(FieldReader::new("tuple", rest))),
+        }
     }
-    let length = whole.len() - fields.rest().len();
-    Ok(Tuple { columns, bytes: whole.get(..length).unwrap_or_default() })
+    let bytes = fields.bytes("tuple", whole.len() - rest.len())?;
+    Ok(Tuple { columns, bytes })
 }
 
-fn tuple_value<'a>(fields: &mut FieldReader<'a>) -> Result<TupleValue<'a>, DecodeError> {
-    Ok(match fields.u8("tuple.kind")? {
-        b'n' => TupleValue::Null,
-        b'u' => TupleValue::Unchanged,
-        b't' => TupleValue::Text(fields.sized("tuple.text")?),
-        b'b' => TupleValue::Binary(fields.sized("tuple.binary")?),
-        tag => return Err(fields.unknown_tag("tuple.kind", tag)),
-    })
+/// What is wrong with a column that is none.
+fn broken_column(mut fields: FieldReader<'_>) -> DecodeError {
+    let wrong = match fields.u8("column.kind") {
+        Ok(b't' | b'b') => fields.sized("column.value").err(),
+        Ok(tag) => Some(fields.unknown_tag("column.kind", tag)),
+        Err(error) => Some(error),
+    };
+    wrong.unwrap_or(DecodeError::Truncated { message: "tuple", field: "column" })
 }
