@@ -227,6 +227,7 @@ async fn findings(config: &Config) -> (Vec<catalog::Finding>, Vec<String>) {
         subject: subject.to_owned(),
         what,
         remedy: remedy.to_owned(),
+        parks: false,
     };
     let (mut found, mut down) = (Vec::new(), Vec::new());
     if let Err(cause) = config.ledger.connect("tailwater-check").await {
@@ -239,6 +240,7 @@ async fn findings(config: &Config) -> (Vec<catalog::Finding>, Vec<String>) {
             subject: "redis".into(),
             what: "does not answer; the ledger decides alone, which is slower".into(),
             remedy: "start Redis, or correct `url` in [redis]".into(),
+            parks: false,
         });
     }
     for source in &config.sources {

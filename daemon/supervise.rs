@@ -14,7 +14,8 @@ use tokio::time::{sleep, timeout};
 
 use crate::app::{EX_CONFIG, fail};
 use crate::capture::Source;
-use crate::capture::follow::{CaptureError, Follower};
+use crate::capture::error::CaptureError;
+use crate::capture::follow::Follower;
 use crate::config::{Config, TargetConfig};
 use crate::dispatch::dedup::Dedup;
 use crate::dispatch::gate::Gate;
@@ -101,6 +102,7 @@ fn prepare(config: Config) -> Result<(Sources, Vec<Arc<Target>>), String> {
             mapping: Arc::new(source.mapping),
             routes: routes.clone(),
             targets: by_system.clone(),
+            load: source.load,
         })
     });
     let sources = sources.collect();

@@ -7,30 +7,31 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use futures_util::future::BoxFuture;
-use futures_util::stream::FuturesOrdered;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
+use tokio_postgres::Client;
 
 use super::Source;
-use super::first_load::FirstLoad;
-use super::intake::{Intake, IntakeError, Prepared};
+use super::error::CaptureError;
+use super::load::{self, Loading, emit::emit};
+use super::tail::Tail;
 use crate::dispatch::retry::backoff;
-use crate::event::{Lsn, Transaction};
+use crate::event::{Cluster, Lsn};
 use crate::ledger::batch::Batch;
-use crate::ledger::entry::{EntryKind, NewEntry};
+use crate::ledger::loads::{self, LoadKind};
 use crate::ledger::position::{Phase, Position};
 use crate::ledger::{Ledger, LedgerError, images};
 use crate::ops::pulse::Pulse;
-use crate::pg::{ConnectError, describe};
 use crate::source::postgres::catalog::{self, Finding, Severity};
-use crate::source::postgres::connection::{ConnectionError, ReplicationConnection};
-use crate::source::postgres::copy::CopyError;
+use crate::source::postgres::chunk;
+use crate::source::postgres::connection::ReplicationConnection;
 use crate::source::postgres::slot::{self, Discontinuity};
-use crate::source::postgres::stream::{Confirmer, Delivered, Stream, StreamEnd};
+use crate::source::postgres::stream::{Delivered, Stream};
 use crate::source::postgres::transaction::{Assembler, SliceLimits};
 use crate::source::postgres::types::Types;
 
+/// How often it is looked for loads that somebody asked for.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a server that wants to stop waits for the ledger before its connection is closed.
 const PATIENCE: Duration = Duration::from_millis(1_000);
 /// How often an idle position is noted when nobody asks.
@@ -39,80 +40,6 @@ const IDLE_WRITE_INTERVAL: Duration = Duration::from_secs(1);
 const MAX_IN_FLIGHT: usize = 2;
 /// Longest time without a sign of life to the watchdog.
 const BEAT_INTERVAL: Duration = Duration::from_secs(2);
-
-/// Why capturing stopped, by remedy.
-#[derive(Debug, thiserror::Error)]
-pub enum CaptureError {
-    /// The ledger: everything starts again once it is back.
-    #[error(transparent)]
-    Ledger(#[from] LedgerError),
-    /// The source cannot be read safely: a person has to act.
-    #[error(transparent)]
-    Discontinuity(#[from] Discontinuity),
-    /// The catalogue forbids it.
-    #[error("source \"{source_name}\" is not safe to read:\n{}", list(.findings))]
-    Unsafe {
-        /// Source.
-        source_name: String,
-        /// What was found.
-        findings: Vec<Finding>,
-    },
-    /// The content cannot be read: going on would lose rows.
-    #[error("{0}")]
-    Content(String),
-    /// The source is away: tried again.
-    #[error("{0}")]
-    Away(String),
-}
-
-fn list(findings: &[Finding]) -> String {
-    let lines = findings
-        .iter()
-        .map(|finding| format!("  {}: {}\n    next: {}", finding.subject, finding.what, finding.remedy));
-    lines.collect::<Vec<_>>().join("\n")
-}
-
-impl From<tokio_postgres::Error> for CaptureError {
-    fn from(error: tokio_postgres::Error) -> Self {
-        Self::Away(format!("source: {}", describe(&error)))
-    }
-}
-
-impl From<ConnectError> for CaptureError {
-    fn from(error: ConnectError) -> Self {
-        Self::Away(format!("source: {error}"))
-    }
-}
-
-impl From<ConnectionError> for CaptureError {
-    fn from(error: ConnectionError) -> Self {
-        Self::Away(format!("source: {error}"))
-    }
-}
-
-impl From<CopyError> for CaptureError {
-    fn from(error: CopyError) -> Self {
-        Self::Content(error.to_string())
-    }
-}
-
-impl From<StreamEnd> for CaptureError {
-    fn from(end: StreamEnd) -> Self {
-        match end {
-            StreamEnd::Connection(error) => error.into(),
-            StreamEnd::Content(error) => Self::Content(format!("source stream: {error}")),
-        }
-    }
-}
-
-impl From<IntakeError> for CaptureError {
-    fn from(error: IntakeError) -> Self {
-        match error {
-            IntakeError::Ledger(error) => error.into(),
-            other => Self::Content(other.to_string()),
-        }
-    }
-}
 
 /// Follows one source.
 pub struct Follower {
@@ -135,7 +62,7 @@ impl Follower {
         let mut failures = 0;
         loop {
             let started = Instant::now();
-            let Err(error) = self.session().await else { return Ok(()) };
+            let Err(error) = self.session().await else { continue };
             let CaptureError::Away(reason) = error else { return Err(error) };
             if started.elapsed() > Duration::from_secs(30) {
                 failures = 0;
@@ -155,54 +82,135 @@ impl Follower {
     async fn session(&self) -> Result<(), CaptureError> {
         self.pulse.beat();
         let client = self.source.database.connect("tailwater-source").await?;
-        self.check(&client).await?;
+        let known = Position::load(self.ledger.reader(), &self.source.name).await?;
+        self.check(&client, known.is_some()).await?;
         let mut connection = ReplicationConnection::open(&self.source.database).await?;
         let cluster = slot::identify(&mut connection).await?;
-        let known = Position::load(self.ledger.reader(), &self.source.name).await?;
-        let load =
-            FirstLoad { source: &self.source, ledger: &self.ledger, client: &client, pulse: &self.pulse };
         let mut position = match known {
-            Some(position) if !matches!(position.phase, Phase::Creating | Phase::Copying) => position,
-            earlier => load.copy(&mut connection, &cluster, earlier.as_ref()).await?,
+            Some(position) if position.phase != Phase::Creating => position,
+            earlier => self.create_slot(&client, &mut connection, &cluster, earlier).await?,
         };
         if let Some(problem) = slot::check_continuity(&client, &cluster, &self.source.slot, &position).await?
         {
             return Err(problem.into());
         }
         if position.phase == Phase::Mapping {
-            position = load.map(position, &|| self.wake_all()).await?;
+            position = emit(&self.source, &self.ledger, &self.pulse, position, &|| self.wake_all()).await?;
         }
+        if position.phase == Phase::Streaming {
+            self.ask_for_what_is_new(&client).await?;
+        }
+        let loading = load::begin(&self.source, &self.ledger, &client, position.phase == Phase::Copying).await?;
         let interval = status_interval(&client).await?;
         let types = Types::load(&client).await?;
-        drop(client);
         let sql = slot::start_statement(&self.source.slot, &self.source.publication, position.end_lsn);
         let streaming = connection.start_streaming(&sql).await?;
         let ledgered = (position.commit_lsn, position.ordinal);
-        let assembler = Assembler::new(self.source.mapping.clone(), types, SliceLimits::default(), ledgered);
+        let assembler =
+            Assembler::new(self.source.mapping.clone(), types, SliceLimits::default(), ledgered);
         let stream = Stream::start(streaming, assembler, position.end_lsn, interval);
         tracing::info!(source_name = %self.source.name, from = %position.end_lsn, "streaming");
         self.streaming.send_replace(true);
-        self.stream(stream, position).await
+        let wake = self.wake.clone();
+        let wake = Arc::new(move || wake.send_modify(|count| *count = count.wrapping_add(1)));
+        let tail = Tail::new(&self.source, &self.ledger, position, loading, stream.confirmer(), wake);
+        self.stream(stream, tail, &client).await
     }
 
-    async fn check(&self, client: &tokio_postgres::Client) -> Result<(), CaptureError> {
-        let source = &self.source;
-        let mut findings = catalog::check(client, &source.mapping, &source.publication, &source.slot).await?;
-        findings.retain(|finding| finding.severity == Severity::Error);
-        if findings.is_empty() {
+    /// Creates the slot; afterwards the source stands in [`Phase::Copying`]. The images stay: a recovery compares them
+    /// with what it reads.
+    async fn create_slot(
+        &self,
+        client: &Client,
+        connection: &mut ReplicationConnection,
+        cluster: &Cluster,
+        earlier: Option<Position>,
+    ) -> Result<Position, CaptureError> {
+        let slot_name = &self.source.slot;
+        if slot::exists(client, slot_name).await? {
+            if earlier.is_none_or(|earlier| earlier.slot != *slot_name) {
+                return Err(Discontinuity::SlotForeign { slot: slot_name.clone() }.into());
+            }
+            tracing::warn!(slot = %slot_name, "a slot was being made when we stopped; it is made anew");
+            slot::drop(client, slot_name).await?;
+        }
+        let mut position = Position {
+            source: self.source.name.clone(),
+            cluster: cluster.clone(),
+            slot: slot_name.clone(),
+            phase: Phase::Creating,
+            commit_lsn: Lsn::default(),
+            ordinal: None,
+            end_lsn: Lsn::default(),
+            mapped: None,
+            committed_at: None,
+        };
+        self.write_position(&position).await?;
+        let consistent_point = self.pulse.during(slot::create(client, connection, slot_name)).await?;
+        tracing::info!(slot = %slot_name, %consistent_point, "slot created");
+        position.phase = Phase::Copying;
+        // A transaction whose commit record begins exactly at the consistent point is still to come.
+        position.commit_lsn = Lsn(consistent_point.0.saturating_sub(1));
+        position.end_lsn = consistent_point;
+        self.write_position(&position).await?;
+        Ok(position)
+    }
+
+    async fn write_position(&self, position: &Position) -> Result<(), CaptureError> {
+        let batch = Batch { positions: vec![position.clone()], ..Batch::default() };
+        self.ledger.writer().write(batch).await?;
+        Ok(())
+    }
+
+    /// Tables and columns that the mapping has new, and tables that were made again, are read by themselves.
+    async fn ask_for_what_is_new(&self, client: &Client) -> Result<(), CaptureError> {
+        let reader = self.ledger.reader();
+        if loads::current(reader, &self.source.name).await?.is_some() {
             return Ok(());
         }
-        Err(CaptureError::Unsafe { source_name: source.name.clone(), findings })
+        let known = loads::relations(reader, &self.source.name).await?;
+        let mut asked = Vec::new();
+        for (name, oid) in chunk::oids(client, &self.source.mapping.tables).await? {
+            let table = self.source.mapping.table_named(&name);
+            let wanted = table.into_iter().flat_map(|table| &table.columns);
+            let covered = known.get(&*name).is_some_and(|(known_oid, columns)| {
+                *known_oid == i64::from(oid) && wanted.clone().all(|column| columns.contains(&column.to_string()))
+            });
+            if !covered {
+                asked.push(name.to_string());
+            }
+        }
+        if !asked.is_empty() {
+            let reason = "new to the mapping, or made again at the source";
+            tracing::warn!(tables = asked.join(", "), reason, "tables are read");
+            load::ask(&self.ledger, &self.source, LoadKind::Reread, asked, reason).await?;
+        }
+        Ok(())
     }
 
-    async fn stream(&self, stream: Stream, position: Position) -> Result<(), CaptureError> {
-        let intake = Intake::new(self.source.clone(), position.cluster.clone(), self.ledger.clone());
-        let confirmer = stream.confirmer();
-        let in_flight = FuturesOrdered::new();
-        let mut tail = Tail { follower: self, intake, position, in_flight, confirmer, sent: 0, aged_at: 0 };
+    /// What forbids reading. `known`: the source was read before; a column that has vanished since parks what reads it.
+    async fn check(&self, client: &Client, known: bool) -> Result<(), CaptureError> {
+        let source = &self.source;
+        let findings = catalog::check(client, &source.mapping, &source.publication, &source.slot).await?;
+        let (mut forbidding, mut others) = (Vec::new(), Vec::new());
+        for finding in findings {
+            let forbids = finding.severity == Severity::Error && !(known && finding.parks);
+            if forbids { forbidding.push(finding) } else { others.push(finding) }
+        }
+        for Finding { subject, what, remedy, .. } in others {
+            tracing::warn!(subject, what, remedy, "worth mending at the source");
+        }
+        if forbidding.is_empty() {
+            return Ok(());
+        }
+        Err(CaptureError::Unsafe { source_name: source.name.clone(), findings: forbidding })
+    }
+
+    async fn stream(&self, stream: Stream, mut tail: Tail, client: &Client) -> Result<(), CaptureError> {
         let mut stream = Some(stream);
         let mut idle_at: Option<Lsn> = None;
         let mut idle_written = Instant::now();
+        let mut looked = Instant::now();
         while let Some(open) = &mut stream {
             self.pulse.beat();
             let wait = if idle_at.is_some() { IDLE_WRITE_INTERVAL } else { BEAT_INTERVAL };
@@ -212,6 +220,10 @@ impl Follower {
                     continue;
                 }
                 next = open.next(), if tail.in_flight.len() < MAX_IN_FLIGHT => next?,
+                ended = readers_ended(&mut tail.loading) => {
+                    ended?;
+                    continue;
+                }
                 () = self.ledger.lost() => return Err(LedgerError::WriterGone.into()),
                 () = sleep(wait) => Delivered::default(),
             };
@@ -229,6 +241,15 @@ impl Follower {
             }
             if delivered.urgent {
                 self.yielding(&mut stream, true, tail.settle()).await?;
+            }
+            self.yielding(&mut stream, delivered.urgent, tail.finish_load()).await?;
+            if tail.position.phase == Phase::Mapping {
+                // The connection is closed while events are made, and opened again.
+                return Ok(());
+            }
+            if tail.loading.is_none() && looked.elapsed() >= LOOK_INTERVAL {
+                looked = Instant::now();
+                tail.loading = load::begin(&self.source, &self.ledger, client, false).await?;
             }
         }
         Err(CaptureError::Away("the server wanted to stop while the ledger was slow".into()))
@@ -267,105 +288,14 @@ impl Follower {
     }
 }
 
-/// A batch that is durable now.
-struct Written {
-    end_lsn: Lsn,
-    owes: bool,
-}
-
-/// The end of the stream that is on its way into the ledger.
-struct Tail<'a> {
-    follower: &'a Follower,
-    intake: Intake,
-    /// Where the source stands once everything in flight is written.
-    position: Position,
-    in_flight: FuturesOrdered<BoxFuture<'a, Result<Written, LedgerError>>>,
-    confirmer: Confirmer,
-    /// Batches sent so far, and how many had been when the images last aged.
-    sent: usize,
-    aged_at: usize,
-}
-
-impl Tail<'_> {
-    /// Works transactions out, or slices of one, and sends them on their way.
-    async fn take(&mut self, transactions: &[Transaction]) -> Result<(), CaptureError> {
-        if self.intake.is_full() {
-            // What is forgotten now was sent before the images last aged.
-            while self.sent - self.in_flight.len() < self.aged_at {
-                let Some(written) = self.in_flight.next().await else { break };
-                self.written(written?);
-            }
-            self.intake.age();
-            self.aged_at = self.sent;
-        }
-        let mut batch = loop {
-            let settled = self.in_flight.is_empty();
-            match self.intake.transactions(transactions, settled).await? {
-                Prepared::Batch(batch) => break batch,
-                Prepared::Needs(missing) => {
-                    // The ledger answers as of what is written, so that must be everything.
-                    self.settle().await?;
-                    self.intake.load(missing).await?;
-                }
-            }
-        };
-        for transaction in transactions {
-            let position = &mut self.position;
-            let continued = position.commit_lsn == transaction.commit_lsn && position.ordinal.is_some();
-            position.commit_lsn = transaction.commit_lsn;
-            position.committed_at = Some(transaction.committed_at);
-            if transaction.complete {
-                position.ordinal = None;
-                position.end_lsn = transaction.end_lsn;
-            } else {
-                position.ordinal = Some(transaction.last_ordinal);
-            }
-            if continued && transaction.complete {
-                batch.entry(tx_end(&position.source, transaction));
-            }
-        }
-        self.send(batch);
-        Ok(())
+/// Ends with an error when a reader of the load does; never when there is none.
+async fn readers_ended(loading: &mut Option<Loading>) -> Result<(), CaptureError> {
+    let Some(loading) = loading else { return std::future::pending().await };
+    match loading.readers.join_next().await {
+        Some(Ok(result)) => result,
+        Some(Err(_)) => Err(CaptureError::Away("source: a reader ended".into())),
+        None => std::future::pending().await,
     }
-
-    /// Nothing of ours was open when the server stood at `lsn`.
-    fn idle(&mut self, lsn: Lsn) {
-        self.position.end_lsn = lsn;
-        self.send(Batch::default());
-    }
-
-    fn send(&mut self, mut batch: Batch) {
-        batch.positions.push(self.position.clone());
-        let (end_lsn, owes) = (self.position.end_lsn, !batch.deliveries.is_empty());
-        let writer = self.follower.ledger.writer();
-        let write = async move { writer.write(batch).await.map(|_| Written { end_lsn, owes }) };
-        self.in_flight.push_back(Box::pin(write));
-        self.sent += 1;
-    }
-
-    /// Waits until everything sent is durable.
-    async fn settle(&mut self) -> Result<(), CaptureError> {
-        while let Some(written) = self.in_flight.next().await {
-            self.written(written?);
-        }
-        Ok(())
-    }
-
-    fn written(&self, written: Written) {
-        self.confirmer.confirm(written.end_lsn);
-        if written.owes {
-            self.follower.wake_all();
-        }
-    }
-}
-
-/// Closes a transaction that was ledgered in slices, so that no reader takes half of it for the whole.
-fn tx_end(source: &str, transaction: &Transaction) -> NewEntry {
-    let fields = serde_json::json!({
-        "source": source, "commit_lsn": transaction.commit_lsn.to_string(), "xid": transaction.xid,
-        "last_ordinal": transaction.last_ordinal,
-    });
-    NewEntry::new(EntryKind::TxEnd, None, fields)
 }
 
 /// A third of the server's patience, at most ten seconds.

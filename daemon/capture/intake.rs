@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use super::Source;
 use crate::event::{Cluster, EventRecord, Operation, Origin, Transaction};
-use crate::image::{Emitted, Images, Missing, Overlay, OverlayChanges, Projection, UnknownColumn};
+use crate::image::{Emitted, Images, Missing, RowId, Overlay, OverlayChanges, Projection};
 use crate::ledger::batch::{Batch, DeliveryWrite, ImageWrite, Lane};
 use crate::ledger::entry::NewEntry;
 use crate::ledger::{Ledger, LedgerError, images};
 use crate::mapping::EventKind;
+use crate::pg::ConnectError;
+use crate::source::postgres::chunk::{ChunkError, read_keys, split_key};
 
 /// Rounds of loading after which something must be wrong: each round resolves one level of joins.
 const MAX_ROUNDS: usize = 16;
@@ -20,9 +22,12 @@ pub enum IntakeError {
     /// The ledger.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-    /// A column that was not sent and is in no image.
+    /// The source, when a row had to be read back.
     #[error(transparent)]
-    UnknownColumn(#[from] UnknownColumn),
+    Source(#[from] ChunkError),
+    /// The source could not be reached for that.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     /// Loading does not come to an end.
     #[error("the images a slice needs could not be loaded in {MAX_ROUNDS} rounds")]
     Endless,
@@ -65,9 +70,9 @@ impl Intake {
         self.prepare(settled, |projection, overlay| {
             let mut emitted = Vec::new();
             for transaction in transactions {
-                emitted.extend(projection.transaction(overlay, transaction)?);
+                emitted.extend(projection.transaction(overlay, transaction));
             }
-            Ok(emitted)
+            emitted
         })
         .await
     }
@@ -76,7 +81,7 @@ impl Intake {
     pub async fn prepare(
         &mut self,
         settled: bool,
-        project: impl Fn(&Projection<'_>, &mut Overlay<'_>) -> Result<Vec<Emitted>, UnknownColumn>,
+        project: impl Fn(&Projection<'_>, &mut Overlay<'_>) -> Vec<Emitted>,
     ) -> Result<Prepared, IntakeError> {
         let projection = Projection {
             mapping: &self.source.mapping,
@@ -94,7 +99,6 @@ impl Intake {
                 Ok(Prepared::Needs(missing))
             };
         }
-        let emitted = emitted?;
         let asked = self.asked_lanes(&emitted);
         if !asked.is_empty() && !settled {
             return Ok(Prepared::Needs(missing));
@@ -120,7 +124,23 @@ impl Intake {
 
     /// Loads what a slice needs.
     pub async fn load(&mut self, missing: Missing) -> Result<(), IntakeError> {
+        self.read_back(&missing.unsent).await?;
         Ok(images::load(self.ledger.reader(), &self.name, missing, &mut self.images).await?)
+    }
+
+    /// Reads rows from the source, by key: a value that was not sent has not changed, so it is there as it was.
+    async fn read_back(&mut self, unsent: &HashSet<RowId>) -> Result<(), IntakeError> {
+        if unsent.is_empty() {
+            return Ok(());
+        }
+        let client = self.source.database.connect("tailwater-read-back").await?;
+        for (table, key) in unsent {
+            let Some(spec) = self.source.mapping.table_named(table) else { continue };
+            let rows = read_keys(&client, spec, &[split_key(spec, key)]).await?;
+            let row = rows.into_iter().next().map(|(_, row)| row);
+            self.images.insert_read_back((table.clone(), key.clone()), row);
+        }
+        Ok(())
     }
 
     fn image_writes(&self, changes: &OverlayChanges) -> Vec<ImageWrite> {

@@ -1,8 +1,10 @@
-//! One source on its way into the ledger: first load, stream, reconnect. Joins `source`, `image`, `mapping` and `ledger`.
+//! One source on its way into the ledger: loads, stream, reconnect. Joins `source`, `image`, `mapping` and `ledger`.
 
-pub mod first_load;
+pub mod error;
 pub mod follow;
 pub mod intake;
+pub mod load;
+pub mod tail;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,7 +12,8 @@ use std::sync::Arc;
 use crate::event::CanonicalEvent;
 use crate::ledger::batch::Lane;
 use crate::mapping::route::Route;
-use crate::mapping::{EventKind, SourceMapping};
+use crate::config::LoadSettings;
+use crate::mapping::{EventKind, SourceMapping, TableSpec};
 use crate::pg::Database;
 
 /// A source as it is configured.
@@ -29,6 +32,13 @@ pub struct Source {
     pub routes: Arc<Vec<Route>>,
     /// Target names by connector.
     pub targets: HashMap<String, Vec<String>>,
+    /// How tables are read.
+    pub load: LoadSettings,
+}
+
+/// Names of a table's mapped columns.
+fn columns(table: &TableSpec) -> Arc<[Arc<str>]> {
+    table.columns.as_slice().into()
 }
 
 impl Source {

@@ -1,10 +1,13 @@
 //! Settings: one TOML file, overridden by environment variables (`TAILWATER__LEDGER__URL`). Every mistake is reported at
 //! once, with file and line (INV-11); the mapping, connector and route files it names are part of that.
 
+pub mod database;
 pub mod environment;
 pub mod node;
 pub mod parse;
 pub mod secret;
 pub mod settings;
+pub mod source;
 
-pub use settings::{Config, SourceConfig, TargetConfig, load};
+pub use settings::{Config, TargetConfig, load};
+pub use source::{GuardSettings, LoadSettings, SourceConfig};

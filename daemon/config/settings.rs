@@ -2,34 +2,20 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use super::environment::overlay;
 use super::node::{At, Fields, Node, Problem, Problems};
+use super::database::read_database;
 use super::secret::Secret;
+use super::source::{SourceConfig, read_source};
 use crate::connector::{self, Auth, Connector};
 use crate::dispatch::quota::Quota;
 use crate::mapping::route::Route;
-use crate::mapping::{self, SourceMapping};
+use crate::mapping;
 use crate::pg::{Database, is_local};
 
 /// Where `make install` puts the mapping files.
 const INSTALLED_MAPPINGS: &str = "/usr/share/tailwater/mappings";
-
-/// A source.
-#[derive(Debug)]
-pub struct SourceConfig {
-    /// Name.
-    pub name: String,
-    /// The ERP's database.
-    pub database: Database,
-    /// Replication slot.
-    pub slot: String,
-    /// Publication.
-    pub publication: String,
-    /// Mapping files.
-    pub mapping: SourceMapping,
-}
 
 /// A target.
 #[derive(Debug)]
@@ -167,65 +153,7 @@ fn read_redis(fields: &mut Fields, problems: &mut Problems) -> Option<String> {
     }
 }
 
-fn read_database(fields: &mut Fields, example: &str, problems: &mut Problems) -> Option<Database> {
-    let url = fields.required("url", &format!("\"{example}\""), problems);
-    let password = fields.optional("password").and_then(|node| read_secret(&node, problems));
-    let url = url?;
-    let text = url.string(problems)?;
-    match parse_url(&text) {
-        Ok(database) => Some(Database { password, ..database }),
-        Err(what) => {
-            problems.add(&url.at, what, example);
-            None
-        }
-    }
-}
-
-/// Parses a PostgreSQL URL. `sslmode` knows `disable` (local servers only) and `verify-full`.
-fn parse_url(text: &str) -> Result<Database, String> {
-    let (base, query) = text.split_once('?').unwrap_or((text, ""));
-    let (mut host_parameter, mut tls, mut root_certificates) = (None, None, None);
-    for (key, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
-        match (key, value) {
-            ("host", directory) => host_parameter = Some(directory.replace("%2F", "/").replace("%2f", "/")),
-            ("sslmode", "disable") => tls = Some(false),
-            ("sslmode", "verify-full") => tls = Some(true),
-            ("sslmode", other) => {
-                return Err(format!("sslmode={other} does not verify the server: use verify-full"));
-            }
-            ("sslrootcert", path) => root_certificates = Some(PathBuf::from(path)),
-            (other, _) => return Err(format!("URL parameter `{other}` is not known here")),
-        }
-    }
-    let parsed =
-        tokio_postgres::Config::from_str(base).map_err(|error| format!("not a PostgreSQL URL: {error}"))?;
-    if parsed.get_password().is_some() {
-        return Err("a password does not belong into the settings: use password = { file = \"…\" }".into());
-    }
-    let host = host_parameter.or_else(|| {
-        parsed.get_hosts().first().map(|host| match host {
-            tokio_postgres::config::Host::Tcp(name) => name.clone(),
-            tokio_postgres::config::Host::Unix(path) => path.display().to_string(),
-        })
-    });
-    let host = host.ok_or("the URL names no host")?;
-    let tls = tls.unwrap_or(!is_local(&host));
-    if !tls && !is_local(&host) {
-        return Err("sslmode=disable is for local servers only".into());
-    }
-    Ok(Database {
-        host,
-        port: parsed.get_ports().first().copied().unwrap_or(5432),
-        user: parsed.get_user().ok_or("the URL names no user")?.to_owned(),
-        dbname: parsed.get_dbname().ok_or("the URL names no database")?.to_owned(),
-        password: None,
-        tls,
-        root_certificates,
-        schema: "",
-    })
-}
-
-fn read_secret(node: &Node, problems: &mut Problems) -> Option<Secret> {
+pub(super) fn read_secret(node: &Node, problems: &mut Problems) -> Option<Secret> {
     let example = "{ file = \"/etc/tailwater/secrets/stripe\" } or { credential = \"stripe\" }";
     if matches!(node.content, super::node::Content::Scalar(_)) {
         problems.add(&node.at, "a secret does not belong into the settings", example);
@@ -243,41 +171,6 @@ fn read_secret(node: &Node, problems: &mut Problems) -> Option<Secret> {
             None
         }
     }
-}
-
-fn read_source(name: &str, node: &Node, mappings: &Path, problems: &mut Problems) -> Option<SourceConfig> {
-    let mut fields = node.fields(problems);
-    if let Some(kind) = fields.required("kind", "\"postgres\"", problems)
-        && kind.string(problems).is_some_and(|kind| kind != "postgres")
-    {
-        problems.add(&kind.at, "unknown kind of source", "kind = \"postgres\"");
-    }
-    let database = read_database(&mut fields, "postgres://tailwater_src@127.0.0.1:5432/erp", problems);
-    let slot = fields.string("slot", "\"tailwater\"", problems);
-    let publication = fields.string("publication", "\"tailwater\"", problems);
-    let mapping = fields.string("mapping", "\"odoo\"", problems);
-    if slot.as_ref().is_some_and(|slot| !is_slot_name(slot)) {
-        problems.add(
-            &fields.at,
-            "a slot name has lower-case letters, digits and underscores, at most 63",
-            "slot = \"tailwater\"",
-        );
-    }
-    fields.finish(problems);
-    let mapping = mapping.and_then(|mapping| mapping::file::load(mappings, &mapping, problems));
-    Some(SourceConfig {
-        name: name.to_owned(),
-        database: database?,
-        slot: slot?,
-        publication: publication?,
-        mapping: mapping?,
-    })
-}
-
-/// The server's own rule (`ReplicationSlotValidateName`).
-fn is_slot_name(name: &str) -> bool {
-    (1..=63).contains(&name.len())
-        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
 }
 
 fn read_target(name: &str, node: &Node, mappings: &Path, problems: &mut Problems) -> Option<TargetConfig> {

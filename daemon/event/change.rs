@@ -115,6 +115,8 @@ pub struct Transaction {
     pub complete: bool,
     /// Messages of ours (`pg_logical_emit_message`), which it carries instead of changes.
     pub marks: Vec<String>,
+    /// Its rows were read, not streamed.
+    pub snapshot: bool,
 }
 
 impl Transaction {

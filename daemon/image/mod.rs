@@ -7,4 +7,4 @@ pub mod project;
 pub use overlay::{
     Changed, Emission, Image, Images, IndexId, KeysByValue, Missing, Overlay, OverlayChanges, RowId,
 };
-pub use project::{Emitted, Projection, UnknownColumn};
+pub use project::{Emitted, Projection};

@@ -68,6 +68,8 @@ struct Generation {
 pub struct Images {
     young: Generation,
     old: Generation,
+    /// Rows as the source has them now, for columns that were not sent; `None` when it has them no more.
+    read_back: HashMap<RowId, Option<Row>>,
     /// Columns by which each table is looked up; the empty column, which finds every row, is among them.
     lookups: HashMap<Arc<str>, Vec<Arc<str>>>,
 }
@@ -79,13 +81,15 @@ pub struct Missing {
     pub rows: HashSet<RowId>,
     /// Look-ups.
     pub index: HashSet<IndexId>,
+    /// Rows of which a column was not sent and is in no image: only the source has it.
+    pub unsent: HashSet<RowId>,
 }
 
 impl Missing {
     /// True when nothing has to be loaded.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty() && self.index.is_empty()
+        self.rows.is_empty() && self.index.is_empty() && self.unsent.is_empty()
     }
 }
 
@@ -115,6 +119,11 @@ impl Images {
         self.young.index.entry((table, column)).or_default().extend(found);
     }
 
+    /// Notes a row as the source has it now, until the next slice.
+    pub fn insert_read_back(&mut self, id: RowId, row: Option<Row>) {
+        self.read_back.insert(id, row);
+    }
+
     /// True when the old generation should be forgotten.
     #[must_use]
     pub fn is_full(&self) -> bool {
@@ -128,6 +137,7 @@ impl Images {
 
     /// Takes over what a slice changed.
     pub fn absorb(&mut self, changes: OverlayChanges) {
+        self.read_back.clear();
         for (id, Changed { image, .. }) in changes.rows {
             let before = self.image(&id).and_then(|image| image.row.clone());
             self.reindex(&id, before.as_deref(), image.row.as_deref());
@@ -228,6 +238,17 @@ impl<'a> Overlay<'a> {
             self.missing.borrow_mut().rows.insert(id);
         }
         found
+    }
+
+    /// The row as the source has it, for a column that was not sent; `None` when it has to be read first.
+    #[must_use]
+    pub fn read_back(&self, table: &Arc<str>, key: &str) -> Option<Option<&Row>> {
+        let id = (table.clone(), key.to_owned());
+        let found = self.base.read_back.get(&id);
+        if found.is_none() {
+            self.missing.borrow_mut().unsent.insert(id);
+        }
+        found.map(Option::as_ref)
     }
 
     /// The row as it stands now; `None` when it has to be loaded first.

@@ -16,17 +16,6 @@ use crate::event::{
 };
 use crate::mapping::{EventSpec, Join, JoinKind, Joined, SourceMapping};
 
-/// An update whose unsent column is in no image: the row must be read back from the source.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "table \"{table}\" key {key}: column \"{column}\" was not sent (unchanged TOAST) and no image holds it"
-)]
-pub struct UnknownColumn {
-    table: String,
-    key: String,
-    column: String,
-}
-
 /// An event, or why the object could not be worked out: then it is parked, not skipped (INV-7).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Emitted {
@@ -67,22 +56,22 @@ impl Projection<'_> {
         &self,
         overlay: &mut Overlay<'_>,
         transaction: &Transaction,
-    ) -> Result<Vec<Emitted>, UnknownColumn> {
-        let changed = self.apply(overlay, transaction)?;
+    ) -> Vec<Emitted> {
+        let changed = self.apply(overlay, transaction);
         let mut emitted = Vec::new();
         for spec in &self.mapping.events {
             for (key, (ordinal, causes)) in self.roots(overlay, spec, &changed) {
                 let stamp = Stamp {
                     position: transaction.position(ordinal),
                     committed_at: transaction.committed_at,
-                    xid: Some(transaction.xid),
-                    snapshot: false,
+                    xid: (!transaction.snapshot).then_some(transaction.xid),
+                    snapshot: transaction.snapshot,
                 };
                 emitted.extend(self.object(overlay, spec, &key, causes, &stamp));
             }
         }
         emitted.sort_by_key(|emitted| emitted.event.operation != Operation::Delete);
-        Ok(emitted)
+        emitted
     }
 
     /// The events of the first load for these root rows.
@@ -108,15 +97,12 @@ impl Projection<'_> {
         &self,
         overlay: &mut Overlay<'_>,
         transaction: &Transaction,
-    ) -> Result<Vec<(u64, Cause)>, UnknownColumn> {
+    ) -> Vec<(u64, Cause)> {
         let mut changed = Vec::new();
         for (table, ordinal) in &transaction.truncated {
             for key in overlay.keys_where(table, &Arc::from(""), "").unwrap_or_default() {
-                changed.extend(apply_one(
-                    overlay,
-                    &Change::new(table, &key, *ordinal, RowState::Absent),
-                    None,
-                )?);
+                let change = Change::new(table, &key, *ordinal, RowState::Absent);
+                changed.extend(apply_one(overlay, &change, None));
             }
         }
         // Rows that changed their key lend what was not sent; they are looked up before anything moves.
@@ -128,9 +114,9 @@ impl Projection<'_> {
             })
             .collect();
         for (change, moved) in transaction.changes.iter().zip(moved) {
-            changed.extend(apply_one(overlay, change, moved)?);
+            changed.extend(apply_one(overlay, change, moved));
         }
-        Ok(changed)
+        changed
     }
 
     fn roots(&self, overlay: &Overlay<'_>, spec: &EventSpec, changed: &[(u64, Cause)]) -> Roots {
@@ -251,50 +237,39 @@ fn with_id(data: Value, id: &str) -> Value {
     Value::Object(map)
 }
 
-/// Applies one change; `None` when it changed no mapped column.
-fn apply_one(
-    overlay: &mut Overlay<'_>,
-    change: &Change,
-    moved: Option<Arc<Row>>,
-) -> Result<Option<(u64, Cause)>, UnknownColumn> {
+/// Applies one change; `None` when it changed no mapped column, or something has to be loaded first.
+fn apply_one(overlay: &mut Overlay<'_>, change: &Change, moved: Option<Arc<Row>>) -> Option<(u64, Cause)> {
     // An inserted row has no image: it need not be looked for.
-    let before = match change.inserted {
-        true => None,
-        false => match overlay.row(&change.table, &change.key) {
-            Some(before) => before,
-            None => return Ok(None),
-        },
-    };
+    let before = if change.inserted { None } else { overlay.row(&change.table, &change.key)? };
     let after = match &change.state {
         RowState::Absent => None,
         RowState::Present(sent) => {
-            Some(Arc::new(filled(change, sent, moved.as_deref().or(before.as_deref()))?))
+            Some(Arc::new(filled(overlay, change, sent, moved.as_deref().or(before.as_deref()))?))
         }
     };
     if before == after {
-        return Ok(None);
+        return None;
     }
     overlay.set_row(&change.table, &change.key, after.clone());
     let cause = Cause { table: change.table.clone(), key: change.key.clone(), before, after };
-    Ok(Some((change.ordinal, cause)))
+    Some((change.ordinal, cause))
 }
 
-fn filled(change: &Change, sent: &SentRow, known: Option<&Row>) -> Result<Row, UnknownColumn> {
+/// The whole row: what was not sent is kept from the image, or read from the source where no image has it. `None` when it
+/// has to be read first, or when the row is gone by now: then its own change is on the way.
+fn filled(overlay: &Overlay<'_>, change: &Change, sent: &SentRow, known: Option<&Row>) -> Option<Row> {
     let mut row = Row::new();
     for (name, field) in sent.iter() {
         let value = match field {
             Field::Value(value) => value.clone(),
-            Field::Unchanged => {
-                known.and_then(|row| row.get(&**name)).cloned().ok_or_else(|| UnknownColumn {
-                    table: change.table.to_string(),
-                    key: change.key.clone(),
-                    column: name.to_string(),
-                })?
-            }
+            Field::Unchanged => match known.and_then(|row| row.get(&**name)) {
+                Some(value) => value.clone(),
+                None => overlay.read_back(&change.table, &change.key)??.get(&**name)?.clone(),
+            },
         };
         row.insert(name.to_string(), value);
     }
-    Ok(row)
+    Some(row)
 }
 
 /// Root keys that a changed joined row belongs to, now or before.

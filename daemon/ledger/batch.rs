@@ -7,7 +7,9 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::entry::NewEntry;
+use super::loads::Part;
 use super::position::Position;
+use crate::event::Row;
 use crate::image::Image;
 
 /// An entry of this batch, by its index in [`Batch::entries`]: its `seq` is known only when the batch is committed.
@@ -27,6 +29,84 @@ pub struct ImageWrite {
     pub image: Image,
     /// The row itself changed, not only what was emitted for it.
     pub row_changed: bool,
+}
+
+/// What a load, or the stream during one, says of a row while no events are made. What was emitted for it stays.
+#[derive(Debug, Clone)]
+pub enum QuietState {
+    /// All its columns.
+    Whole(Row),
+    /// Some of its columns; if there is no image the row is still to be read.
+    Part(Row),
+    /// It is gone.
+    Gone,
+}
+
+/// Rows of one table, written without events.
+#[derive(Debug, Clone)]
+pub struct QuietWrite {
+    /// Source name.
+    pub source: String,
+    /// Table.
+    pub relation: String,
+    /// The load that is going on.
+    pub load: i64,
+    /// TRUNCATE came first.
+    pub truncated: bool,
+    /// Row key and what is said of it; each key once.
+    pub rows: Vec<(String, QuietState)>,
+}
+
+/// A step of a load.
+#[derive(Debug, Clone)]
+pub enum LoadWrite {
+    /// It begins, with these key ranges.
+    Begin {
+        /// Number.
+        load: i64,
+        /// Key ranges.
+        parts: Vec<Part>,
+    },
+    /// A key range has come this far.
+    Progress(Part),
+    /// These rows stand at the source.
+    Seen {
+        /// Number.
+        load: i64,
+        /// Source name.
+        source: String,
+        /// Table.
+        relation: String,
+        /// Row keys.
+        keys: Vec<String>,
+    },
+    /// Whatever it did not see of these tables is gone.
+    Sweep {
+        /// Number.
+        load: i64,
+        /// Source name.
+        source: String,
+        /// Tables.
+        relations: Vec<String>,
+    },
+    /// It is over.
+    End {
+        /// Number.
+        load: i64,
+        /// Nothing was read, because it makes no sense.
+        refused: bool,
+    },
+    /// What of a table is in the images.
+    Relation {
+        /// Source name.
+        source: String,
+        /// Table.
+        relation: String,
+        /// OID of the table.
+        oid: u32,
+        /// Columns.
+        columns: Vec<String>,
+    },
 }
 
 /// An object at a target.
@@ -139,6 +219,10 @@ pub struct Batch {
     pub entries: Vec<NewEntry>,
     /// Row images.
     pub images: Vec<ImageWrite>,
+    /// Rows without events.
+    pub quiet: Vec<QuietWrite>,
+    /// Steps of loads, after the rows they are about.
+    pub loads: Vec<LoadWrite>,
     /// Newly owed.
     pub deliveries: Vec<DeliveryWrite>,
     /// Where a source stands afterwards.
@@ -177,6 +261,8 @@ impl Batch {
         self.forget.extend(other.forget);
         self.entries.extend(other.entries);
         self.images.extend(other.images);
+        self.quiet.extend(other.quiet);
+        self.loads.extend(other.loads);
         self.deliveries.extend(other.deliveries.into_iter().map(|mut write| {
             write.event = moved(write.event);
             write

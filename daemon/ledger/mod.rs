@@ -7,6 +7,8 @@ pub mod batch;
 pub mod commit;
 pub mod entry;
 pub mod images;
+pub mod load_statements;
+pub mod loads;
 pub mod outbox;
 pub mod position;
 pub mod statements;

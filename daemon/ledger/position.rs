@@ -13,7 +13,7 @@ use crate::event::{Cluster, Lsn};
 pub enum Phase {
     /// The slot is about to be created.
     Creating,
-    /// Rows are copied as of the slot's consistent point; a restart begins anew.
+    /// Rows are read in chunks while the stream runs; images only, no events. A restart goes on where it stopped.
     Copying,
     /// All rows are here; events are made of them. A restart goes on where it stopped.
     Mapping,
@@ -57,8 +57,8 @@ pub struct Position {
     pub ordinal: Option<u64>,
     /// What may be confirmed to the source.
     pub end_lsn: Lsn,
-    /// Where the mapping of the first load stands.
-    pub snapshot_cursor: Option<Value>,
+    /// How far the events of a load have been made.
+    pub mapped: Option<Value>,
     /// When the last transaction was committed at the source.
     pub committed_at: Option<Timestamp>,
 }
@@ -66,7 +66,7 @@ pub struct Position {
 impl Position {
     /// Reads where `source` stands; `None` when it was never read.
     pub async fn load(client: &Client, source: &str) -> Result<Option<Self>, LedgerError> {
-        let sql = "select system_identifier, timeline, slot, phase, commit_lsn, ordinal, end_lsn, snapshot_cursor, \
+        let sql = "select system_identifier, timeline, slot, phase, commit_lsn, ordinal, end_lsn, mapped, \
                    committed_at from position where source = $1";
         let Some(row) = client.query_opt(sql, &[&source]).await? else { return Ok(None) };
         let timeline: i32 = row.try_get(1)?;
@@ -84,7 +84,7 @@ impl Position {
             commit_lsn: row.try_get::<_, PgLsn>(4)?.into(),
             ordinal: ordinal.map(u64::try_from).transpose().map_err(|_| unreadable())?,
             end_lsn: row.try_get::<_, PgLsn>(6)?.into(),
-            snapshot_cursor: row.try_get(7)?,
+            mapped: row.try_get(7)?,
             committed_at: row.try_get(8)?,
         }))
     }

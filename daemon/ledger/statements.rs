@@ -11,6 +11,7 @@ use tokio_postgres::types::ToSql;
 use super::LedgerError;
 use super::batch::{AppliedWrite, Batch, DeliveryWrite, EntryIndex, ImageWrite, Lane};
 use super::entry::SealedEntry;
+use super::load_statements::{load, quiet};
 use super::position::Position;
 use super::tree::Tree;
 use crate::image::{Emission, Image};
@@ -19,8 +20,11 @@ use crate::image::{Emission, Image};
 pub type Prepared = (&'static str, Vec<Box<dyn ToSql + Sync + Send>>);
 
 macro_rules! parameters {
-    ($($value:expr),* $(,)?) => { vec![$(Box::new($value) as Box<dyn ToSql + Sync + Send>),*] };
+    ($($value:expr),* $(,)?) => {
+        vec![$(Box::new($value) as Box<dyn tokio_postgres::types::ToSql + Sync + Send>),*]
+    };
 }
+pub(super) use parameters;
 
 /// Entries, and the tree that covers them.
 pub fn entry_statements(
@@ -61,6 +65,8 @@ pub fn source_statements(batch: &mut Batch, seq_of: &dyn Fn(EntryIndex) -> i64, 
         out.push(("delete from image where source = $1", parameters![source]));
     }
     images(batch, out);
+    batch.quiet.drain(..).for_each(|write| quiet(write, out));
+    batch.loads.drain(..).for_each(|write| load(write, out));
     if !batch.deliveries.is_empty() {
         deliveries(std::mem::take(&mut batch.deliveries), seq_of, out);
     }
@@ -165,12 +171,12 @@ fn deliveries(writes: Vec<DeliveryWrite>, seq_of: &dyn Fn(EntryIndex) -> i64, ou
 fn position_statement(position: Position) -> Prepared {
     (
         "insert into position (source, system_identifier, timeline, slot, phase, commit_lsn, ordinal, end_lsn,
-                               snapshot_cursor, committed_at)
+                               mapped, committed_at)
          values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
          on conflict (source) do update set
            system_identifier = excluded.system_identifier, timeline = excluded.timeline, slot = excluded.slot,
            phase = excluded.phase, commit_lsn = excluded.commit_lsn, ordinal = excluded.ordinal,
-           end_lsn = excluded.end_lsn, snapshot_cursor = excluded.snapshot_cursor,
+           end_lsn = excluded.end_lsn, mapped = excluded.mapped,
            committed_at = coalesce(excluded.committed_at, position.committed_at), updated_at = now()",
         parameters![
             position.source,
@@ -181,7 +187,7 @@ fn position_statement(position: Position) -> Prepared {
             PgLsn::from(position.commit_lsn),
             position.ordinal.map(|ordinal| i64::try_from(ordinal).unwrap_or(i64::MAX)),
             PgLsn::from(position.end_lsn),
-            position.snapshot_cursor,
+            position.mapped,
             position.committed_at,
         ],
     )

@@ -29,10 +29,13 @@ pub struct Finding {
     pub what: String,
     /// SQL or setting that cures it.
     pub remedy: String,
+    /// A running source goes on without what is missing: events that need it are parked.
+    #[serde(skip)]
+    pub parks: bool,
 }
 
 fn finding(severity: Severity, subject: &str, what: impl Into<String>, remedy: impl Into<String>) -> Finding {
-    Finding { severity, subject: subject.to_owned(), what: what.into(), remedy: remedy.into() }
+    Finding { severity, subject: subject.to_owned(), what: what.into(), remedy: remedy.into(), parks: false }
 }
 
 /// Checks settings, publication and tables.
@@ -257,12 +260,15 @@ fn table_findings(table: &TableSpec, existing: &[(String, bool, bool)]) -> Vec<F
     let mut unreadable = Vec::new();
     for column in &table.columns {
         match existing.iter().find(|(known, _, _)| *known == **column) {
-            None => findings.push(finding(
-                Severity::Error,
-                &name,
-                format!("has no column \"{column}\", which the mapping reads"),
-                "take the column out of the mapping",
-            )),
+            None => findings.push(Finding {
+                parks: !table.key.contains(column),
+                ..finding(
+                    Severity::Error,
+                    &name,
+                    format!("has no column \"{column}\", which the mapping reads: events that need it are parked"),
+                    "take the column out of the mapping",
+                )
+            }),
             Some((_, _, false)) => unreadable.push(quote(column)),
             Some(_) => {}
         }

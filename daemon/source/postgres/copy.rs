@@ -1,4 +1,4 @@
-//! Rows by COPY, in the text format, for the first load.
+//! Rows by COPY, in the text format.
 //!
 //! Format: <https://www.postgresql.org/docs/current/sql-copy.html#id-1.9.3.55.9.2>.
 
@@ -7,7 +7,6 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use serde_json::Value;
 
-use super::catalog::{qualified, quote};
 use super::value::{Form, ValueError};
 use crate::event::{Row, row_key};
 use crate::mapping::TableSpec;
@@ -35,20 +34,6 @@ pub enum CopyError {
         /// Why.
         error: ValueError,
     },
-}
-
-/// `COPY (SELECT …) TO STDOUT` of the mapped columns.
-#[must_use]
-pub fn statement(table: &TableSpec) -> String {
-    let columns: Vec<String> = table.columns.iter().map(|column| quote(column)).collect();
-    format!("copy (select {} from {}) to stdout", columns.join(", "), qualified(table))
-}
-
-/// Query for the type forms of the mapped columns, in their order.
-#[must_use]
-pub fn types_statement(table: &TableSpec) -> String {
-    let columns: Vec<String> = table.columns.iter().map(|column| quote(column)).collect();
-    format!("select {} from {} limit 0", columns.join(", "), qualified(table))
 }
 
 /// Cuts a COPY stream into rows.

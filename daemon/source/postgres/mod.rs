@@ -5,6 +5,7 @@
 mod array;
 mod binary;
 pub mod catalog;
+pub mod chunk;
 pub mod connection;
 pub mod copy;
 pub mod drain;

@@ -106,15 +106,6 @@ next: if nothing else uses it: select pg_drop_replication_slot('{slot}');  or na
     },
 }
 
-/// A slot made by [`create`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NewSlot {
-    /// The stream begins here.
-    pub consistent_point: Lsn,
-    /// The rows as of that point, for `SET TRANSACTION SNAPSHOT`, while the connection is left alone.
-    pub snapshot: String,
-}
-
 /// `IDENTIFY_SYSTEM`.
 pub async fn identify(connection: &mut ReplicationConnection) -> Result<Cluster, ConnectionError> {
     let rows = connection.query("IDENTIFY_SYSTEM").await?;
@@ -129,15 +120,26 @@ pub async fn identify(connection: &mut ReplicationConnection) -> Result<Cluster,
 /// A slot becomes consistent when every transaction open at its creation has ended: an ERP's mass action takes a while.
 const CREATION_PATIENCE: Duration = Duration::from_secs(3_600);
 
-/// `CREATE_REPLICATION_SLOT … EXPORT_SNAPSHOT`.
-pub async fn create(connection: &mut ReplicationConnection, slot: &str) -> Result<NewSlot, ConnectionError> {
-    let sql = format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput EXPORT_SNAPSHOT", quote(slot));
+/// `CREATE_REPLICATION_SLOT` without a snapshot; with PostgreSQL 17 the slot follows a failover to a standby that
+/// synchronizes slots. Gives its consistent point, from which the stream begins.
+pub async fn create(
+    client: &Client,
+    connection: &mut ReplicationConnection,
+    slot: &str,
+) -> Result<Lsn, ConnectionError> {
+    let sql = "select current_setting('server_version_num')::int";
+    let version = client.query_one(sql, &[]).await.ok().and_then(|row| row.try_get::<_, i32>(0).ok());
+    let options = match version {
+        Some(170_000..) => "(SNAPSHOT 'nothing', FAILOVER true)",
+        Some(150_000..) => "(SNAPSHOT 'nothing')",
+        _ => "NOEXPORT_SNAPSHOT",
+    };
+    let sql = format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput {options}", quote(slot));
     let rows = connection.query_within(&sql, CREATION_PATIENCE).await?;
     let cell = |index: usize| rows.first().and_then(|row| row.get(index)).and_then(Clone::clone);
-    match (cell(1).and_then(|text| text.parse().ok()), cell(2)) {
-        (Some(consistent_point), Some(snapshot)) => Ok(NewSlot { consistent_point, snapshot }),
-        _ => Err(ConnectionError::Unsupported("CREATE_REPLICATION_SLOT exported no snapshot".into())),
-    }
+    cell(1)
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| ConnectionError::Unsupported("CREATE_REPLICATION_SLOT gave no consistent point".into()))
 }
 
 /// True when a slot of this name exists.
@@ -198,7 +200,7 @@ pub fn start_statement(slot: &str, publication: &str, from: Lsn) -> String {
     // The list of publications is an identifier list inside a literal.
     let names = postgres_protocol::escape::escape_literal(&quote(publication));
     format!(
-        "START_REPLICATION SLOT {} LOGICAL {from} (proto_version '1', publication_names {names})",
+        "START_REPLICATION SLOT {} LOGICAL {from} (proto_version '1', publication_names {names}, messages 'true')",
         quote(slot)
     )
 }

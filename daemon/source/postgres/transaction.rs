@@ -329,6 +329,7 @@ pub fn begun(commit_lsn: Lsn, committed_at_us: i64, xid: u32) -> Result<Transact
         last_ordinal: 0,
         complete: false,
         marks: Vec::new(),
+        snapshot: false,
     })
 }
 

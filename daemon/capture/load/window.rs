@@ -1,0 +1,120 @@
+//! What the stream brought while a chunk was read. Pure.
+//!
+//! A chunk is laid into the images at its high watermark. Rows that the stream changed since the low one are newer there;
+//! a column that the stream did not send (unchanged TOAST) is the same in the chunk.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use crate::event::{Field, Row, RowState, SentRow, Transaction};
+use crate::source::postgres::chunk::Snapshot;
+
+/// Transactions remembered. One that was committed so long ago is visible to everybody, short of synchronous replication
+/// that has stalled for as many transactions.
+const MAX_REMEMBERED: usize = 100_000;
+
+#[derive(Debug)]
+struct Window {
+    chunk: u64,
+    table: Arc<str>,
+    /// Rows changed meanwhile, with what was sent where some of it was not.
+    changed: HashMap<String, Option<SentRow>>,
+    truncated: bool,
+    /// Transactions that had come when the low watermark did.
+    before: u64,
+}
+
+/// See the module's text.
+#[derive(Debug, Default)]
+pub struct Windows {
+    open: Vec<Window>,
+    /// Ids of the last transactions, and how many there were in all.
+    recent: VecDeque<u32>,
+    count: u64,
+}
+
+/// What is left of a chunk.
+#[derive(Debug, Default, PartialEq)]
+pub struct Remainder {
+    /// Rows that nothing newer is known of.
+    pub rows: Vec<(String, Row)>,
+    /// Rows of which the stream brought a part; here they are whole.
+    pub completed: Vec<(String, Row)>,
+}
+
+impl Windows {
+    /// The low watermark of a chunk.
+    pub fn open(&mut self, chunk: u64, table: Arc<str>) {
+        let before = self.count;
+        self.open.push(Window { chunk, table, changed: HashMap::new(), truncated: false, before });
+    }
+
+    /// A transaction, or a slice of one.
+    pub fn note(&mut self, transaction: &Transaction) {
+        for window in &mut self.open {
+            window.truncated |= transaction.truncated.iter().any(|(table, _)| *table == window.table);
+            for change in transaction.changes.iter().filter(|change| change.table == window.table) {
+                let part = match &change.state {
+                    RowState::Present(sent) if sent.is_partial() => {
+                        let mut sent = sent.clone();
+                        if let Some(Some(earlier)) = window.changed.get(&change.key) {
+                            sent.fill_from(earlier);
+                        }
+                        Some(sent)
+                    }
+                    _ => None,
+                };
+                window.changed.insert(change.key.clone(), part);
+            }
+        }
+        if transaction.complete {
+            self.count += 1;
+            self.recent.push_back(transaction.xid);
+            if self.recent.len() > MAX_REMEMBERED {
+                self.recent.pop_front();
+            }
+        }
+    }
+
+    /// The high watermark of a chunk: what is left of it. `None` when it has to be read again, because its low watermark
+    /// was not seen, or because it could not see a transaction that had come before.
+    pub fn close(&mut self, chunk: u64, snapshot: &Snapshot, rows: Vec<(String, Row)>) -> Option<Remainder> {
+        let place = self.open.iter().position(|window| window.chunk == chunk)?;
+        let window = self.open.swap_remove(place);
+        let since = usize::try_from(self.count - window.before).unwrap_or(usize::MAX);
+        let mut before = self.recent.iter().rev().skip(since);
+        if before.any(|xid| !snapshot.sees(*xid)) {
+            return None;
+        }
+        if window.truncated {
+            return Some(Remainder::default());
+        }
+        let mut remainder = Remainder::default();
+        for (key, row) in rows {
+            match window.changed.get(&key) {
+                None => remainder.rows.push((key, row)),
+                Some(Some(part)) => remainder.completed.push((key, completed(part, row))),
+                Some(None) => {}
+            }
+        }
+        Some(remainder)
+    }
+
+    /// Keys of `table` that the stream brought since any chunk of it was begun are never missing from it.
+    #[must_use]
+    pub fn present(transaction: &Transaction, table: &str) -> HashSet<String> {
+        let of_table = transaction.changes.iter().filter(|change| *change.table == *table);
+        let present = of_table.filter(|change| matches!(change.state, RowState::Present(_)));
+        present.map(|change| change.key.clone()).collect()
+    }
+}
+
+/// What was sent, with the rest from the chunk.
+fn completed(part: &SentRow, mut row: Row) -> Row {
+    for (column, field) in part.iter() {
+        if let Field::Value(value) = field {
+            row.insert(column.to_string(), value.clone());
+        }
+    }
+    row
+}

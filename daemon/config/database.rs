@@ -1,0 +1,68 @@
+//! Where a PostgreSQL database is, and how the way there is secured.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use super::node::{Fields, Problems};
+use super::settings::read_secret;
+use crate::pg::{Database, is_local};
+
+/// Reads `url` and `password` of a database.
+pub(super) fn read_database(fields: &mut Fields, example: &str, problems: &mut Problems) -> Option<Database> {
+    let url = fields.required("url", &format!("\"{example}\""), problems);
+    let password = fields.optional("password").and_then(|node| read_secret(&node, problems));
+    let url = url?;
+    let text = url.string(problems)?;
+    match parse_url(&text) {
+        Ok(database) => Some(Database { password, ..database }),
+        Err(what) => {
+            problems.add(&url.at, what, example);
+            None
+        }
+    }
+}
+
+/// Parses a PostgreSQL URL. `sslmode` knows `disable` (local servers only) and `verify-full`.
+fn parse_url(text: &str) -> Result<Database, String> {
+    let (base, query) = text.split_once('?').unwrap_or((text, ""));
+    let (mut host_parameter, mut tls, mut root_certificates) = (None, None, None);
+    for (key, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
+        match (key, value) {
+            ("host", directory) => host_parameter = Some(directory.replace("%2F", "/").replace("%2f", "/")),
+            ("sslmode", "disable") => tls = Some(false),
+            ("sslmode", "verify-full") => tls = Some(true),
+            ("sslmode", other) => {
+                return Err(format!("sslmode={other} does not verify the server: use verify-full"));
+            }
+            ("sslrootcert", path) => root_certificates = Some(PathBuf::from(path)),
+            (other, _) => return Err(format!("URL parameter `{other}` is not known here")),
+        }
+    }
+    let parsed =
+        tokio_postgres::Config::from_str(base).map_err(|error| format!("not a PostgreSQL URL: {error}"))?;
+    if parsed.get_password().is_some() {
+        return Err("a password does not belong into the settings: use password = { file = \"…\" }".into());
+    }
+    let host = host_parameter.or_else(|| {
+        parsed.get_hosts().first().map(|host| match host {
+            tokio_postgres::config::Host::Tcp(name) => name.clone(),
+            tokio_postgres::config::Host::Unix(path) => path.display().to_string(),
+        })
+    });
+    let host = host.ok_or("the URL names no host")?;
+    let tls = tls.unwrap_or(!is_local(&host));
+    if !tls && !is_local(&host) {
+        return Err("sslmode=disable is for local servers only".into());
+    }
+    Ok(Database {
+        host,
+        port: parsed.get_ports().first().copied().unwrap_or(5432),
+        user: parsed.get_user().ok_or("the URL names no user")?.to_owned(),
+        dbname: parsed.get_dbname().ok_or("the URL names no database")?.to_owned(),
+        password: None,
+        tls,
+        root_certificates,
+        schema: "",
+    })
+}
+

@@ -1,0 +1,213 @@
+//! Rows of a table in chunks by key, each as of a moment that the stream can be compared with.
+//!
+//! A watermark is a small transaction of ours in the WAL (`pg_logical_emit_message`); nothing is written to any table. What
+//! the stream brings between the two watermarks of a chunk is newer than the chunk, or the same.
+
+use std::sync::Arc;
+
+use futures_util::{StreamExt, pin_mut};
+use tokio_postgres::Client;
+
+use super::catalog::{qualified, quote};
+use super::copy::{CopyError, CopyReader};
+use super::transaction::MESSAGE_PREFIX;
+use super::types::Types;
+use crate::event::{Row, key_text};
+use crate::mapping::TableSpec;
+
+/// Rows with their keys.
+pub type KeyedRows = Vec<(String, Row)>;
+
+/// Why rows could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ChunkError {
+    /// The source.
+    #[error("{}", crate::pg::describe(.0))]
+    Source(#[from] tokio_postgres::Error),
+    /// What it sent.
+    #[error(transparent)]
+    Copy(#[from] CopyError),
+    /// The server's snapshot is not what it documents.
+    #[error("`{0}` is not a snapshot")]
+    Snapshot(String),
+}
+
+/// Which transactions a chunk can see (`pg_current_snapshot`), by the low 32 bits of their ids, as the stream has them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    xmax: u32,
+    running: Vec<u32>,
+}
+
+impl Snapshot {
+    /// Parses `xmin:xmax:xip,…`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let low = |text: &str| text.parse::<u64>().ok().map(|xid| u32::try_from(xid & 0xFFFF_FFFF).unwrap_or_default());
+        let mut parts = text.split(':');
+        let (_, xmax, running) = (low(parts.next()?)?, low(parts.next()?)?, parts.next()?);
+        let running = running.split(',').filter(|xid| !xid.is_empty()).map(low).collect::<Option<_>>()?;
+        Some(Self { xmax, running })
+    }
+
+    /// True when the changes of a committed transaction are in the chunk. A commit is in the WAL a moment before others
+    /// can see it, longer with synchronous replication.
+    #[must_use]
+    pub fn sees(&self, xid: u32) -> bool {
+        // Ids are compared modulo 2^32, as PostgreSQL does.
+        let before_xmax = xid.wrapping_sub(self.xmax).cast_signed() < 0;
+        before_xmax && !self.running.contains(&xid)
+    }
+}
+
+/// Writes a watermark; when this returns it is in the WAL.
+pub async fn emit(client: &Client, text: &str) -> Result<(), tokio_postgres::Error> {
+    let sql = "select pg_logical_emit_message(true, $1::text, $2::text)";
+    client.query_one(sql, &[&MESSAGE_PREFIX, &text]).await.map(|_| ())
+}
+
+/// The next rows after key `after`, at most `limit`, in the order of their keys; and what they could see.
+pub async fn read(
+    client: &Client,
+    table: &TableSpec,
+    after: Option<&[String]>,
+    upper: Option<&[String]>,
+    limit: i64,
+) -> Result<(KeyedRows, Snapshot), ChunkError> {
+    client.batch_execute("begin isolation level repeatable read read only").await?;
+    let read = async {
+        let text: String = client.query_one("select pg_current_snapshot()::text", &[]).await?.try_get(0)?;
+        let snapshot = Snapshot::parse(&text).ok_or(ChunkError::Snapshot(text))?;
+        let mut conditions = String::new();
+        for (operator, bound) in [(">", after), ("<=", upper)] {
+            if let Some(bound) = bound {
+                let word = if conditions.is_empty() { "where" } else { "and" };
+                conditions.push_str(&format!(" {word} {}", compared(table, operator, bound)));
+            }
+        }
+        let order: Vec<String> = table.key.iter().map(|column| quote(column)).collect();
+        let rows = select(client, table, &format!("{conditions} order by {} limit {limit}", order.join(", "))).await?;
+        Ok((rows, snapshot))
+    };
+    let result = read.await;
+    // Ends the transaction whatever came of it: no lock is held any longer than a chunk takes.
+    client.batch_execute("rollback").await?;
+    result
+}
+
+/// The rows with these keys, each given by its columns as text.
+pub async fn read_keys(
+    client: &Client,
+    table: &TableSpec,
+    keys: &[Vec<String>],
+) -> Result<KeyedRows, ChunkError> {
+    let conditions: Vec<String> = keys.iter().map(|key| compared(table, "=", key)).collect();
+    select(client, table, &format!(" where {}", conditions.join(" or "))).await
+}
+
+async fn select(client: &Client, table: &TableSpec, rest: &str) -> Result<KeyedRows, ChunkError> {
+    // A mapped column that the table has no more is left out, as the stream leaves it out.
+    let sql = "select attname::text, atttypid from pg_attribute
+               where attrelid = $1::text::regclass and attnum > 0 and not attisdropped";
+    let mut existing = std::collections::HashMap::new();
+    for row in client.query(sql, &[&qualified(table)]).await? {
+        existing.insert(row.try_get::<_, String>(0)?, row.try_get::<_, u32>(1)?);
+    }
+    let types = Types::load(client).await?;
+    let mut found = TableSpec { columns: Vec::new(), ..table.clone() };
+    let mut forms = Vec::new();
+    for column in &table.columns {
+        if let Some(type_oid) = existing.get(&**column) {
+            found.columns.push(column.clone());
+            forms.push(types.form(*type_oid));
+        }
+    }
+    let columns: Vec<String> = found.columns.iter().map(|column| quote(column)).collect();
+    let mut reader = CopyReader::new(&found, forms);
+    let sql = format!("copy (select {} from {}{rest}) to stdout", columns.join(", "), qualified(table));
+    let stream = client.copy_out(&sql).await?;
+    pin_mut!(stream);
+    let mut rows = Vec::new();
+    while let Some(chunk) = stream.next().await {
+        rows.extend(reader.push(&chunk?)?);
+    }
+    Ok(rows)
+}
+
+/// `(a, b) > ('1', '2')`: untyped literals take the types of the columns.
+fn compared(table: &TableSpec, operator: &str, key: &[String]) -> String {
+    let columns: Vec<String> = table.key.iter().map(|column| quote(column)).collect();
+    let values: Vec<String> = key.iter().map(|value| postgres_protocol::escape::escape_literal(value)).collect();
+    format!("({}) {operator} ({})", columns.join(", "), values.join(", "))
+}
+
+/// The key columns of a row as text.
+#[must_use]
+pub fn key_columns(table: &TableSpec, row: &Row) -> Vec<String> {
+    table.key.iter().map(|column| row.get(&**column).map(key_text).unwrap_or_default()).collect()
+}
+
+/// The key columns of a row key, as [`crate::event::row_key`] joined them.
+#[must_use]
+pub fn split_key(table: &TableSpec, key: &str) -> Vec<String> {
+    match table.key.as_slice() {
+        [_] => vec![key.to_owned()],
+        _ => serde_json::from_str(key).unwrap_or_default(),
+    }
+}
+
+/// How a table may be divided: rows expected, and the bounds between ranges of about equal length.
+#[derive(Debug, Clone, Default)]
+pub struct Division {
+    /// Rows expected.
+    pub estimated: i64,
+    /// Upper ends of all ranges but the last.
+    pub bounds: Vec<String>,
+}
+
+/// Tables smaller than this are one range.
+const DIVIDED_ROWS: i64 = 20_000;
+
+/// Divides a table into at most `ranges` ranges, if its key is one integer.
+pub async fn divide(
+    client: &Client,
+    table: &TableSpec,
+    ranges: i64,
+) -> Result<Division, tokio_postgres::Error> {
+    // Never analysed tables have no estimate; their size gives one.
+    let sql = "select greatest(c.reltuples::bigint, pg_relation_size(c.oid) / 200) from pg_class c where c.oid = $1::text::regclass";
+    let estimated: i64 = client.query_one(sql, &[&qualified(table)]).await?.try_get(0)?;
+    let mut division = Division { estimated, bounds: Vec::new() };
+    let [key] = table.key.as_slice() else { return Ok(division) };
+    if estimated < DIVIDED_ROWS || ranges < 2 {
+        return Ok(division);
+    }
+    let key = quote(key);
+    let sql = format!(
+        "select min({key})::text, max({key})::text from {} having pg_typeof(min({key})) in
+         ('integer'::regtype, 'bigint'::regtype, 'smallint'::regtype)",
+        qualified(table)
+    );
+    let Some(row) = client.query_opt(&sql, &[]).await? else { return Ok(division) };
+    let end = |index| row.try_get::<_, Option<String>>(index).ok().flatten()?.parse::<i64>().ok();
+    if let (Some(first), Some(last)) = (end(0), end(1)) {
+        let step = last.saturating_sub(first) / ranges;
+        division.bounds = (1..ranges).map(|n| (first + step * n).to_string()).collect();
+    }
+    Ok(division)
+}
+
+/// OIDs of the mapped tables that exist, by name in the mapping.
+pub async fn oids(
+    client: &Client,
+    tables: &[TableSpec],
+) -> Result<Vec<(Arc<str>, u32)>, tokio_postgres::Error> {
+    let mut found = Vec::new();
+    for table in tables {
+        let row = client.query_one("select to_regclass($1)::oid", &[&qualified(table)]).await?;
+        if let Some(oid) = row.try_get::<_, Option<u32>>(0)? {
+            found.push((table.name.clone(), oid));
+        }
+    }
+    Ok(found)
+}
