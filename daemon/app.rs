@@ -8,23 +8,24 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cli::{Cli, Command, ConfigArgs, LedgerCommand, SourceCommand};
-use crate::config::{Config, SourceConfig, load};
+use crate::config::{Config, load};
 use crate::dispatch::dedup::Dedup;
-use crate::event::Lsn;
 use crate::ledger::LedgerError;
 use crate::ledger::verify::{Verdict, verify};
 use crate::ops::status;
 use crate::source::postgres::catalog::{self, Severity};
-use crate::source::postgres::drain::drain;
-use crate::source::postgres::script::source_sql;
+use crate::operate::{Reread, drain_slot, find_source, recover, reread};
+use crate::source::postgres::script::{Names, source_sql, uninstall_sql};
 use crate::supervise::run;
 
 /// Wrong usage of the command line.
-const EX_USAGE: u8 = 64;
+pub const EX_USAGE: u8 = 64;
 /// A database or service is down.
-const EX_UNAVAILABLE: u8 = 69;
+pub const EX_UNAVAILABLE: u8 = 69;
 /// A fault of our own.
-const EX_SOFTWARE: u8 = 70;
+pub const EX_SOFTWARE: u8 = 70;
+/// Somebody else is at it.
+pub const EX_TEMPORARY: u8 = 75;
 /// Wrong settings, or not safe to start.
 pub const EX_CONFIG: u8 = 78;
 
@@ -52,8 +53,16 @@ async fn dispatch(command: Command) -> ExitCode {
         Command::Run(args) => with_config(&args, run).await,
         Command::Check { config, json } => check(&config, json).await,
         Command::Status { config, json } => with_config(&config, |config| show_status(config, json)).await,
-        Command::Source(SourceCommand::Sql { config, source }) => {
-            with_config(&config, |config| async move { print_source_sql(config, source.as_deref()) }).await
+        Command::Recover { config, source, accept_new_cluster } => {
+            with_config(&config, |config| async move { recover(config, &source, accept_new_cluster).await }).await
+        }
+        Command::Source(SourceCommand::Sql { config, source, uninstall }) => {
+            let print = |config| async move { print_source_sql(config, source.as_deref(), uninstall) };
+            with_config(&config, print).await
+        }
+        Command::Source(SourceCommand::Reread { config, source, tables, after, to, no_wait }) => {
+            let what = Reread { tables, after, to, wait: !no_wait };
+            with_config(&config, |config| reread(config, source, what)).await
         }
         Command::Source(SourceCommand::Drain { config, source, slot, until }) => {
             with_config(&config, |config| drain_slot(config, source, slot, until)).await
@@ -74,8 +83,9 @@ pub fn fail(code: u8, message: &str) -> ExitCode {
     ExitCode::from(code)
 }
 
+/// Prints to standard output.
 #[allow(clippy::print_stdout)]
-fn say(text: &str) {
+pub fn say(text: &str) {
     print!("{text}");
 }
 
@@ -123,37 +133,20 @@ async fn show_status(config: Config, as_json: bool) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// The source of that name, or the only one.
-fn find_source(sources: Vec<SourceConfig>, name: Option<&str>) -> Result<SourceConfig, ExitCode> {
-    let names: Vec<String> = sources.iter().map(|source| source.name.clone()).collect();
-    let only = sources.len() == 1;
-    let found = sources.into_iter().find(|source| name.map_or(only, |name| source.name == name));
-    found.ok_or_else(|| fail(EX_USAGE, &format!("name one source: --source {}", names.join(" | "))))
-}
-
-fn print_source_sql(config: Config, name: Option<&str>) -> ExitCode {
+fn print_source_sql(config: Config, name: Option<&str>, uninstall: bool) -> ExitCode {
     let source = match find_source(config.sources, name) {
         Ok(source) => source,
         Err(code) => return code,
     };
     let database = &source.database;
-    say(&source_sql(&source.mapping, &database.user, &database.dbname, &source.publication));
-    ExitCode::SUCCESS
-}
-
-async fn drain_slot(config: Config, name: Option<String>, slot: String, until: Lsn) -> ExitCode {
-    let source = match find_source(config.sources, name.as_deref()) {
-        Ok(source) => source,
-        Err(code) => return code,
+    let names = Names {
+        role: &database.user,
+        database: &database.dbname,
+        publication: &source.publication,
+        slot: &source.slot,
     };
-    match drain(&source.database, &slot, &source.publication, until).await {
-        Ok(drained) => {
-            let figures = json!({"transactions": drained.transactions, "row_changes": drained.row_changes});
-            say(&format!("{figures}\n"));
-            ExitCode::SUCCESS
-        }
-        Err(error) => fail(EX_UNAVAILABLE, &error.to_string()),
-    }
+    say(&if uninstall { uninstall_sql(&names) } else { source_sql(&source.mapping, &names) });
+    ExitCode::SUCCESS
 }
 
 async fn verify_ledger(config: Config, as_json: bool) -> ExitCode {

@@ -56,6 +56,21 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Go on after changes of a source were lost: its slot dropped, invalidated or advanced, the ERP or the ledger restored.
+    ///
+    /// Records the gap in the ledger and lets go of what is left of the slot. The next `tailwater run` makes a new slot and
+    /// reads all tables again; what changed in between is delivered, what was deleted too. The daemon must be stopped.
+    Recover {
+        /// The settings file.
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Source in the settings.
+        #[arg(long)]
+        source: String,
+        /// The source is another database cluster than before, and that is meant: the ERP was restored from a dump.
+        #[arg(long)]
+        accept_new_cluster: bool,
+    },
     /// About the ERP's PostgreSQL.
     #[command(subcommand)]
     Source(SourceCommand),
@@ -90,6 +105,30 @@ pub enum SourceCommand {
         /// Source in the settings; needed when there are several.
         #[arg(long)]
         source: Option<String>,
+        /// Print the way out instead: what removes everything from the ERP.
+        #[arg(long)]
+        uninstall: bool,
+    },
+    /// Read tables again while the daemon runs: rows that differ from what is known are delivered, rows that are gone too.
+    Reread {
+        /// The settings file.
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Source in the settings; needed when there are several.
+        #[arg(long)]
+        source: Option<String>,
+        /// Table as the mapping has it; may be given several times.
+        #[arg(long = "table", value_name = "TABLE", required = true)]
+        tables: Vec<String>,
+        /// Only rows whose key comes after this one (one table with one key column; rows that are gone are not looked for).
+        #[arg(long, value_name = "KEY")]
+        after: Option<String>,
+        /// Only rows whose key comes no later than this one.
+        #[arg(long, value_name = "KEY")]
+        to: Option<String>,
+        /// Return at once instead of showing the progress.
+        #[arg(long)]
+        no_wait: bool,
     },
     /// Read a slot to a point and keep nothing: how fast this server can be read. Confirms nothing.
     #[command(hide = true)]

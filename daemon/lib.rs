@@ -16,6 +16,7 @@ pub mod event;
 pub mod image;
 pub mod ledger;
 pub mod mapping;
+pub mod operate;
 pub mod ops;
 pub mod pg;
 pub mod source;

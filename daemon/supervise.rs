@@ -16,6 +16,7 @@ use crate::app::{EX_CONFIG, fail};
 use crate::capture::Source;
 use crate::capture::error::CaptureError;
 use crate::capture::follow::Follower;
+use crate::capture::guard::Guard;
 use crate::config::{Config, TargetConfig};
 use crate::dispatch::dedup::Dedup;
 use crate::dispatch::gate::Gate;
@@ -57,6 +58,9 @@ pub async fn run(config: Config) -> ExitCode {
         Ok(parts) => parts,
         Err(message) => return fail(EX_CONFIG, &message),
     };
+    for source in &sources.0 {
+        tokio::spawn(Guard::new(source.clone()).run());
+    }
     let mut failures = 0;
     loop {
         pulses.clear();
@@ -93,18 +97,8 @@ fn prepare(config: Config) -> Result<(Sources, Vec<Arc<Target>>), String> {
         by_system.entry(target.connector.system.clone()).or_default().push(target.name.clone());
     }
     let routes = Arc::new(config.routes);
-    let sources = config.sources.into_iter().map(|source| {
-        Arc::new(Source {
-            name: source.name,
-            database: source.database,
-            slot: source.slot,
-            publication: source.publication,
-            mapping: Arc::new(source.mapping),
-            routes: routes.clone(),
-            targets: by_system.clone(),
-            load: source.load,
-        })
-    });
+    let sources = config.sources.into_iter();
+    let sources = sources.map(|source| Arc::new(Source::new(source, routes.clone(), by_system.clone())));
     let sources = sources.collect();
     let targets = config.targets.into_iter().map(|target| prepare_target(target, &config.redis_url));
     let targets = targets.collect::<Result<_, String>>()?;

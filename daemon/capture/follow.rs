@@ -7,23 +7,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
 
-use super::Source;
 use super::error::CaptureError;
 use super::load::{self, Loading, emit::emit};
+use super::recover::Recovery;
 use super::tail::Tail;
+use super::{Source, watch};
 use crate::dispatch::retry::backoff;
 use crate::event::{Cluster, Lsn};
 use crate::ledger::batch::Batch;
-use crate::ledger::loads::{self, LoadKind};
 use crate::ledger::position::{Phase, Position};
 use crate::ledger::{Ledger, LedgerError, images};
 use crate::ops::pulse::Pulse;
-use crate::source::postgres::catalog::{self, Finding, Severity};
-use crate::source::postgres::chunk;
 use crate::source::postgres::connection::ReplicationConnection;
 use crate::source::postgres::slot::{self, Discontinuity};
 use crate::source::postgres::stream::{Delivered, Stream};
@@ -48,11 +45,11 @@ pub struct Follower {
     /// The ledger.
     pub ledger: Ledger,
     /// Told whenever something new is owed.
-    pub wake: watch::Sender<u64>,
+    pub wake: tokio::sync::watch::Sender<u64>,
     /// Shows that work goes on.
     pub pulse: Pulse,
     /// Becomes true once the stream runs.
-    pub streaming: watch::Sender<bool>,
+    pub streaming: tokio::sync::watch::Sender<bool>,
 }
 
 impl Follower {
@@ -81,24 +78,27 @@ impl Follower {
     /// One connection, from its checks to its end.
     async fn session(&self) -> Result<(), CaptureError> {
         self.pulse.beat();
+        if self.source.releasing.is_set() {
+            return Err(CaptureError::Away("the slot is being let go".into()));
+        }
         let client = self.source.database.connect("tailwater-source").await?;
         let known = Position::load(self.ledger.reader(), &self.source.name).await?;
-        self.check(&client, known.is_some()).await?;
+        watch::check(&self.source, &self.ledger, &client, known.is_some()).await?;
         let mut connection = ReplicationConnection::open(&self.source.database).await?;
         let cluster = slot::identify(&mut connection).await?;
         let mut position = match known {
             Some(position) if position.phase != Phase::Creating => position,
             earlier => self.create_slot(&client, &mut connection, &cluster, earlier).await?,
         };
-        if let Some(problem) = slot::check_continuity(&client, &cluster, &self.source.slot, &position).await?
-        {
-            return Err(problem.into());
+        position = self.continued(&client, &mut connection, cluster, position).await?;
+        if position.phase == Phase::Creating {
+            return Err(CaptureError::Away("the source is read again through a new slot".into()));
         }
         if position.phase == Phase::Mapping {
             position = emit(&self.source, &self.ledger, &self.pulse, position, &|| self.wake_all()).await?;
         }
         if position.phase == Phase::Streaming {
-            self.ask_for_what_is_new(&client).await?;
+            watch::ask_for_what_is_new(&self.source, &self.ledger, &client).await?;
         }
         let loading = load::begin(&self.source, &self.ledger, &client, position.phase == Phase::Copying).await?;
         let interval = status_interval(&client).await?;
@@ -156,54 +156,44 @@ impl Follower {
         Ok(position)
     }
 
+    /// The position, if the source goes on where the ledger stands; after a loss, if the settings say so, the beginning of
+    /// a recovery.
+    async fn continued(
+        &self,
+        client: &Client,
+        connection: &mut ReplicationConnection,
+        cluster: Cluster,
+        mut position: Position,
+    ) -> Result<Position, CaptureError> {
+        if slot::follows(connection, &cluster, &position).await? {
+            tracing::warn!(
+                timeline = cluster.timeline,
+                "the server was promoted after everything that the ledger holds; the stream goes on"
+            );
+            position.cluster.timeline = cluster.timeline;
+            self.write_position(&position).await?;
+        }
+        let Some(problem) = slot::check_continuity(client, &cluster, &self.source.slot, &position).await? else {
+            return Ok(position);
+        };
+        let may_recover = self.source.guard.recover || self.source.guard.release_bytes.is_some();
+        if !may_recover || !problem.is_slot_lost() {
+            return Err(problem.into());
+        }
+        tracing::error!(%problem, "the slot is lost; everything is read again, as the settings say");
+        let recovery = Recovery {
+            source: &self.source,
+            ledger: &self.ledger,
+            requested_by: "tailwater",
+            reason: &problem.to_string(),
+        };
+        Ok(recovery.begin(client, cluster, position).await?)
+    }
+
     async fn write_position(&self, position: &Position) -> Result<(), CaptureError> {
         let batch = Batch { positions: vec![position.clone()], ..Batch::default() };
         self.ledger.writer().write(batch).await?;
         Ok(())
-    }
-
-    /// Tables and columns that the mapping has new, and tables that were made again, are read by themselves.
-    async fn ask_for_what_is_new(&self, client: &Client) -> Result<(), CaptureError> {
-        let reader = self.ledger.reader();
-        if loads::current(reader, &self.source.name).await?.is_some() {
-            return Ok(());
-        }
-        let known = loads::relations(reader, &self.source.name).await?;
-        let mut asked = Vec::new();
-        for (name, oid) in chunk::oids(client, &self.source.mapping.tables).await? {
-            let table = self.source.mapping.table_named(&name);
-            let wanted = table.into_iter().flat_map(|table| &table.columns);
-            let covered = known.get(&*name).is_some_and(|(known_oid, columns)| {
-                *known_oid == i64::from(oid) && wanted.clone().all(|column| columns.contains(&column.to_string()))
-            });
-            if !covered {
-                asked.push(name.to_string());
-            }
-        }
-        if !asked.is_empty() {
-            let reason = "new to the mapping, or made again at the source";
-            tracing::warn!(tables = asked.join(", "), reason, "tables are read");
-            load::ask(&self.ledger, &self.source, LoadKind::Reread, asked, reason).await?;
-        }
-        Ok(())
-    }
-
-    /// What forbids reading. `known`: the source was read before; a column that has vanished since parks what reads it.
-    async fn check(&self, client: &Client, known: bool) -> Result<(), CaptureError> {
-        let source = &self.source;
-        let findings = catalog::check(client, &source.mapping, &source.publication, &source.slot).await?;
-        let (mut forbidding, mut others) = (Vec::new(), Vec::new());
-        for finding in findings {
-            let forbids = finding.severity == Severity::Error && !(known && finding.parks);
-            if forbids { forbidding.push(finding) } else { others.push(finding) }
-        }
-        for Finding { subject, what, remedy, .. } in others {
-            tracing::warn!(subject, what, remedy, "worth mending at the source");
-        }
-        if forbidding.is_empty() {
-            return Ok(());
-        }
-        Err(CaptureError::Unsafe { source_name: source.name.clone(), findings: forbidding })
     }
 
     async fn stream(&self, stream: Stream, mut tail: Tail, client: &Client) -> Result<(), CaptureError> {
@@ -211,6 +201,7 @@ impl Follower {
         let mut idle_at: Option<Lsn> = None;
         let mut idle_written = Instant::now();
         let mut looked = Instant::now();
+        let mut rechecked = Instant::now();
         while let Some(open) = &mut stream {
             self.pulse.beat();
             let wait = if idle_at.is_some() { IDLE_WRITE_INTERVAL } else { BEAT_INTERVAL };
@@ -246,6 +237,14 @@ impl Follower {
             if tail.position.phase == Phase::Mapping {
                 // The connection is closed while events are made, and opened again.
                 return Ok(());
+            }
+            if self.source.releasing.is_set() {
+                return Err(CaptureError::Away("the slot is being let go".into()));
+            }
+            if rechecked.elapsed() >= self.source.recheck {
+                rechecked = Instant::now();
+                let recheck = watch::recheck(&self.source, &self.ledger, client);
+                self.yielding(&mut stream, delivered.urgent, recheck).await?;
             }
             if tail.loading.is_none() && looked.elapsed() >= LOOK_INTERVAL {
                 looked = Instant::now();

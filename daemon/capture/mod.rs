@@ -2,17 +2,21 @@
 
 pub mod error;
 pub mod follow;
+pub mod guard;
 pub mod intake;
 pub mod load;
+pub mod recover;
 pub mod tail;
+pub mod watch;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::event::CanonicalEvent;
 use crate::ledger::batch::Lane;
 use crate::mapping::route::Route;
-use crate::config::LoadSettings;
+use crate::config::{GuardSettings, LoadSettings, SourceConfig};
 use crate::mapping::{EventKind, SourceMapping, TableSpec};
 use crate::pg::Database;
 
@@ -34,6 +38,12 @@ pub struct Source {
     pub targets: HashMap<String, Vec<String>>,
     /// How tables are read.
     pub load: LoadSettings,
+    /// When the WAL held back is too much.
+    pub guard: GuardSettings,
+    /// How often the catalogue is checked while the stream runs.
+    pub recheck: Duration,
+    /// The slot is being let go of.
+    pub releasing: guard::Releasing,
 }
 
 /// Names of a table's mapped columns.
@@ -42,6 +52,24 @@ fn columns(table: &TableSpec) -> Arc<[Arc<str>]> {
 }
 
 impl Source {
+    /// A source of the settings, with the routes and the targets of each connector.
+    #[must_use]
+    pub fn new(config: SourceConfig, routes: Arc<Vec<Route>>, targets: HashMap<String, Vec<String>>) -> Self {
+        Self {
+            name: config.name,
+            database: config.database,
+            slot: config.slot,
+            publication: config.publication,
+            mapping: Arc::new(config.mapping),
+            routes,
+            targets,
+            load: config.load,
+            guard: config.guard,
+            recheck: config.recheck,
+            releasing: guard::Releasing::default(),
+        }
+    }
+
     /// Where an event may go: each target of each route for its type.
     fn lanes<'a>(&'a self, event: &'a CanonicalEvent) -> impl Iterator<Item = (Lane, &'a Route)> {
         let routes = self.routes.iter().filter(|route| route.event_type == event.event_type);

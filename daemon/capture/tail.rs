@@ -21,7 +21,7 @@ use crate::ledger::entry::{EntryKind, NewEntry};
 use crate::ledger::loads::unseen;
 use crate::ledger::position::{Phase, Position};
 use crate::ledger::{Ledger, LedgerError};
-use crate::source::postgres::chunk::{read_keys, split_key};
+use crate::source::postgres::chunk::{Identity, identities, read_keys, split_key};
 use crate::source::postgres::stream::Confirmer;
 
 /// Rows swept in one ledger transaction.
@@ -328,13 +328,14 @@ impl Tail {
         let client = self.source.database.connect("tailwater-source").await?;
         let tables = self.source.mapping.tables.iter().filter(|table| loading.to_sweep.contains(&table.name.to_string()));
         let tables: Vec<_> = tables.cloned().collect();
-        let found = crate::source::postgres::chunk::oids(&client, &tables).await?;
-        let write = |(name, oid): (Arc<str>, u32)| {
-            let spec = tables.iter().find(|table| table.name == name)?;
+        let found = identities(&client, &tables, &self.source.publication).await?;
+        let write = |Identity { table, oid, member }| {
+            let spec = tables.iter().find(|spec| spec.name == table)?;
             Some(LoadWrite::Relation {
                 source: self.source.name.clone(),
-                relation: name.to_string(),
+                relation: table.to_string(),
                 oid,
+                member,
                 columns: spec.columns.iter().map(ToString::to_string).collect(),
             })
         };

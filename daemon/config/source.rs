@@ -25,6 +25,8 @@ pub struct SourceConfig {
     pub load: LoadSettings,
     /// When the WAL that the slot holds back is too much.
     pub guard: GuardSettings,
+    /// How often the catalogue is checked while the stream runs.
+    pub recheck: Duration,
 }
 
 /// How tables are read: at first, after a gap, on demand.
@@ -96,6 +98,7 @@ pub(super) fn read_source(name: &str, node: &Node, mappings: &Path, problems: &m
     }
     let load = read_load(&mut fields, problems);
     let guard = read_guard(&mut fields, problems);
+    let recheck = read_time(&mut fields, "recheck", problems).unwrap_or(Duration::from_secs(60));
     fields.finish(problems);
     let mapping = mapping.and_then(|mapping| mapping::file::load(mappings, &mapping, problems));
     Some(SourceConfig {
@@ -106,6 +109,7 @@ pub(super) fn read_source(name: &str, node: &Node, mappings: &Path, problems: &m
         mapping: mapping?,
         load,
         guard,
+        recheck,
     })
 }
 
@@ -153,20 +157,12 @@ fn read_guard(fields: &mut Fields, problems: &mut Problems) -> GuardSettings {
         }
         found
     };
-    let time = |inner: &mut Fields, key, problems: &mut Problems| {
-        let node = inner.optional(key)?;
-        let found = parse_time(&node.string(problems)?);
-        if found.is_none() {
-            problems.add(&node.at, "not a time", "\"30s\", \"10min\" or \"4h\"");
-        }
-        found
-    };
     settings.warn_bytes = bytes(&mut inner, "warn_at", problems).unwrap_or(settings.warn_bytes);
     settings.alarm_bytes = bytes(&mut inner, "alarm_at", problems).unwrap_or(settings.alarm_bytes);
     settings.release_bytes = bytes(&mut inner, "release_slot_at", problems);
-    settings.warn_time = time(&mut inner, "warn_within", problems).unwrap_or(settings.warn_time);
-    settings.alarm_time = time(&mut inner, "alarm_within", problems).unwrap_or(settings.alarm_time);
-    settings.heartbeat = time(&mut inner, "heartbeat", problems);
+    settings.warn_time = read_time(&mut inner, "warn_within", problems).unwrap_or(settings.warn_time);
+    settings.alarm_time = read_time(&mut inner, "alarm_within", problems).unwrap_or(settings.alarm_time);
+    settings.heartbeat = read_time(&mut inner, "heartbeat", problems);
     if let Some(node) = inner.optional("when_lost") {
         match node.string(problems).as_deref() {
             Some("recover") => settings.recover = true,
@@ -180,6 +176,15 @@ fn read_guard(fields: &mut Fields, problems: &mut Problems) -> GuardSettings {
         problems.add(&at, "the sizes are not in order", "warn_at <= alarm_at <= release_slot_at");
     }
     settings
+}
+
+fn read_time(fields: &mut Fields, key: &'static str, problems: &mut Problems) -> Option<Duration> {
+    let node = fields.optional(key)?;
+    let found = parse_time(&node.string(problems)?).filter(|time| !time.is_zero());
+    if found.is_none() {
+        problems.add(&node.at, "not a time", "\"30s\", \"10min\" or \"4h\"");
+    }
+    found
 }
 
 /// `20GB`, as PostgreSQL writes sizes: powers of 1024.

@@ -96,6 +96,13 @@ pub enum LoadWrite {
         /// Nothing was read, because it makes no sense.
         refused: bool,
     },
+    /// Changes of a table may have been missed: it is to be read again.
+    Forget {
+        /// Source name.
+        source: String,
+        /// Table.
+        relation: String,
+    },
     /// What of a table is in the images.
     Relation {
         /// Source name.
@@ -104,6 +111,8 @@ pub enum LoadWrite {
         relation: String,
         /// OID of the table.
         oid: u32,
+        /// OID of its membership in the publication.
+        member: u32,
         /// Columns.
         columns: Vec<String>,
     },

@@ -102,10 +102,15 @@ pub fn load(write: LoadWrite, out: &mut Vec<Prepared>) {
             "update load set state = $2, finished_at = now() where id = $1",
             parameters![load, if refused { "refused" } else { "done" }],
         )),
-        LoadWrite::Relation { source, relation, oid, columns } => out.push((
-            "insert into relation (source, relation, oid, columns) values ($1, $2, $3, $4)
-             on conflict (source, relation) do update set oid = excluded.oid, columns = excluded.columns",
-            parameters![source, relation, i64::from(oid), columns],
+        LoadWrite::Forget { source, relation } => out.push((
+            "delete from relation where source = $1 and relation = $2",
+            parameters![source, relation],
+        )),
+        LoadWrite::Relation { source, relation, oid, member, columns } => out.push((
+            "insert into relation (source, relation, oid, member, columns) values ($1, $2, $3, $4, $5)
+             on conflict (source, relation) do update
+               set oid = excluded.oid, member = excluded.member, columns = excluded.columns",
+            parameters![source, relation, i64::from(oid), i64::from(member), columns],
         )),
     }
 }

@@ -173,12 +173,25 @@ pub async fn unseen(
     rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
 
-/// OID and columns of each table as they were loaded.
-pub async fn relations(
-    client: &Client,
-    source: &str,
-) -> Result<HashMap<String, (i64, Vec<String>)>, LedgerError> {
-    let sql = "select relation, oid, columns from relation where source = $1";
+/// A table as it was when it was loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoadedRelation {
+    /// OID of the table.
+    pub oid: i64,
+    /// OID of its membership in the publication.
+    pub member: i64,
+    /// Columns in the images.
+    pub columns: Vec<String>,
+}
+
+/// The tables of a source as they were loaded.
+pub async fn relations(client: &Client, source: &str) -> Result<HashMap<String, LoadedRelation>, LedgerError> {
+    let sql = "select relation, oid, member, columns from relation where source = $1";
     let rows = client.query(sql, &[&source]).await?;
-    rows.iter().map(|row| Ok((row.try_get(0)?, (row.try_get(1)?, row.try_get(2)?)))).collect()
+    let read = |row: &Row| -> Result<(String, LoadedRelation), LedgerError> {
+        let loaded =
+            LoadedRelation { oid: row.try_get(1)?, member: row.try_get(2)?, columns: row.try_get(3)? };
+        Ok((row.try_get(0)?, loaded))
+    };
+    rows.iter().map(read).collect()
 }

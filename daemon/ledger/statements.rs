@@ -1,6 +1,6 @@
 //! The SQL of a batch. Rows go in as arrays (`unnest`): one statement for any number of rows, as fast as COPY.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -77,7 +77,7 @@ pub fn source_statements(batch: &mut Batch, seq_of: &dyn Fn(EntryIndex) -> i64, 
 
 fn images(batch: &mut Batch, out: &mut Vec<Prepared>) {
     let mut tables: BTreeMap<(Arc<str>, Arc<str>), TableWrites> = BTreeMap::new();
-    for write in batch.images.drain(..) {
+    for write in last_of_each_row(batch.images.drain(..)) {
         let table = tables.entry((write.source.clone(), write.relation.clone())).or_default();
         match (write.image.is_nothing(), write.row_changed) {
             (true, _) => table.gone.push(write.key),
@@ -109,6 +109,24 @@ fn images(batch: &mut Batch, out: &mut Vec<Prepared>) {
             ));
         }
     }
+}
+
+/// Several slices may have been gathered into the batch: of each row the last one counts.
+fn last_of_each_row(writes: impl Iterator<Item = ImageWrite>) -> Vec<ImageWrite> {
+    let mut places: HashMap<(Arc<str>, Arc<str>, String), usize> = HashMap::new();
+    let mut last: Vec<ImageWrite> = Vec::new();
+    for mut write in writes {
+        let place = places.entry((write.source.clone(), write.relation.clone(), write.key.clone()));
+        let index = *place.or_insert(last.len());
+        match last.get_mut(index) {
+            Some(earlier) => {
+                write.row_changed |= earlier.row_changed;
+                *earlier = write;
+            }
+            None => last.push(write),
+        }
+    }
+    last
 }
 
 /// What is written of one table's images.

@@ -1,6 +1,7 @@
 //! Operating the daemon: logs, signs of life, systemd, status.
 
 pub mod log;
+pub mod progress;
 pub mod pulse;
 pub mod status;
 pub mod systemd;

@@ -33,12 +33,13 @@ create table load_part (
 -- The load that saw the row last; rows that a whole load did not see are gone at the source.
 alter table image add column load bigint;
 
--- What of each table is in the images. A column or a table that the mapping has new is loaded by itself; another OID means
--- that the table was dropped and made again.
+-- What of each table is in the images. A column or a table that the mapping has new is read by itself; another OID means
+-- that the table was dropped and made again, another membership that it had left the publication.
 create table relation (
   source   text not null,
   relation text not null,
-  oid      bigint not null,
+  oid      bigint not null,                      -- pg_class
+  member   bigint not null,                      -- pg_publication_rel
   columns  text[] not null,
   primary key (source, relation)
 );

@@ -6,6 +6,7 @@
 use serde::Serialize;
 use tokio_postgres::Client;
 
+use super::settings;
 use crate::mapping::{SourceMapping, TableSpec};
 
 /// How bad a finding is.
@@ -34,9 +35,16 @@ pub struct Finding {
     pub parks: bool,
 }
 
-fn finding(severity: Severity, subject: &str, what: impl Into<String>, remedy: impl Into<String>) -> Finding {
+pub(super) fn finding(severity: Severity, subject: &str, what: impl Into<String>, remedy: impl Into<String>) -> Finding {
     Finding { severity, subject: subject.to_owned(), what: what.into(), remedy: remedy.into(), parks: false }
 }
+
+const PUBLICATION: &str = "select puballtables, pubinsert and pubupdate and pubdelete and pubtruncate, pubviaroot,
+  to_regclass('pg_catalog.pg_publication_namespace') is not null from pg_publication p where pubname = $1";
+
+/// From PostgreSQL 15 on.
+const SCHEMAS: &str = "select exists (select from pg_publication_namespace n join pg_publication p on p.oid = n.pnpubid
+  where p.pubname = $1)";
 
 /// Checks settings, publication and tables.
 pub async fn check(
@@ -45,9 +53,9 @@ pub async fn check(
     publication: &str,
     slot: &str,
 ) -> Result<Vec<Finding>, tokio_postgres::Error> {
-    let mut findings = settings(client, slot).await?;
+    let mut findings = settings::check(client, slot).await?;
     let known = client
-        .query_opt("select puballtables, pubviaroot from pg_publication where pubname = $1", &[&publication])
+        .query_opt(PUBLICATION, &[&publication])
         .await?;
     let Some(row) = known else {
         findings.push(finding(
@@ -70,62 +78,33 @@ pub async fn check(
                 create_publication(mapping, publication)
             ),
         ));
+    } else if row.try_get(3)? && client.query_one(SCHEMAS, &[&publication]).await?.try_get(0)? {
+        findings.push(finding(
+            Severity::Error,
+            &format!("publication \"{publication}\""),
+            "takes in whole schemas: the first table without a key would make the ERP's own UPDATEs on it fail",
+            format!(
+                "drop publication {0}; {1}",
+                quote(publication),
+                create_publication(mapping, publication)
+            ),
+        ));
     }
+    if !row.try_get::<_, bool>(1)? {
+        findings.push(finding(
+            Severity::Error,
+            &format!("publication \"{publication}\""),
+            "does not publish inserts, updates, deletes and truncates alike: changes would be missing",
+            format!(
+                "alter publication {} set (publish = 'insert, update, delete, truncate')",
+                quote(publication)
+            ),
+        ));
+    }
+    findings.extend(partitions(client, mapping, publication, row.try_get(2)?).await?);
     findings.extend(published(client, mapping, publication).await?);
     findings.extend(identities(client, publication).await?);
     findings.extend(columns(client, mapping).await?);
-    Ok(findings)
-}
-
-async fn settings(client: &Client, slot: &str) -> Result<Vec<Finding>, tokio_postgres::Error> {
-    let mut findings = Vec::new();
-    let sql = "select current_setting('wal_level'), current_setting('server_version_num')::int,
-                      current_setting('max_slot_wal_keep_size'),
-                      current_setting('max_replication_slots')::int - (select count(*)::int from pg_replication_slots),
-                      exists (select from pg_replication_slots where slot_name = $1),
-                      (select rolreplication or rolsuper from pg_roles where rolname = current_user)";
-    let row = client.query_one(sql, &[&slot]).await?;
-    let wal_level: String = row.try_get(0)?;
-    if wal_level != "logical" {
-        findings.push(finding(
-            Severity::Error,
-            "wal_level",
-            format!("is `{wal_level}`: nothing can be decoded"),
-            "alter system set wal_level = 'logical'; then restart PostgreSQL",
-        ));
-    }
-    if row.try_get::<_, i32>(1)? < 140_000 {
-        findings.push(finding(
-            Severity::Error,
-            "server version",
-            "is older than PostgreSQL 14",
-            "upgrade PostgreSQL",
-        ));
-    }
-    if row.try_get::<_, String>(2)? == "-1" {
-        findings.push(finding(
-            Severity::Warning,
-            "max_slot_wal_keep_size",
-            "is unlimited: if tailwater stays stopped, its slot can fill the disk",
-            "alter system set max_slot_wal_keep_size = '50GB'; select pg_reload_conf()  -- a share of the disk",
-        ));
-    }
-    if row.try_get::<_, i32>(3)? < 1 && !row.try_get::<_, bool>(4)? {
-        findings.push(finding(
-            Severity::Error,
-            "max_replication_slots",
-            "no slot is left",
-            "alter system set max_replication_slots = 10; then restart PostgreSQL",
-        ));
-    }
-    if row.try_get::<_, Option<bool>>(5)? != Some(true) {
-        findings.push(finding(
-            Severity::Error,
-            "role",
-            "may not replicate",
-            "alter role tailwater_src replication  -- with the name of the role in use",
-        ));
-    }
     Ok(findings)
 }
 
@@ -182,7 +161,30 @@ async fn published(
     Ok(findings)
 }
 
-/// Published tables whose UPDATE and DELETE would fail.
+/// Partitioned tables have to come under their own name.
+async fn partitions(
+    client: &Client,
+    mapping: &SourceMapping,
+    publication: &str,
+    via_root: bool,
+) -> Result<Vec<Finding>, tokio_postgres::Error> {
+    let mut findings = Vec::new();
+    for table in mapping.tables.iter().filter(|_| !via_root) {
+        let sql = "select relkind = 'p' from pg_class where oid = to_regclass($1)";
+        let partitioned = client.query_opt(sql, &[&qualified(table)]).await?;
+        if partitioned.is_some_and(|row| row.try_get(0).unwrap_or(false)) {
+            findings.push(finding(
+                Severity::Error,
+                &qualified(table),
+                "is partitioned, and its rows are published under the names of the partitions",
+                format!("alter publication {} set (publish_via_partition_root = true)", quote(publication)),
+            ));
+        }
+    }
+    Ok(findings)
+}
+
+/// Published tables, and their partitions, whose UPDATE and DELETE would fail.
 async fn identities(client: &Client, publication: &str) -> Result<Vec<Finding>, tokio_postgres::Error> {
     let sql = "select format('%I.%I', p.schemaname, p.tablename), c.relreplident::text,
                  exists (select from pg_index i where i.indrelid = c.oid and i.indisprimary and i.indisvalid),
@@ -192,9 +194,12 @@ async fn identities(client: &Client, publication: &str) -> Result<Vec<Finding>, 
                    and i.indexprs is null
                    and not exists (select from pg_attribute a where a.attrelid = c.oid and a.attnum = any (i.indkey)
                                    and not a.attnotnull) limit 1)
-               from pg_publication_tables p
-               join pg_class c on c.oid = format('%I.%I', p.schemaname, p.tablename)::regclass
-               where p.pubname = $1";
+               from (select distinct n.nspname as schemaname, c.relname as tablename, c.oid
+                     from (select g.relid from pg_get_publication_tables($1) g
+                           union select t.relid from pg_get_publication_tables($1) g, pg_partition_tree(g.relid) t) r
+                     join pg_class c on c.oid = r.relid join pg_namespace n on n.oid = c.relnamespace) p
+               join pg_class c on c.oid = p.oid
+               where c.relkind = 'r'";
     let mut findings = Vec::new();
     for row in client.query(sql, &[&publication]).await? {
         let (name, identity): (String, String) = (row.try_get(0)?, row.try_get(1)?);
@@ -301,7 +306,11 @@ fn table_findings(table: &TableSpec, existing: &[(String, bool, bool)]) -> Vec<F
 #[must_use]
 pub fn create_publication(mapping: &SourceMapping, publication: &str) -> String {
     let tables: Vec<String> = mapping.tables.iter().map(qualified).collect();
-    format!("create publication {} for table {}", quote(publication), tables.join(", "))
+    format!(
+        "create publication {} for table {} with (publish_via_partition_root = true)",
+        quote(publication),
+        tables.join(", ")
+    )
 }
 
 /// Schema and table, quoted.

@@ -197,16 +197,29 @@ pub async fn divide(
     Ok(division)
 }
 
-/// OIDs of the mapped tables that exist, by name in the mapping.
-pub async fn oids(
+/// What a table is at the source, beyond its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Name in the mapping.
+    pub table: Arc<str>,
+    /// OID of the table: another one means that it was dropped and made again.
+    pub oid: u32,
+    /// OID of its membership in the publication: another one means that it had left it.
+    pub member: u32,
+}
+
+/// What the mapped tables are that exist and are published.
+pub async fn identities(
     client: &Client,
     tables: &[TableSpec],
-) -> Result<Vec<(Arc<str>, u32)>, tokio_postgres::Error> {
+    publication: &str,
+) -> Result<Vec<Identity>, tokio_postgres::Error> {
+    let sql = "select r.prrelid, r.oid from pg_publication_rel r join pg_publication p on p.oid = r.prpubid
+               where p.pubname = $1 and r.prrelid = to_regclass($2)";
     let mut found = Vec::new();
     for table in tables {
-        let row = client.query_one("select to_regclass($1)::oid", &[&qualified(table)]).await?;
-        if let Some(oid) = row.try_get::<_, Option<u32>>(0)? {
-            found.push((table.name.clone(), oid));
+        if let Some(row) = client.query_opt(sql, &[&publication, &qualified(table)]).await? {
+            found.push(Identity { table: table.name.clone(), oid: row.try_get(0)?, member: row.try_get(1)? });
         }
     }
     Ok(found)

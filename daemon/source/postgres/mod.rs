@@ -11,6 +11,7 @@ pub mod copy;
 pub mod drain;
 pub mod relation;
 pub mod script;
+pub mod settings;
 pub mod slot;
 pub mod stream;
 mod thread;

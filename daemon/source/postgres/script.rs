@@ -1,58 +1,60 @@
-//! The SQL that a DBA runs on the ERP, for this mapping and these names.
+//! The SQL that a DBA runs on the ERP, for this mapping and these names. The texts stand, explained, in `sql/source/`.
 
-use super::catalog::{create_publication, qualified, quote};
+use super::catalog::{qualified, quote};
 use crate::mapping::SourceMapping;
 
-/// See the module's text.
-#[must_use]
-pub fn source_sql(mapping: &SourceMapping, role: &str, database: &str, publication: &str) -> String {
-    let role = quote(role);
-    let mut sql = format!(
-        "-- What tailwater needs on the ERP's PostgreSQL: one role, one publication. The slot it makes itself.
--- Run the first part as a superuser, once.
+/// Names in the settings.
+#[derive(Debug, Clone, Copy)]
+pub struct Names<'a> {
+    /// Role that tailwater connects as.
+    pub role: &'a str,
+    /// The ERP's database.
+    pub database: &'a str,
+    /// Publication.
+    pub publication: &'a str,
+    /// Slot.
+    pub slot: &'a str,
+}
 
--- 1. A role that may replicate and read the mapped columns, nothing else.
-create role {role} login replication connection limit 4;
--- Give it a password (\\password in psql keeps it out of the logs):
---   \\password {role}
-grant connect on database {database} to {role};
-",
-        database = quote(database)
-    );
+/// What is to be run: SQL, with the settings files as comments.
+#[must_use]
+pub fn source_sql(mapping: &SourceMapping, names: &Names<'_>) -> String {
+    let role = quote(names.role);
     let mut schemas: Vec<&str> = mapping.tables.iter().map(|table| &*table.schema).collect();
     schemas.sort_unstable();
     schemas.dedup();
-    for schema in schemas {
-        sql.push_str(&format!("grant usage on schema {} to {role};\n", quote(schema)));
-    }
-    sql.push_str("-- Read access is used for the first load only.\n");
-    for table in &mapping.tables {
+    let schema_grants = schemas.iter().map(|schema| format!("grant usage on schema {} to {role};", quote(schema)));
+    let column_grants = mapping.tables.iter().map(|table| {
         let columns: Vec<String> = table.columns.iter().map(|column| quote(column)).collect();
-        sql.push_str(&format!("grant select ({}) on {} to {role};\n", columns.join(", "), qualified(table)));
-    }
-    sql.push_str(&format!(
-        "
--- 2. The publication, as the owner of the tables. Whole tables by name: a column list or a row filter can make the
---    ERP's own UPDATEs fail, and FOR ALL TABLES would take in the first table without a key.
-{};
+        format!("grant select ({}) on {} to {role};", columns.join(", "), qualified(table))
+    });
+    let tables: Vec<String> = mapping.tables.iter().map(qualified).collect();
+    let parts = [
+        include_str!("../../../sql/source/1_role.sql").to_owned(),
+        include_str!("../../../sql/source/2_publication.sql").to_owned(),
+        commented(include_str!("../../../sql/source/3_settings.conf")),
+        commented(include_str!("../../../sql/source/4_pg_hba.conf")),
+    ];
+    filled(&parts.join("\n"), names)
+        .replace("{schema_grants}", &schema_grants.collect::<Vec<_>>().join("\n"))
+        .replace("{column_grants}", &column_grants.collect::<Vec<_>>().join("\n"))
+        .replace("{tables}", &tables.join(", "))
+}
 
--- 3. Settings (postgresql.conf).
---    wal_level = logical                      -- needs a restart
---    max_slot_wal_keep_size = '50GB'          -- a share of the disk: what a stopped tailwater may hold back
---    output_plugin_libraries = 'pgoutput'     -- where the server knows it: closes test_decoding to this role
+/// What removes everything again.
+#[must_use]
+pub fn uninstall_sql(names: &Names<'_>) -> String {
+    filled(include_str!("../../../sql/source/9_uninstall.sql"), names)
+}
 
--- 4. pg_hba.conf: logical replication matches the database's name, physical the word `replication`.
---    hostssl {database}    {role}  <address of tailwater>/32  scram-sha-256
---    host    replication   {role}  all                        reject
---    host    all           {role}  all                        reject
+fn filled(text: &str, names: &Names<'_>) -> String {
+    text.replace("{role}", &quote(names.role))
+        .replace("{database}", &quote(names.database))
+        .replace("{publication}", &quote(names.publication))
+        .replace("{slot_literal}", &postgres_protocol::escape::escape_literal(names.slot))
+}
 
--- The way out, after tailwater has been stopped:
---    select pg_drop_replication_slot('tailwater');
---    drop publication {};
---    drop owned by {role}; drop role {role};
-",
-        create_publication(mapping, publication),
-        quote(publication)
-    ));
-    sql
+/// Lines of another file, so that the whole can be run as SQL.
+fn commented(text: &str) -> String {
+    text.lines().map(|line| format!("-- {}\n", line.trim_start_matches("# "))).collect()
 }

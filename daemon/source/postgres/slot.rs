@@ -18,7 +18,8 @@ pub enum Discontinuity {
     /// Another cluster.
     #[error(
         "source \"{source_name}\" is another database cluster than the ledger was filled from (system identifier {found}, expected {expected})
-next: point `url` at the right server, or give the new cluster a source name of its own"
+next: point `url` at the right server; if this is the ERP now, restored from a dump: \
+`tailwater recover --source {source_name} --accept-new-cluster`"
     )]
     OtherCluster {
         /// Source.
@@ -32,7 +33,7 @@ next: point `url` at the right server, or give the new cluster a source name of 
     #[error(
         "source \"{source_name}\" is on timeline {found}, the ledger was filled from timeline {expected}
 detail: after a failover or a point-in-time recovery the slot may have lost or repeat changes.
-next: compare the ERP with the targets; then load anew with a new slot and an empty ledger"
+next: run `tailwater recover --source {source_name}`; it records the gap in the ledger and reads the tables again"
     )]
     OtherTimeline {
         /// Source.
@@ -46,9 +47,12 @@ next: compare the ERP with the targets; then load anew with a new slot and an em
     #[error(
         "replication slot \"{slot}\" does not exist any more
 detail: the ledger stands at {end_lsn}; changes after it may be lost.
-next: find out who dropped it; then load anew with a new slot and an empty ledger"
+next: find out who dropped it; then run `tailwater recover --source {source_name}`, which records the gap in the ledger \
+and reads the tables again"
     )]
     SlotMissing {
+        /// Source.
+        source_name: String,
         /// Slot.
         slot: String,
         /// Where the ledger stands.
@@ -56,11 +60,15 @@ next: find out who dropped it; then load anew with a new slot and an empty ledge
     },
     /// The slot was invalidated.
     #[error(
-        "replication slot \"{slot}\" is lost: the server removed WAL it needed (max_slot_wal_keep_size)
+        "replication slot \"{slot}\" is lost: {cause}
 detail: the ledger stands at {end_lsn}; changes after it are missing.
-next: drop the slot; then load anew with a new slot and an empty ledger"
+next: run `tailwater recover --source {source_name}`; it records the gap in the ledger and reads the tables again"
     )]
     SlotLost {
+        /// Source.
+        source_name: String,
+        /// Why the server invalidated it.
+        cause: String,
         /// Slot.
         slot: String,
         /// Where the ledger stands.
@@ -70,9 +78,12 @@ next: drop the slot; then load anew with a new slot and an empty ledger"
     #[error(
         "replication slot \"{slot}\" stands at {confirmed}, ahead of the ledger at {end_lsn}
 detail: somebody advanced the slot, or the ledger was restored from a backup; changes between are missing.
-next: restore the newer ledger; or load anew with a new slot and an empty ledger"
+next: put the newer ledger back if there is one; else run `tailwater recover --source {source_name}`, which records the \
+gap in the ledger and reads the tables again"
     )]
     SlotAhead {
+        /// Source.
+        source_name: String,
         /// Slot.
         slot: String,
         /// Where the slot stands.
@@ -84,7 +95,8 @@ next: restore the newer ledger; or load anew with a new slot and an empty ledger
     #[error(
         "source \"{source_name}\" was read through slot \"{expected}\", and the settings name \"{found}\"
 detail: another slot stands elsewhere, and the old one would go on holding back WAL.
-next: put the old name back; or load anew with an empty ledger after dropping slot \"{expected}\""
+next: put the old name back; or run `tailwater recover --source {source_name}`, which drops slot \"{expected}\" and reads \
+the tables again through a new one"
     )]
     OtherSlot {
         /// Source.
@@ -181,17 +193,60 @@ pub async fn check_continuity(
             expected: position.cluster.timeline,
         }));
     }
-    let (slot, end_lsn) = (position.slot.clone(), position.end_lsn);
-    let sql = "select wal_status, confirmed_flush_lsn from pg_replication_slots where slot_name = $1";
+    let (slot, end_lsn, source_name) = (position.slot.clone(), position.end_lsn, position.source.clone());
+    // PostgreSQL 17 says why a slot was invalidated; before, there is one reason only.
+    let sql = "select wal_status, confirmed_flush_lsn, to_jsonb(s) ->> 'invalidation_reason'
+               from pg_replication_slots s where slot_name = $1";
     let Some(row) = client.query_opt(sql, &[&slot]).await? else {
-        return Ok(Some(Discontinuity::SlotMissing { slot, end_lsn }));
+        return Ok(Some(Discontinuity::SlotMissing { source_name, slot, end_lsn }));
     };
     if row.try_get::<_, Option<String>>(0)?.as_deref() == Some("lost") {
-        return Ok(Some(Discontinuity::SlotLost { slot, end_lsn }));
+        let cause = match row.try_get::<_, Option<String>>(2)?.as_deref() {
+            None | Some("wal_removed") => "the server removed WAL it needed (max_slot_wal_keep_size)".to_owned(),
+            Some("rows_removed") => "rows it needed were removed".to_owned(),
+            Some("wal_level_insufficient") => "wal_level was lowered".to_owned(),
+            Some("idle_timeout") => "nobody had read it for idle_replication_slot_timeout".to_owned(),
+            Some(other) => other.to_owned(),
+        };
+        return Ok(Some(Discontinuity::SlotLost { source_name, cause, slot, end_lsn }));
     }
     let confirmed: Option<postgres_types::PgLsn> = row.try_get(1)?;
     let confirmed = confirmed.map(Lsn::from).unwrap_or_default();
-    Ok((confirmed > end_lsn).then_some(Discontinuity::SlotAhead { slot, confirmed, end_lsn }))
+    Ok((confirmed > end_lsn).then_some(Discontinuity::SlotAhead { source_name, slot, confirmed, end_lsn }))
+}
+
+impl Discontinuity {
+    /// The slot is gone or useless, and the source is the one it was.
+    #[must_use]
+    pub fn is_slot_lost(&self) -> bool {
+        matches!(self, Self::SlotMissing { .. } | Self::SlotLost { .. })
+    }
+}
+
+/// True when the server was promoted to another timeline, and everything that the ledger holds was written before: then
+/// nothing of it was undone, and the slot, if it was synchronized, goes on where it stood.
+pub async fn follows(
+    connection: &mut ReplicationConnection,
+    cluster: &Cluster,
+    position: &Position,
+) -> Result<bool, ConnectionError> {
+    let known = &position.cluster;
+    if cluster.system_identifier != known.system_identifier || cluster.timeline <= known.timeline {
+        return Ok(false);
+    }
+    let rows = connection.query(&format!("TIMELINE_HISTORY {}", cluster.timeline)).await?;
+    let content = rows.first().and_then(|row| row.get(1)).and_then(Clone::clone).unwrap_or_default();
+    Ok(switched_at(&content, known.timeline).is_some_and(|switched_at| position.end_lsn <= switched_at))
+}
+
+/// Where `timeline` ended, by a timeline history file: lines of timeline, LSN, reason.
+#[must_use]
+pub fn switched_at(history: &str, timeline: u32) -> Option<Lsn> {
+    history.lines().find_map(|line| {
+        let mut fields = line.split_whitespace();
+        let found: u32 = fields.next()?.parse().ok()?;
+        if found == timeline { fields.next()?.parse().ok() } else { None }
+    })
 }
 
 /// `START_REPLICATION` of this slot and publication from `from`.

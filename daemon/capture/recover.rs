@@ -1,0 +1,81 @@
+//! After changes were lost: the gap is written down, and the source is read again through a new slot. What it has no more
+//! is found by what the ledger still has.
+
+use serde_json::json;
+use tokio_postgres::Client;
+
+use super::Source;
+use super::error::CaptureError;
+use crate::event::{Cluster, Lsn};
+use crate::ledger::Ledger;
+use crate::ledger::batch::{Batch, LoadWrite};
+use crate::ledger::entry::{EntryKind, NewEntry};
+use crate::ledger::loads::{LoadKind, Request, current, request};
+use crate::ledger::position::{Phase, Position};
+use crate::source::postgres::slot;
+
+/// Why and on whose behalf.
+pub struct Recovery<'a> {
+    /// The source.
+    pub source: &'a Source,
+    /// The ledger.
+    pub ledger: &'a Ledger,
+    /// Who asked.
+    pub requested_by: &'a str,
+    /// What was found.
+    pub reason: &'a str,
+}
+
+impl Recovery<'_> {
+    /// Drops what is left of the slot and writes the gap down. The follower then makes a new slot and reads every table;
+    /// a crash at any point leaves that to the next start.
+    pub async fn begin(
+        &self,
+        client: &Client,
+        cluster: Cluster,
+        position: Position,
+    ) -> Result<Position, CaptureError> {
+        let (source, ledger) = (self.source, self.ledger);
+        let tables: Vec<String> = source.mapping.tables.iter().map(|table| table.name.to_string()).collect();
+        let mut batch = Batch::default();
+        let fields = json!({
+            "source": source.name, "relations": tables, "reason": self.reason, "requested_by": self.requested_by,
+            "from": position.end_lsn.to_string(), "system_identifier": cluster.system_identifier,
+            "timeline": cluster.timeline,
+        });
+        batch.entry(NewEntry::new(EntryKind::Gap, None, fields));
+        let asked = Request {
+            source: &source.name,
+            kind: LoadKind::Recover,
+            relations: tables,
+            lower: None,
+            upper: None,
+            reason: self.reason.to_owned(),
+            requested_by: self.requested_by.to_owned(),
+        };
+        if let Some((open, _)) = current(ledger.reader(), &source.name).await? {
+            batch.loads.push(LoadWrite::End { load: open.id, refused: true });
+        }
+        let old_slot = position.slot.clone();
+        let position = Position {
+            cluster,
+            slot: source.slot.clone(),
+            phase: Phase::Creating,
+            commit_lsn: Lsn::default(),
+            ordinal: None,
+            end_lsn: Lsn::default(),
+            mapped: None,
+            ..position
+        };
+        batch.positions.push(position.clone());
+        // From here on the slot is known to be ours to make anew, whatever happens.
+        ledger.writer().write(batch).await?;
+        request(ledger.reader(), &asked).await?;
+        for slot in [&old_slot, &source.slot] {
+            if slot::exists(client, slot).await? {
+                slot::drop(client, slot).await?;
+            }
+        }
+        Ok(position)
+    }
+}
