@@ -49,6 +49,8 @@ pub struct Intake {
     ledger: Ledger,
     images: Images,
     rounds: usize,
+    /// Objects that are new to the ledger may be known to the targets.
+    look_first: bool,
 }
 
 impl Intake {
@@ -58,7 +60,12 @@ impl Intake {
         let images = Images::new(&source.mapping.lookup_columns());
         let mapping_sha256 = source.mapping.sha256.clone();
         let origin = Arc::new(Origin { source: source.name.clone(), cluster, mapping_sha256 });
-        Self { name: source.name.as_str().into(), source, origin, ledger, images, rounds: 0 }
+        Self { name: source.name.as_str().into(), source, origin, ledger, images, rounds: 0, look_first: false }
+    }
+
+    /// After changes were lost, perhaps in the ledger itself: what is new to it is looked up before it is created.
+    pub fn look_first(&mut self) {
+        self.look_first = true;
     }
 
     /// Works out streamed transactions. `settled`: everything written so far is in the ledger.
@@ -179,6 +186,7 @@ impl Intake {
                     fact: self.source.kind_of(&event.event_type) == EventKind::Fact,
                     requires,
                     parked,
+                    look_first: self.look_first && event.operation == Operation::Create,
                 });
             }
             batch.entry(NewEntry::event(EventRecord { event, origin: self.origin.clone() }));

@@ -132,6 +132,31 @@ impl PrivatePostgres {
         Ok(server)
     }
 
+    /// A standby that follows this server.
+    pub async fn standby(&self, parent: &Path, name: &str) -> Result<Self, PrivateError> {
+        let directory = parent.join(name);
+        std::fs::create_dir(&directory)?;
+        if let Some((uid, gid)) = self.user {
+            chown(&directory, Some(uid), Some(gid))?;
+        }
+        let binaries = self.binaries.clone();
+        let mut server = Self { directory, binaries, user: self.user, port: free_port()?, running: false };
+        let data = server.data();
+        let primary = self.url("postgres", "postgres");
+        server.run("pg_basebackup", &["-D", &data, "-d", &primary, "-R", "-X", "stream", "-c", "fast", "--no-sync"])?;
+        let file = Path::new(&data).join("conf.d-tailwater.conf");
+        let text = std::fs::read_to_string(&file)?.replace(&format!("port = {}", self.port), &format!("port = {}", server.port));
+        std::fs::write(&file, text)?;
+        server.resume().await?;
+        Ok(server)
+    }
+
+    /// Makes a standby the primary.
+    pub fn promote(&mut self) -> Result<(), PrivateError> {
+        let data = self.data();
+        self.run("pg_ctl", &["-D", &data, "-w", "-t", "60", "promote"])
+    }
+
     /// Starts a stopped server again.
     pub async fn resume(&mut self) -> Result<(), PrivateError> {
         let (data, log) = (self.data(), self.directory.join("log").display().to_string());

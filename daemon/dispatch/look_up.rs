@@ -39,9 +39,17 @@ impl Delivery {
                 outcome.reason = "found by our id: it was carried out".into();
                 let index =
                     batch.entry(self.outcome_entry(Class::Applied, attempt_seq, &outcome, id.as_deref()));
-                let created = self.due.request.as_ref().and_then(Request::from_json).unwrap_or(request);
-                batch.closed.push(ClosedWrite { id: self.due.id, state: "applied", reason: None });
-                batch.applied.push(self.applied(&created, id, index));
+                match self.due.request.as_ref().and_then(Request::from_json) {
+                    Some(created) => {
+                        batch.closed.push(ClosedWrite { id: self.due.id, state: "applied", reason: None });
+                        batch.applied.push(self.applied(&created, id, index));
+                    }
+                    // The target had it, with whatever content: now that it is known there, it is updated.
+                    None => {
+                        batch.applied.push(self.applied(&request, id, index));
+                        batch.retries.push(self.retry(Duration::ZERO, &outcome, false, true));
+                    }
+                }
             }
             Some((fresh_after, Value::Array(ids))) if ids.is_empty() => {
                 let age = self.due.last_attempt_at.map(|at| Timestamp::now().duration_since(at));

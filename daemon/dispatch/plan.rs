@@ -75,7 +75,7 @@ pub fn plan(
     holder: &dyn Fn(&str) -> Option<Lane>,
 ) -> Result<Plan, Obstacle> {
     let object = object_of(connector, due)?;
-    if due.uncertain {
+    if due.uncertain && (due.request.is_some() || looks_up(object)) {
         return in_doubt(connector, object, due, now);
     }
     let inputs = Inputs::new(connector, due);
@@ -137,14 +137,20 @@ fn in_doubt(
     due: &Due,
     now: jiff::Timestamp,
 ) -> Result<Plan, Obstacle> {
-    let Some(request_sent) = due.request.as_ref().and_then(Request::from_json) else {
-        return Ok(Plan::Park("the request in doubt is not recorded".into()));
-    };
-    let age = due.attempted_at.map(|at| now.duration_since(at));
     let find = match &object.strategy {
         Strategy::CreateOrUpdate { find, .. } => find.as_deref(),
         Strategy::Upsert(_) => None,
     };
+    let Some(request_sent) = due.request.as_ref().and_then(Request::from_json) else {
+        // Nothing was sent that the ledger knows of; the target is asked.
+        return match find {
+            Some(find) if due.request.is_none() => {
+                Ok(Plan::Find(Request::bare("find", &find.line, &Inputs::new(connector, due).scope())?))
+            }
+            _ => Ok(Plan::Park("the request in doubt is not recorded".into())),
+        };
+    };
+    let age = due.attempted_at.map(|at| now.duration_since(at));
     let doubt = Doubt {
         repeatable: request_sent.step != "create",
         key_window: connector.idempotency.as_ref().map(|idempotency| idempotency.window),
@@ -162,6 +168,11 @@ fn in_doubt(
             Ok(Plan::Park("it is not known whether the request was carried out".into()))
         }
     }
+}
+
+/// An object that is not known here can be looked up at the target; an upsert needs no look-up.
+fn looks_up(object: &ObjectSpec) -> bool {
+    matches!(&object.strategy, Strategy::CreateOrUpdate { find: Some(_), .. })
 }
 
 fn object_of<'a>(connector: &'a Connector, due: &Due) -> Result<&'a ObjectSpec, Obstacle> {

@@ -144,6 +144,8 @@ pub struct DeliveryWrite {
     pub requires: Vec<String>,
     /// Why it is parked from the start, when it is.
     pub parked: Option<String>,
+    /// The target may have the object although the ledger does not know it: it is looked up before it is created.
+    pub look_first: bool,
 }
 
 /// A delivery about to be requested (INV-3).

@@ -122,6 +122,13 @@ pub async fn current(client: &Client, source: &str) -> Result<Option<(Load, bool
     }
 }
 
+/// What the last load that was read to its end was for.
+pub async fn last_kind(client: &Client, source: &str) -> Result<Option<LoadKind>, LedgerError> {
+    let sql = "select kind from load where source = $1 and state = 'done' order by id desc limit 1";
+    let row = client.query_opt(sql, &[&source]).await?;
+    Ok(row.and_then(|row| row.try_get::<_, String>(0).ok()).and_then(|kind| LoadKind::parse(&kind)))
+}
+
 /// Key ranges of a load.
 pub async fn parts(client: &Client, load: i64) -> Result<Vec<Part>, LedgerError> {
     let sql = "select load, relation, part, lower, upper, cursor, rows, estimated, done from load_part

@@ -161,8 +161,8 @@ fn emitted_text(image: &Image) -> Option<String> {
 
 fn deliveries(writes: Vec<DeliveryWrite>, seq_of: &dyn Fn(EntryIndex) -> i64, out: &mut Vec<Prepared>) {
     let (mut seqs, mut targets, mut objects, mut ids) = (vec![], vec![], vec![], vec![]);
-    let (mut operations, mut facts, mut requires, mut states, mut reasons) =
-        (vec![], vec![], vec![], vec![], vec![]);
+    let (mut operations, mut facts, mut requires, mut states, mut reasons, mut looks) =
+        (vec![], vec![], vec![], vec![], vec![], vec![]);
     for write in writes {
         seqs.push(seq_of(write.event));
         targets.push(write.lane.target);
@@ -171,18 +171,23 @@ fn deliveries(writes: Vec<DeliveryWrite>, seq_of: &dyn Fn(EntryIndex) -> i64, ou
         operations.push(write.operation);
         facts.push(write.fact);
         requires.push(write.requires.join("\n"));
+        // In doubt since for ever: whatever was sent is older than any key.
+        looks.push(write.look_first && write.parked.is_none());
         states.push(if write.parked.is_some() { "parked" } else { "pending" });
         reasons.push(write.parked);
     }
     out.push((
-        "insert into delivery (event_seq, target, object, canonical_id, operation, fact, requires, state, reason)
+        "insert into delivery (event_seq, target, object, canonical_id, operation, fact, requires, state, reason,
+                               attempted_at, last_attempt_at)
          select event_seq, target, object, canonical_id, operation, fact,
-                case when requires = '' then '{}' else string_to_array(requires, E'\\n') end, state, reason
+                case when requires = '' then '{}' else string_to_array(requires, E'\\n') end,
+                case when look then 'sending' else state end, reason,
+                case when look then 'epoch'::timestamptz end, case when look then 'epoch'::timestamptz end
          from unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::boolean[], $7::text[],
-                     $8::text[], $9::text[])
-           with ordinality as w(event_seq, target, object, canonical_id, operation, fact, requires, state, reason, n)
+                     $8::text[], $9::text[], $10::boolean[])
+           with ordinality as w(event_seq, target, object, canonical_id, operation, fact, requires, state, reason, look, n)
          order by n",
-        parameters![seqs, targets, objects, ids, operations, facts, requires, states, reasons],
+        parameters![seqs, targets, objects, ids, operations, facts, requires, states, reasons, looks],
     ));
 }
 

@@ -1,6 +1,8 @@
 //! Private servers, the daemon as a process of its own, and what Odoo's own tables say the targets should hold.
 
 pub mod expected;
+pub mod images;
+pub mod proxy;
 pub mod workload;
 pub mod world;
 

@@ -166,7 +166,7 @@ pub struct Division {
 }
 
 /// Tables smaller than this are one range.
-const DIVIDED_ROWS: i64 = 20_000;
+const DIVIDED_ROWS: i64 = 5_000;
 
 /// Divides a table into at most `ranges` ranges, if its key is one integer.
 pub async fn divide(

@@ -24,7 +24,7 @@ const SETTINGS: &str = "select current_setting('wal_level'), current_setting('se
     or inet_server_addr() = '::1',
   (select string_agg(g.rolname, ', ') from pg_auth_members m join pg_roles g on g.oid = m.roleid
     join pg_roles r on r.oid = m.member where r.rolname = current_user),
-  pg_is_in_recovery()";
+  pg_is_in_recovery(), (select wal_status from pg_replication_slots where slot_name = $1)";
 
 /// Checks them. `slot`: ours, which needs no room if it exists.
 pub async fn check(client: &Client, slot: &str) -> Result<Vec<Finding>, tokio_postgres::Error> {
@@ -64,6 +64,12 @@ pub async fn check(client: &Client, slot: &str) -> Result<Vec<Finding>, tokio_po
         add(Severity::Error, "role", "may not replicate".into(), remedy);
     }
     rights(&row, &mut add)?;
+    if row.try_get::<_, Option<String>>(15)?.as_deref() == Some("lost") {
+        let what = "is lost: the server removed WAL that was still needed";
+        let finding = finding(Severity::Error, &format!("slot \"{slot}\""), what, "tailwater recover --source NAME");
+        // The stream is refused, or recovered, with more to say about it.
+        findings.push(Finding { parks: true, ..finding });
+    }
     Ok(findings)
 }
 
