@@ -103,7 +103,12 @@ impl Follower {
         let loading = load::begin(&self.source, &self.ledger, &client, position.phase == Phase::Copying).await?;
         let interval = status_interval(&client).await?;
         let types = Types::load(&client).await?;
-        let sql = slot::start_statement(&self.source.slot, &self.source.publication, position.end_lsn);
+        let sql = slot::start_statement(
+            &self.source.slot,
+            &self.source.publication,
+            position.end_lsn,
+            self.source.binary,
+        );
         let streaming = connection.start_streaming(&sql).await?;
         let ledgered = (position.commit_lsn, position.ordinal);
         let assembler =

@@ -42,6 +42,8 @@ pub struct Source {
     pub guard: GuardSettings,
     /// How often the catalogue is checked while the stream runs.
     pub recheck: Duration,
+    /// Values come in binary.
+    pub binary: bool,
     /// The slot is being let go of.
     pub releasing: guard::Releasing,
 }
@@ -66,6 +68,7 @@ impl Source {
             load: config.load,
             guard: config.guard,
             recheck: config.recheck,
+            binary: config.binary,
             releasing: guard::Releasing::default(),
         }
     }

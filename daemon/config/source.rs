@@ -27,6 +27,8 @@ pub struct SourceConfig {
     pub guard: GuardSettings,
     /// How often the catalogue is checked while the stream runs.
     pub recheck: Duration,
+    /// Values come in binary. Gains nothing measurable with common rows; types without a known binary form are refused.
+    pub binary: bool,
 }
 
 /// How tables are read: at first, after a gap, on demand.
@@ -98,6 +100,7 @@ pub(super) fn read_source(name: &str, node: &Node, mappings: &Path, problems: &m
     }
     let load = read_load(&mut fields, problems);
     let guard = read_guard(&mut fields, problems);
+    let binary = fields.optional("binary").and_then(|node| node.boolean(problems)).unwrap_or(false);
     let recheck = read_time(&mut fields, "recheck", problems).unwrap_or(Duration::from_secs(60));
     fields.finish(problems);
     let mapping = mapping.and_then(|mapping| mapping::file::load(mappings, &mapping, problems));
@@ -110,6 +113,7 @@ pub(super) fn read_source(name: &str, node: &Node, mappings: &Path, problems: &m
         load,
         guard,
         recheck,
+        binary,
     })
 }
 
@@ -125,7 +129,7 @@ fn read_load(fields: &mut Fields, problems: &mut Problems) -> LoadSettings {
     let Some(node) = fields.optional("load") else { return settings };
     let mut inner = node.fields(problems);
     if let Some(node) = inner.optional("parallel")
-        && let Some(count) = node.whole(2, problems)
+        && let Some(count) = node.whole(1, problems)
     {
         match usize::try_from(count) {
             Ok(count @ 1..=16) => settings.parallel = count,
@@ -133,7 +137,7 @@ fn read_load(fields: &mut Fields, problems: &mut Problems) -> LoadSettings {
         }
     }
     if let Some(node) = inner.optional("rows_per_second")
-        && let Some(count) = node.whole(5_000, problems)
+        && let Some(count) = node.whole(1, problems)
     {
         match u32::try_from(count) {
             Ok(count @ 1..) => settings.rows_per_second = Some(count),

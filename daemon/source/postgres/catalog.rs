@@ -229,7 +229,7 @@ async fn identities(client: &Client, publication: &str) -> Result<Vec<Finding>, 
 
 /// Mapped columns that do not exist, and keys that are not the primary key.
 async fn columns(client: &Client, mapping: &SourceMapping) -> Result<Vec<Finding>, tokio_postgres::Error> {
-    let mut findings = Vec::new();
+    let mut findings = generated(client, mapping).await?;
     let sql = "select a.attname::text, coalesce(a.attnum = any (i.indkey), false), has_column_privilege(c.oid, a.attnum, 'select')
                from pg_class c join pg_namespace n on n.oid = c.relnamespace
                join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
@@ -247,6 +247,25 @@ async fn columns(client: &Client, mapping: &SourceMapping) -> Result<Vec<Finding
             ));
         }
         findings.extend(table_findings(table, &existing));
+    }
+    Ok(findings)
+}
+
+/// Generated columns are not in the stream, before PostgreSQL 18 never.
+async fn generated(client: &Client, mapping: &SourceMapping) -> Result<Vec<Finding>, tokio_postgres::Error> {
+    let mut findings = Vec::new();
+    let sql = "select attname::text from pg_attribute
+               where attrelid = to_regclass($1) and attgenerated <> '' and not attisdropped";
+    for table in &mapping.tables {
+        for row in client.query(sql, &[&qualified(table)]).await? {
+            let column: String = row.try_get(0)?;
+            if table.columns.iter().any(|mapped| **mapped == *column) {
+                let what = format!("column \"{column}\" is generated, and generated columns are not streamed");
+                let remedy = "take it out of the mapping, and work it out there from the columns it is made of";
+                let found = finding(Severity::Error, &qualified(table), what, remedy);
+                findings.push(Finding { parks: true, ..found });
+            }
+        }
     }
     Ok(findings)
 }

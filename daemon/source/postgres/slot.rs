@@ -251,11 +251,12 @@ pub fn switched_at(history: &str, timeline: u32) -> Option<Lsn> {
 
 /// `START_REPLICATION` of this slot and publication from `from`.
 #[must_use]
-pub fn start_statement(slot: &str, publication: &str, from: Lsn) -> String {
+pub fn start_statement(slot: &str, publication: &str, from: Lsn, binary: bool) -> String {
     // The list of publications is an identifier list inside a literal.
     let names = postgres_protocol::escape::escape_literal(&quote(publication));
+    let binary = if binary { ", binary 'true'" } else { "" };
     format!(
-        "START_REPLICATION SLOT {} LOGICAL {from} (proto_version '1', publication_names {names}, messages 'true')",
+        "START_REPLICATION SLOT {} LOGICAL {from} (proto_version '1', publication_names {names}, messages 'true'{binary})",
         quote(slot)
     )
 }
