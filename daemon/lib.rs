@@ -19,6 +19,7 @@ pub mod mapping;
 pub mod operate;
 pub mod ops;
 pub mod pg;
+pub mod pg_tls;
 pub mod source;
 pub mod supervise;
 pub mod target;

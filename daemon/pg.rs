@@ -1,19 +1,18 @@
 //! PostgreSQL connections: where, as whom, and how they are secured. Used for the ledger and for the source.
 //!
-//! Policy: over a Unix socket or loopback TLS is off unless asked for; anywhere else it is `verify-full` and nothing
-//! less, with channel binding where the server offers it. A URL never holds a password.
+//! Policy: over a Unix socket or loopback TLS is off unless asked for; anywhere else it is `verify-full` unless something
+//! else that insists on TLS is asked for, with channel binding wherever there is a password. A URL never holds one.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
+use tokio_postgres::config::SslMode;
 use tokio_postgres::{Client, Config, NoTls};
 use tokio_postgres_rustls_improved::MakeRustlsConnect;
 
 use crate::config::secret::Secret;
+use crate::pg_tls::{ClientCertificate, TlsMode, client_config};
 
 /// Settings of every session, so that values always have the same text form whatever the role's defaults are.
 pub const SESSION_OPTIONS: &str = "-c client_encoding=UTF8 -c datestyle=ISO -c intervalstyle=postgres \
@@ -32,10 +31,12 @@ pub struct Database {
     pub dbname: String,
     /// Password, when the server asks for one.
     pub password: Option<Secret>,
-    /// TLS is on, and then always verified with the host name.
-    pub tls: bool,
+    /// How the connection is secured.
+    pub tls: TlsMode,
     /// Certificate authorities to trust instead of the system's.
     pub root_certificates: Option<PathBuf>,
+    /// A certificate of our own, when the server asks for one.
+    pub certificate: Option<ClientCertificate>,
     /// Schema that unqualified names are looked up in; the server's default when empty.
     pub schema: &'static str,
 }
@@ -102,18 +103,18 @@ impl Database {
             dbname: self.dbname.clone(),
             error,
         };
-        if self.tls {
-            config.ssl_mode(tokio_postgres::config::SslMode::Require);
-            if self.password.is_some() {
-                config.channel_binding(tokio_postgres::config::ChannelBinding::Require);
-            }
-            let (client, connection) =
-                config.connect(MakeRustlsConnect::new(self.tls_config()?)).await.map_err(failed)?;
+        if self.tls == TlsMode::Disable {
+            config.ssl_mode(SslMode::Disable);
+            let (client, connection) = config.connect(NoTls).await.map_err(failed)?;
             tokio::spawn(connection);
             return Ok(client);
         }
-        config.ssl_mode(tokio_postgres::config::SslMode::Disable);
-        let (client, connection) = config.connect(NoTls).await.map_err(failed)?;
+        config.ssl_mode(if self.tls.insists() { SslMode::Require } else { SslMode::Prefer });
+        if self.tls.insists() && self.password.is_some() {
+            config.channel_binding(tokio_postgres::config::ChannelBinding::Require);
+        }
+        let (client, connection) =
+            config.connect(MakeRustlsConnect::new(self.tls_config()?)).await.map_err(failed)?;
         tokio::spawn(connection);
         Ok(client)
     }
@@ -125,24 +126,8 @@ impl Database {
         }
     }
 
-    /// TLS with full verification.
+    /// What TLS verifies.
     pub fn tls_config(&self) -> Result<ClientConfig, ConnectError> {
-        let mut roots = RootCertStore::empty();
-        if let Some(path) = &self.root_certificates {
-            let certificates = CertificateDer::pem_file_iter(path)
-                .map_err(|error| ConnectError::Certificates(format!("{}: {error}", path.display())))?;
-            for certificate in certificates {
-                let certificate =
-                    certificate.map_err(|error| ConnectError::Certificates(error.to_string()))?;
-                roots.add(certificate).map_err(|error| ConnectError::Certificates(error.to_string()))?;
-            }
-        } else {
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| ConnectError::Certificates(error.to_string()))?;
-        Ok(config.with_root_certificates(roots).with_no_client_auth())
+        client_config(self.tls, self.root_certificates.as_deref(), self.certificate.as_ref())
     }
 }

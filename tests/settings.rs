@@ -83,7 +83,7 @@ url = "postgres://tailwater:hunter2@127.0.0.1:5432/tailwater"
 ulr = "redis://127.0.0.1:6379/0"
 [sources.erp]
 kind = "mysql"
-url = "postgres://tailwater_src@db.example.com/erp?sslmode=require"
+url = "postgres://tailwater_src@db.example.com/erp?sslmode=prefer"
 slot = "Tail-Water"
 publication = "tailwater"
 mapping = "odoo"
@@ -105,7 +105,7 @@ quota = "600/min"
             "tailwater.toml:3: `url` is missing",
             "tailwater.toml:4: unknown key `ulr` | did you mean `url`?",
             "tailwater.toml:6: unknown kind of source | kind = \"postgres\"",
-            "tailwater.toml:7: sslmode=require does not verify the server",
+            "tailwater.toml:7: sslmode=disable and prefer are for local servers only",
             "tailwater.toml:5: a slot name has lower-case letters",
             "tailwater.toml:13: `http://api.stripe.example` is not an https address",
             "tailwater.toml:14: a secret does not belong into the settings",

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tailwater::config::secret::Secret;
 use tailwater::demo::private::{PrivatePostgres, TemporaryDirectory};
 use tailwater::pg::Database;
+use tailwater::pg_tls::{ClientCertificate, TlsMode};
 use tailwater::source::postgres::connection::ReplicationConnection;
 use tailwater::source::postgres::slot::identify;
 
@@ -70,8 +71,9 @@ async fn the_stream_is_opened_over_verified_tls_with_scram_and_channel_binding_o
         user: "repl".into(),
         dbname: "postgres".into(),
         password: Some(Secret::File(path.join(password))),
-        tls: true,
+        tls: TlsMode::VerifyFull,
         root_certificates: Some(path.join(ca)),
+        certificate: None,
         schema: "",
     };
     let good = database("right", "ca.crt");
@@ -92,7 +94,55 @@ async fn the_stream_is_opened_over_verified_tls_with_scram_and_channel_binding_o
     refused(database("wrong", "ca.crt"), "password authentication failed").await;
     refused(database("right", "other.crt"), "invalid peer certificate").await;
     refused(Database { host: "127.0.0.1".into(), ..database("right", "ca.crt") }, "not valid for name").await;
-    refused(Database { tls: false, ..database("right", "ca.crt") }, "pg_hba.conf").await;
+    refused(Database { tls: TlsMode::Disable, ..database("right", "ca.crt") }, "pg_hba.conf").await;
+    // What each mode verifies.
+    let named = |host: &str, tls, ca: &str| Database { host: host.into(), tls, ..database("right", ca) };
+    let opens = async |database: Database| {
+        let mut connection = ReplicationConnection::open(&database).await.unwrap();
+        assert_eq!(identify(&mut connection).await.unwrap().timeline, 1);
+        database.connect("test").await.unwrap();
+    };
+    opens(named("127.0.0.1", TlsMode::VerifyCa, "ca.crt")).await;
+    refused(named("127.0.0.1", TlsMode::VerifyCa, "other.crt"), "invalid peer certificate").await;
+    opens(named("127.0.0.1", TlsMode::Require, "other.crt")).await;
+    opens(named("127.0.0.1", TlsMode::Prefer, "other.crt")).await;
+    // A certificate in place of the password, and a password file.
+    certificate(path, "repl", "repl");
+    let own = ClientCertificate { certificate: path.join("repl.crt"), key: path.join("repl.key") };
+    let passfile = path.join("pgpass");
+    std::fs::write(&passfile, "# ours\nelsewhere:*:*:*:no\nlocal\\host:*:postgres:repl:right horse\n").unwrap();
+    let parts = ["localhost".into(), server.port.to_string(), "postgres".into(), "repl".into()];
+    let by_file = Database { password: Some(Secret::PassFile { path: passfile, parts }), ..good.clone() };
+    opens(by_file).await;
+    let authority = std::fs::read_to_string(path.join("ca.crt")).unwrap();
+    let copied = format!(
+        "copy (select {}) to program 'umask 077; base64 -d > {}'",
+        postgres_protocol::escape::escape_literal(&base64(&authority)),
+        data.join("ca.crt").display()
+    );
+    admin.batch_execute(&copied).await.unwrap();
+    std::fs::write(data.join("pg_hba.conf"), hba.replace("hostssl all repl all scram-sha-256", "hostssl all repl all cert")).unwrap();
+    admin.batch_execute("alter system set ssl_ca_file = 'ca.crt'").await.unwrap();
+    admin.batch_execute("select pg_reload_conf()").await.unwrap();
+    let certified = Database { password: None, certificate: Some(own), ..good.clone() };
+    crate::support::eventually(Duration::from_secs(20), "certificates to be asked for", async || {
+        ReplicationConnection::open(&certified).await.map(|_| ()).map_err(|error| error.to_string())
+    })
+    .await;
+    opens(certified).await;
+    refused(Database { password: None, ..good.clone() }, "certificate").await;
+    // A server that has no TLS, to whoever insists on it.
+    admin.batch_execute("alter system set ssl = off").await.unwrap();
+    admin.batch_execute("select pg_reload_conf()").await.unwrap();
+    for mode in [TlsMode::Require, TlsMode::VerifyCa, TlsMode::VerifyFull] {
+        crate::support::eventually(Duration::from_secs(20), "a refusal", async || {
+            let error = ReplicationConnection::open(&named("localhost", mode, "ca.crt")).await.err();
+            let error = error.map(|error| error.to_string()).unwrap_or_default();
+            if error.contains("does not offer TLS") { Ok(()) } else { Err(error) }
+        })
+        .await;
+        assert!(named("localhost", mode, "ca.crt").connect("test").await.is_err());
+    }
     // Somebody in between with a valid certificate who leaves the channel binding out of the offer.
     let port = downgrading_server(path).await;
     refused(Database { port, ..database("right", "ca.crt") }, "does not offer channel binding").await;

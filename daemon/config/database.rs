@@ -4,17 +4,26 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::node::{Fields, Problems};
+use super::secret::Secret;
 use super::settings::read_secret;
 use crate::pg::{Database, is_local};
+use crate::pg_tls::{ClientCertificate, TlsMode};
 
 /// Reads `url` and `password` of a database.
 pub(super) fn read_database(fields: &mut Fields, example: &str, problems: &mut Problems) -> Option<Database> {
     let url = fields.required("url", &format!("\"{example}\""), problems);
     let password = fields.optional("password").and_then(|node| read_secret(&node, problems));
+    let passfile = fields.optional("passfile").and_then(|node| node.string(problems)).map(PathBuf::from);
     let url = url?;
     let text = url.string(problems)?;
     match parse_url(&text) {
-        Ok(database) => Some(Database { password, ..database }),
+        Ok(database) => {
+            let from_passfile = passfile.map(|path| {
+                let parts = [&database.host, &database.port.to_string(), &database.dbname, &database.user];
+                Secret::PassFile { path, parts: parts.map(String::clone) }
+            });
+            Some(Database { password: password.or(from_passfile), ..database })
+        }
         Err(what) => {
             problems.add(&url.at, what, example);
             None
@@ -22,18 +31,22 @@ pub(super) fn read_database(fields: &mut Fields, example: &str, problems: &mut P
     }
 }
 
-/// Parses a PostgreSQL URL. `sslmode` knows `disable` (local servers only) and `verify-full`.
+/// Parses a PostgreSQL URL, with `host`, `sslmode`, `sslrootcert`, `sslcert` and `sslkey` as libpq knows them.
 fn parse_url(text: &str) -> Result<Database, String> {
     let (base, query) = text.split_once('?').unwrap_or((text, ""));
     let (mut host_parameter, mut tls, mut root_certificates) = (None, None, None);
+    let (mut sslcert, mut sslkey) = (None, None);
     for (key, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
         match (key, value) {
             ("host", directory) => host_parameter = Some(directory.replace("%2F", "/").replace("%2f", "/")),
-            ("sslmode", "disable") => tls = Some(false),
-            ("sslmode", "verify-full") => tls = Some(true),
-            ("sslmode", other) => {
-                return Err(format!("sslmode={other} does not verify the server: use verify-full"));
-            }
+            ("sslmode", mode) => match TlsMode::parse(mode) {
+                Some(mode) => tls = Some(mode),
+                None => {
+                    return Err(format!("sslmode={mode} is none of disable, prefer, require, verify-ca, verify-full"));
+                }
+            },
+            ("sslcert", path) => sslcert = Some(PathBuf::from(path)),
+            ("sslkey", path) => sslkey = Some(PathBuf::from(path)),
             ("sslrootcert", path) => root_certificates = Some(PathBuf::from(path)),
             (other, _) => return Err(format!("URL parameter `{other}` is not known here")),
         }
@@ -50,10 +63,15 @@ fn parse_url(text: &str) -> Result<Database, String> {
         })
     });
     let host = host.ok_or("the URL names no host")?;
-    let tls = tls.unwrap_or(!is_local(&host));
-    if !tls && !is_local(&host) {
-        return Err("sslmode=disable is for local servers only".into());
+    let tls = tls.unwrap_or(if is_local(&host) { TlsMode::Disable } else { TlsMode::VerifyFull });
+    if !tls.insists() && !is_local(&host) {
+        return Err("sslmode=disable and prefer are for local servers only: anybody in between could read along".into());
     }
+    let certificate = match (sslcert, sslkey) {
+        (None, None) => None,
+        (Some(certificate), Some(key)) => Some(ClientCertificate { certificate, key }),
+        _ => return Err("sslcert and sslkey go together".into()),
+    };
     Ok(Database {
         host,
         port: parsed.get_ports().first().copied().unwrap_or(5432),
@@ -62,6 +80,7 @@ fn parse_url(text: &str) -> Result<Database, String> {
         password: None,
         tls,
         root_certificates,
+        certificate,
         schema: "",
     })
 }

@@ -10,6 +10,13 @@ pub enum Secret {
     File(PathBuf),
     /// A credential of the systemd unit (`LoadCredential=`), found in `$CREDENTIALS_DIRECTORY`.
     Credential(String),
+    /// A password file as libpq reads it: `host:port:database:user:password`, `*` for anything.
+    PassFile {
+        /// The file.
+        path: PathBuf,
+        /// Host, port, database and user that are looked for.
+        parts: [String; 4],
+    },
 }
 
 /// A secret's text; not printable.
@@ -43,16 +50,22 @@ impl Secret {
         let path = self.path()?;
         let failed = |reason: String| SecretError { place: path.display().to_string(), reason };
         let text = std::fs::read_to_string(&path).map_err(|error| failed(error.to_string()))?;
-        let text = text.trim();
+        let text = match self {
+            Self::PassFile { parts, .. } => {
+                let found = text.lines().find_map(|line| password_in(line, parts));
+                found.ok_or_else(|| failed(format!("no line for {}", parts.join(":"))))?
+            }
+            Self::File(_) | Self::Credential(_) => text.trim().to_owned(),
+        };
         if text.is_empty() {
             return Err(failed("the file is empty".into()));
         }
-        Ok(SecretText(text.to_owned()))
+        Ok(SecretText(text))
     }
 
     fn path(&self) -> Result<PathBuf, SecretError> {
         match self {
-            Self::File(path) => Ok(path.clone()),
+            Self::File(path) | Self::PassFile { path, .. } => Ok(path.clone()),
             Self::Credential(name) => match std::env::var_os("CREDENTIALS_DIRECTORY") {
                 Some(directory) => Ok(PathBuf::from(directory).join(name)),
                 None => Err(SecretError {
@@ -62,4 +75,24 @@ impl Secret {
             },
         }
     }
+}
+
+/// The password of a line, if it is for these parts (<https://www.postgresql.org/docs/current/libpq-pgpass.html>).
+fn password_in(line: &str, parts: &[String; 4]) -> Option<String> {
+    if line.starts_with('#') {
+        return None;
+    }
+    let mut fields = vec![String::new()];
+    let mut chars = line.chars();
+    while let Some(char) = chars.next() {
+        match char {
+            // Colons in the password need no backslash.
+            ':' if fields.len() < 5 => fields.push(String::new()),
+            '\\' => fields.last_mut()?.push(chars.next()?),
+            other => fields.last_mut()?.push(other),
+        }
+    }
+    let password = fields.pop()?;
+    let fits = fields.len() == 4 && fields.iter().zip(parts).all(|(field, part)| field == "*" || field == part);
+    fits.then_some(password)
 }

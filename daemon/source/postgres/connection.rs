@@ -26,6 +26,7 @@ use super::thread::ReaderThread;
 use super::wire::reader::FieldReader;
 use super::wire::{DecodeError, Frame, take_frame};
 use crate::pg::{ConnectError, Database, SESSION_OPTIONS};
+use crate::pg_tls::TlsMode;
 
 /// Longest wait for an answer outside streaming.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -172,7 +173,7 @@ impl ReplicationConnection {
                 )));
             }
         }
-        if kind == 3 && !database.tls && !crate::pg::is_local(&database.host) {
+        if kind == 3 && !database.tls.insists() && !crate::pg::is_local(&database.host) {
             return Err(ConnectionError::Unsupported(
                 "the server wants the password in clear text without TLS".into(),
             ));
@@ -300,13 +301,16 @@ async fn connect(database: &Database) -> Result<(Box<dyn Transport>, Option<Vec<
     stream.set_nodelay(true)?;
     let keepalive = socket2::TcpKeepalive::new().with_time(Duration::from_secs(15));
     socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
-    if !database.tls {
+    if database.tls == TlsMode::Disable {
         return Ok((Box::new(stream), None));
     }
     let mut out = BytesMut::new();
     frontend::ssl_request(&mut out);
     stream.write_all(&out).await?;
     if stream.read_u8().await? != b'S' {
+        if !database.tls.insists() {
+            return Ok((Box::new(stream), None));
+        }
         return Err(ConnectionError::Unsupported("the server does not offer TLS".into()));
     }
     let name = ServerName::try_from(database.host.clone()).map_err(|_| {
