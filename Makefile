@@ -4,7 +4,7 @@ PREFIX ?= /usr
 DESTDIR ?=
 BINARY = $(or $(CARGO_TARGET_DIR),target)/release/tailwater
 
-.PHONY: demo test lint bench soak install release dependencies
+.PHONY: demo test test-matrix lint bench soak fuzz install release dependencies
 
 demo: dependencies release
 	$(BINARY) demo $(DEMO)
@@ -21,9 +21,23 @@ lint:
 bench: dependencies release
 	TAILWATER_BENCH=1 $(CARGO) test --locked --release --test tests -- --nocapture --test-threads=1 bench | grep -E '^(bench|#)'
 
-# The campaigns of the tests, longer: 200 kills, a target down for a minute.
+# The campaigns of the tests, longer: 200 kills, a target down for a minute, 50 restarts and killed walsenders, and one
+# transaction of ten million rows (takes 60 GB of disk below TMPDIR, and most of an hour).
 soak: dependencies
-	TAILWATER_KILLS=200 TAILWATER_DOWN_SECONDS=60 $(CARGO) test --locked -- --nocapture --test-threads=1 crash:: faults::
+	TAILWATER_KILLS=200 TAILWATER_DOWN_SECONDS=60 TAILWATER_TIMES=50 \
+		$(CARGO) test --locked -- --nocapture --test-threads=1 crash:: faults:: loads::
+	TAILWATER_LARGE_ROWS=10000000 $(CARGO) test --locked --release --test tests -- --nocapture large_transaction
+
+# What depends on the ERP's PostgreSQL, against versions 14 to 18. Needs npm, which brings the binaries.
+test-matrix: dependencies
+	tests/matrix.sh
+
+# Coverage-guided, for FUZZ_SECONDS each. Needs cargo-fuzz and a nightly compiler, or RUSTC_BOOTSTRAP=1.
+FUZZ_SECONDS ?= 600
+fuzz:
+	for target in frames pgoutput values; do \
+		$(CARGO) fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) || exit 1; \
+	done
 
 release:
 	$(CARGO) build --release --locked

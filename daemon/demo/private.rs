@@ -98,7 +98,17 @@ pub struct PrivatePostgres {
 impl PrivatePostgres {
     /// Creates a cluster below `parent` and starts it with `settings` on top of small defaults.
     pub async fn start(parent: &Path, name: &str, settings: &[&str]) -> Result<Self, PrivateError> {
-        let binaries = find_postgres()?;
+        Self::start_from(&find_postgres()?, parent, name, settings).await
+    }
+
+    /// The same with the programs in `binaries`, to run another version.
+    pub async fn start_from(
+        binaries: &Path,
+        parent: &Path,
+        name: &str,
+        settings: &[&str],
+    ) -> Result<Self, PrivateError> {
+        let binaries = binaries.to_owned();
         let directory = parent.join(name);
         std::fs::create_dir(&directory)?;
         let user = unprivileged_user()?;

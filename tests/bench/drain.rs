@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_postgres::Client;
 
-use super::process::{Used, cpu_s, median, memory_mib, timed};
+use super::process::{Used, cpu_s, median, memory_mib, thread_cpu_s, timed};
 use super::{long, report};
 use crate::support::{World, WorldOptions, eventually};
 
@@ -111,6 +111,9 @@ async fn draining_wide_inserts_side_by_side_with_pg_recvlogical() {
     println!(
         "# CPU: walsender {walsender_s:.2} s, ledger's writing session {writer_s:.2} s, reading session {reader_s:.2} s"
     );
+    for (thread, seconds) in thread_cpu_s(daemon.child.id()) {
+        println!("# CPU of the daemon's thread {thread}: {seconds:.2} s");
+    }
     let (cpu, peak) = (cpu_s(daemon.child.id()), memory_mib(daemon.child.id(), "VmHWM"));
     assert!(daemon.terminate().success());
     println!(
@@ -118,9 +121,6 @@ async fn draining_wide_inserts_side_by_side_with_pg_recvlogical() {
          {:.2} s CPU; full path {full_s:.2} s wall {cpu:.2} s CPU, {peak:.0} MiB",
         baseline.wall_s, baseline.cpu_s, decoder.wall_s, decoder.cpu_s
     );
-    for line in world.log().lines().filter(|line| line.contains("stages")) {
-        println!("# {line}");
-    }
     report("decode_wall_per_recvlogical", decoder.wall_s / baseline.wall_s, "x", "<", 0.75);
     report("decode_cpu_per_recvlogical", decoder.cpu_s / baseline.cpu_s, "x", "<", 0.35);
     report("ledger_wall_per_recvlogical", full_s / baseline.wall_s, "x", "<", 2.4);

@@ -4,6 +4,7 @@
 //! share the machine with them.
 
 mod drain;
+mod load;
 mod process;
 
 use std::process::{Command, Stdio};

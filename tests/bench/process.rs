@@ -35,7 +35,22 @@ pub fn median(mut runs: Vec<Used>) -> Used {
 
 /// CPU seconds of a process so far, all its threads.
 pub fn cpu_s(pid: u32) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    cpu_of(&std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap())
+}
+
+/// CPU seconds by the name of the thread: `replication` reads and decodes, the workers map, hash and write.
+pub fn thread_cpu_s(pid: u32) -> std::collections::BTreeMap<String, f64> {
+    let mut found = std::collections::BTreeMap::new();
+    for task in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten() {
+        // A thread may end while it is looked at.
+        let Ok(stat) = std::fs::read_to_string(task.path().join("stat")) else { continue };
+        let name = stat.split_once('(').unwrap().1.rsplit_once(')').unwrap().0.to_owned();
+        *found.entry(name).or_insert(0.0) += cpu_of(&stat);
+    }
+    found
+}
+
+fn cpu_of(stat: &str) -> f64 {
     let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
     let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
     // The kernel's USER_HZ is 100 on every Linux that runs Debian.

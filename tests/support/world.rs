@@ -86,7 +86,15 @@ impl Drop for Daemon {
 impl World {
     pub async fn start(options: WorldOptions) -> Self {
         let directory = TemporaryDirectory::new("tailwater-test").unwrap();
-        let erp = PrivatePostgres::start(directory.path(), "erp", options.erp_settings).await.unwrap();
+        // `make test-matrix` runs the ERP on other versions.
+        let erp = match std::env::var_os("TAILWATER_ERP_POSTGRES") {
+            Some(binaries) => {
+                let binaries = PathBuf::from(binaries);
+                PrivatePostgres::start_from(&binaries, directory.path(), "erp", options.erp_settings).await
+            }
+            None => PrivatePostgres::start(directory.path(), "erp", options.erp_settings).await,
+        };
+        let erp = erp.unwrap();
         let ledger =
             PrivatePostgres::start(directory.path(), "ledger", options.ledger_settings).await.unwrap();
         let redis = PrivateRedis::start(directory.path()).await.unwrap();
