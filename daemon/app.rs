@@ -12,9 +12,9 @@ use crate::config::{Config, load};
 use crate::dispatch::dedup::Dedup;
 use crate::ledger::LedgerError;
 use crate::ledger::verify::{Verdict, verify};
+use crate::operate::{Reread, drain_slot, find_source, recover, reread};
 use crate::ops::status;
 use crate::source::postgres::catalog::{self, Severity};
-use crate::operate::{Reread, drain_slot, find_source, recover, reread};
 use crate::source::postgres::script::{Names, source_sql, uninstall_sql};
 use crate::supervise::run;
 
@@ -54,7 +54,8 @@ async fn dispatch(command: Command) -> ExitCode {
         Command::Check { config, json } => check(&config, json).await,
         Command::Status { config, json } => with_config(&config, |config| show_status(config, json)).await,
         Command::Recover { config, source, accept_new_cluster } => {
-            with_config(&config, |config| async move { recover(config, &source, accept_new_cluster).await }).await
+            with_config(&config, |config| async move { recover(config, &source, accept_new_cluster).await })
+                .await
         }
         Command::Source(SourceCommand::Sql { config, source, uninstall }) => {
             let print = |config| async move { print_source_sql(config, source.as_deref(), uninstall) };

@@ -2,10 +2,6 @@
 
 use std::process::ExitCode;
 
-/// Rows are many small allocations, made by one task and freed by another.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     tailwater::app::main()
 }

@@ -86,7 +86,7 @@ pub async fn recover(config: Config, name: &str, accept_new_cluster: bool) -> Ex
         drop(connection);
         let problem = slot::check_continuity(&client, &cluster, &source.slot, &position).await;
         let problem = problem.map_err(|error| down(crate::pg::describe(&error)))?;
-        let reason = match problem {
+        let problem = match problem {
             None => {
                 let text = format!(
                     "nothing is lost: the slot goes on where the ledger stands ({})\nnext: tailwater run; or \
@@ -98,11 +98,11 @@ pub async fn recover(config: Config, name: &str, accept_new_cluster: bool) -> Ex
             Some(problem @ Discontinuity::OtherCluster { .. }) if !accept_new_cluster => {
                 return Err(Refusal(EX_CONFIG, problem.to_string()));
             }
-            Some(problem) => problem.to_string(),
+            Some(problem) => problem,
         };
         let from = position.end_lsn;
         let who = operator();
-        let recovery = Recovery { source: &source, ledger: &ledger, requested_by: &who, reason: &reason };
+        let recovery = Recovery { source: &source, ledger: &ledger, requested_by: &who, problem: &problem };
         recovery.begin(&client, cluster, position).await.map_err(down)?;
         Ok(format!(
             "the gap after {from} is in the ledger; the old slot is gone\nnext: tailwater run  (makes a new slot, reads \
@@ -149,11 +149,14 @@ pub async fn reread(config: Config, name: Option<String>, what: Reread) -> ExitC
             lower: what.after,
             upper: what.to,
             reason: "asked for".into(),
+            look_first: false,
             requested_by: operator(),
         };
         let load = request(&client, &asked).await?;
         if !is_served(&client).await? {
-            return Ok(format!("load {load} is asked for; the daemon is not running, it begins with the next start\n"));
+            return Ok(format!(
+                "load {load} is asked for; the daemon is not running, it begins with the next start\n"
+            ));
         }
         if !what.wait {
             return Ok(format!("load {load} is asked for\n"));

@@ -4,18 +4,22 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Module, and what it may import of the crate.
-const ALLOWED: [(&str, &[&str]); 12] = [
+const ALLOWED: [(&str, &[&str]); 13] = [
     ("event", &["event"]),
-    ("config", &["config", "connector", "dispatch", "ledger", "mapping", "pg"]),
-    ("pg", &["config"]),
+    ("config", &["config", "connector", "dispatch", "ledger", "mapping", "pg", "pg_tls"]),
+    ("pg", &["config", "pg_tls"]),
+    ("pg_tls", &["pg"]),
     ("mapping", &["mapping", "config", "event"]),
     ("connector", &["connector", "config", "mapping"]),
     ("image", &["image", "event", "mapping"]),
-    ("source", &["source", "event", "mapping", "pg", "ledger"]),
+    ("source", &["source", "event", "mapping", "pg", "pg_tls", "ledger"]),
     ("ledger", &["ledger", "event", "image", "pg"]),
     ("target", &["target", "config", "connector"]),
     ("dispatch", &["dispatch", "connector", "event", "image", "ledger", "mapping", "ops", "target"]),
-    ("capture", &["capture", "config", "dispatch", "event", "image", "ledger", "mapping", "ops", "pg", "source"]),
+    (
+        "capture",
+        &["capture", "config", "dispatch", "event", "image", "ledger", "mapping", "ops", "pg", "source"],
+    ),
     ("ops", &["ops", "config", "ledger", "pg"]),
 ];
 

@@ -8,6 +8,8 @@
     clippy::print_stdout
 )]
 #![allow(clippy::cast_possible_wrap, clippy::print_stderr)]
+// A test tells one story from its beginning to its end.
+#![allow(clippy::too_many_lines)]
 
 mod support;
 

@@ -107,3 +107,66 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn canonical_bytes_are_those_of_rfc_8785_whether_or_not_the_short_way_is_taken() {
+    use serde_json::json;
+    for value in [
+        json!({"b": 1, "a": [true, null, "x"], "B": {"z": -5, "y": ""}}),
+        json!({"text": "quote \" backslash \\ tab \t newline \n bell \u{7} euro € rocket 🚀 del \u{7f}"}),
+        json!({"float": 1e21, "small": 0.000_000_1, "whole": 5.0, "minus": -0.5}),
+        json!({"\u{10000}": 1, "\u{e000}": 2, "é": 3}),
+        json!([]),
+    ] {
+        let expected = serde_json_canonicalizer::to_vec(&value).unwrap();
+        assert_eq!(tailwater::event::canonical_bytes(&value), expected, "{value}");
+    }
+}
+
+#[test]
+fn a_snapshot_sees_what_was_committed_before_it_also_where_transaction_ids_wrap() {
+    use tailwater::source::postgres::chunk::Snapshot;
+    let check = |snapshot: &str, xid: u32, expected: bool| {
+        assert_eq!(Snapshot::parse(snapshot).unwrap().sees(xid), expected, "{snapshot} {xid}");
+    };
+    check("10:20:12,15", 9, true);
+    check("10:20:12,15", 11, true);
+    check("10:20:12,15", 12, false);
+    check("10:20:12,15", 20, false);
+    check("10:10:", 9, true);
+    check("4294967290:4294967300:4294967295", 4_294_967_295, false);
+    check("4294967290:4294967300:4294967295", 4_294_967_291, true);
+    check("4294967290:4294967300:4294967295", 3, true);
+    check("4294967290:4294967300:4294967295", 4, false);
+    assert_eq!(Snapshot::parse("10:x:"), None);
+    assert_eq!(Snapshot::parse(""), None);
+}
+
+#[test]
+fn the_guard_speaks_up_by_size_by_time_and_by_status() {
+    use std::time::Duration;
+    use tailwater::capture::guard::{Level, Sight, judge};
+    use tailwater::config::GuardSettings;
+    const GB: u64 = 1 << 30;
+    let settings = GuardSettings { release_bytes: Some(40 * GB), ..GuardSettings::default() };
+    let check = |retained, safe, status: &str, rate, expected| {
+        let sight = Sight {
+            retained_bytes: retained,
+            safe_bytes: safe,
+            wal_status: status.into(),
+            active: true,
+            written_bytes: 0,
+        };
+        assert_eq!(judge(&settings, &sight, rate).0, expected, "{retained} {safe:?} {status} {rate:?}");
+    };
+    check(0, None, "reserved", None, Level::Fine);
+    check(5 * GB, None, "reserved", None, Level::Warn);
+    check(20 * GB, None, "reserved", None, Level::Alarm);
+    check(40 * GB, None, "reserved", None, Level::Release);
+    check(0, Some(GB), "unreserved", None, Level::Alarm);
+    let hour = |hours: u64| Some(GB / (hours * Duration::from_secs(3_600).as_secs()));
+    check(0, Some(GB), "extended", hour(2), Level::Alarm);
+    check(0, Some(GB), "extended", hour(12), Level::Warn);
+    check(0, Some(GB), "extended", hour(100), Level::Fine);
+    check(0, Some(GB), "extended", Some(0), Level::Fine);
+}

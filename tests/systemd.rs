@@ -42,7 +42,10 @@ async fn ready_comes_only_once_ledger_slot_and_mapping_are_proven_and_the_watchd
     .await;
     let erp = world.erp.client("erp").await.unwrap();
     let sql = "select active from pg_replication_slots where slot_name = 'tailwater'";
-    assert!(erp.query_one(sql, &[]).await.unwrap().get::<_, bool>(0), "ready means that the slot is being read");
+    assert!(
+        erp.query_one(sql, &[]).await.unwrap().get::<_, bool>(0),
+        "ready means that the slot is being read"
+    );
     assert!(daemon.terminate().success());
     assert!(listen().contains("STOPPING=1"));
 }

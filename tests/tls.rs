@@ -110,7 +110,8 @@ async fn the_stream_is_opened_over_verified_tls_with_scram_and_channel_binding_o
     certificate(path, "repl", "repl");
     let own = ClientCertificate { certificate: path.join("repl.crt"), key: path.join("repl.key") };
     let passfile = path.join("pgpass");
-    std::fs::write(&passfile, "# ours\nelsewhere:*:*:*:no\nlocal\\host:*:postgres:repl:right horse\n").unwrap();
+    std::fs::write(&passfile, "# ours\nelsewhere:*:*:*:no\nlocal\\host:*:postgres:repl:right horse\n")
+        .unwrap();
     let parts = ["localhost".into(), server.port.to_string(), "postgres".into(), "repl".into()];
     let by_file = Database { password: Some(Secret::PassFile { path: passfile, parts }), ..good.clone() };
     opens(by_file).await;
@@ -121,7 +122,11 @@ async fn the_stream_is_opened_over_verified_tls_with_scram_and_channel_binding_o
         data.join("ca.crt").display()
     );
     admin.batch_execute(&copied).await.unwrap();
-    std::fs::write(data.join("pg_hba.conf"), hba.replace("hostssl all repl all scram-sha-256", "hostssl all repl all cert")).unwrap();
+    std::fs::write(
+        data.join("pg_hba.conf"),
+        hba.replace("hostssl all repl all scram-sha-256", "hostssl all repl all cert"),
+    )
+    .unwrap();
     admin.batch_execute("alter system set ssl_ca_file = 'ca.crt'").await.unwrap();
     admin.batch_execute("select pg_reload_conf()").await.unwrap();
     let certified = Database { password: None, certificate: Some(own), ..good.clone() };

@@ -267,6 +267,30 @@ proptest! {
     }
 
     #[test]
+    fn arbitrary_values_of_any_type_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..60), oid in 0_u32..4000) {
+        let form = Types::default().form(oid);
+        let decoded = form.decode_text(&bytes);
+        prop_assert_eq!(form.check_text(&bytes).is_ok(), decoded.is_ok());
+        let _ = form.decode_binary(&bytes);
+    }
+
+    #[test]
+    fn arrays_of_texts_are_read_as_they_are_written(items in proptest::collection::vec(proptest::option::of(".{0,8}"), 0..6)) {
+        let quoted = |item: &Option<String>| match item {
+            None => "NULL".to_owned(),
+            Some(text) => format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")),
+        };
+        let literal = format!("{{{}}}", items.iter().map(quoted).collect::<Vec<_>>().join(","));
+        prop_assert_eq!(decode_text(1009, literal.as_bytes()), Some(serde_json::json!(items)));
+    }
+
+    #[test]
+    fn whatever_a_server_says_of_snapshots_and_timelines_never_panics(text in ".{0,60}") {
+        let _ = tailwater::source::postgres::chunk::Snapshot::parse(&text);
+        let _ = tailwater::source::postgres::slot::switched_at(&text, 1);
+    }
+
+    #[test]
     fn an_lsn_prints_and_parses_to_itself(value in any::<u64>()) {
         prop_assert_eq!(Lsn(value).to_string().parse::<Lsn>().unwrap(), Lsn(value));
     }

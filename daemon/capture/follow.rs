@@ -100,7 +100,8 @@ impl Follower {
         if position.phase == Phase::Streaming {
             watch::ask_for_what_is_new(&self.source, &self.ledger, &client).await?;
         }
-        let loading = load::begin(&self.source, &self.ledger, &client, position.phase == Phase::Copying).await?;
+        let loading =
+            load::begin(&self.source, &self.ledger, &client, position.phase == Phase::Copying).await?;
         let interval = status_interval(&client).await?;
         let types = Types::load(&client).await?;
         let sql = slot::start_statement(
@@ -111,8 +112,7 @@ impl Follower {
         );
         let streaming = connection.start_streaming(&sql).await?;
         let ledgered = (position.commit_lsn, position.ordinal);
-        let assembler =
-            Assembler::new(self.source.mapping.clone(), types, SliceLimits::default(), ledgered);
+        let assembler = Assembler::new(self.source.mapping.clone(), types, SliceLimits::default(), ledgered);
         let stream = Stream::start(streaming, assembler, position.end_lsn, interval);
         tracing::info!(source_name = %self.source.name, from = %position.end_lsn, "streaming");
         self.streaming.send_replace(true);
@@ -178,7 +178,8 @@ impl Follower {
             position.cluster.timeline = cluster.timeline;
             self.write_position(&position).await?;
         }
-        let Some(problem) = slot::check_continuity(client, &cluster, &self.source.slot, &position).await? else {
+        let Some(problem) = slot::check_continuity(client, &cluster, &self.source.slot, &position).await?
+        else {
             return Ok(position);
         };
         let may_recover = self.source.guard.recover || self.source.guard.release_bytes.is_some();
@@ -190,9 +191,9 @@ impl Follower {
             source: &self.source,
             ledger: &self.ledger,
             requested_by: "tailwater",
-            reason: &problem.to_string(),
+            problem: &problem,
         };
-        Ok(recovery.begin(client, cluster, position).await?)
+        recovery.begin(client, cluster, position).await
     }
 
     async fn write_position(&self, position: &Position) -> Result<(), CaptureError> {

@@ -63,7 +63,8 @@ pub fn judge(settings: &GuardSettings, sight: &Sight, bytes_per_second: Option<u
         () if beyond(settings.warn_bytes) || within(settings.warn_time) => Level::Warn,
         () => Level::Fine,
     };
-    let mut text = format!("the slot holds back {}, wal_status {}", size(sight.retained_bytes), sight.wal_status);
+    let mut text =
+        format!("the slot holds back {}, wal_status {}", size(sight.retained_bytes), sight.wal_status);
     if let Some(safe) = sight.safe_bytes {
         text.push_str(&format!(", {} until it is lost", size(safe)));
     }
@@ -176,9 +177,7 @@ impl Guard {
     fn say(&mut self, level: Level, text: &str, now: Instant) {
         let news = match self.said {
             None => level > Level::Fine,
-            Some((said, at)) => {
-                said != level || level >= Level::Alarm && now.duration_since(at) >= REPEAT
-            }
+            Some((said, at)) => said != level || level >= Level::Alarm && now.duration_since(at) >= REPEAT,
         };
         if !news {
             return;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Source;
 use crate::event::{Cluster, EventRecord, Operation, Origin, Transaction};
-use crate::image::{Emitted, Images, Missing, RowId, Overlay, OverlayChanges, Projection};
+use crate::image::{Emitted, Images, Missing, Overlay, OverlayChanges, Projection, RowId};
 use crate::ledger::batch::{Batch, DeliveryWrite, ImageWrite, Lane};
 use crate::ledger::entry::NewEntry;
 use crate::ledger::{Ledger, LedgerError, images};
@@ -60,7 +60,15 @@ impl Intake {
         let images = Images::new(&source.mapping.lookup_columns());
         let mapping_sha256 = source.mapping.sha256.clone();
         let origin = Arc::new(Origin { source: source.name.clone(), cluster, mapping_sha256 });
-        Self { name: source.name.as_str().into(), source, origin, ledger, images, rounds: 0, look_first: false }
+        Self {
+            name: source.name.as_str().into(),
+            source,
+            origin,
+            ledger,
+            images,
+            rounds: 0,
+            look_first: false,
+        }
     }
 
     /// After changes were lost, perhaps in the ledger itself: what is new to it is looked up before it is created.

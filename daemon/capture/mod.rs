@@ -13,10 +13,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::config::{GuardSettings, LoadSettings, SourceConfig};
 use crate::event::CanonicalEvent;
 use crate::ledger::batch::Lane;
 use crate::mapping::route::Route;
-use crate::config::{GuardSettings, LoadSettings, SourceConfig};
 use crate::mapping::{EventKind, SourceMapping, TableSpec};
 use crate::pg::Database;
 

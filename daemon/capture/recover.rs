@@ -12,7 +12,7 @@ use crate::ledger::batch::{Batch, LoadWrite};
 use crate::ledger::entry::{EntryKind, NewEntry};
 use crate::ledger::loads::{LoadKind, Request, current, request};
 use crate::ledger::position::{Phase, Position};
-use crate::source::postgres::slot;
+use crate::source::postgres::slot::{self, Discontinuity};
 
 /// Why and on whose behalf.
 pub struct Recovery<'a> {
@@ -23,7 +23,7 @@ pub struct Recovery<'a> {
     /// Who asked.
     pub requested_by: &'a str,
     /// What was found.
-    pub reason: &'a str,
+    pub problem: &'a Discontinuity,
 }
 
 impl Recovery<'_> {
@@ -37,9 +37,10 @@ impl Recovery<'_> {
     ) -> Result<Position, CaptureError> {
         let (source, ledger) = (self.source, self.ledger);
         let tables: Vec<String> = source.mapping.tables.iter().map(|table| table.name.to_string()).collect();
+        let reason = self.problem.to_string();
         let mut batch = Batch::default();
         let fields = json!({
-            "source": source.name, "relations": tables, "reason": self.reason, "requested_by": self.requested_by,
+            "source": source.name, "relations": tables, "reason": reason, "requested_by": self.requested_by,
             "from": position.end_lsn.to_string(), "system_identifier": cluster.system_identifier,
             "timeline": cluster.timeline,
         });
@@ -50,7 +51,9 @@ impl Recovery<'_> {
             relations: tables,
             lower: None,
             upper: None,
-            reason: self.reason.to_owned(),
+            // A slot ahead of the ledger may mean that the ledger is an older copy, which has forgotten what it did.
+            look_first: matches!(self.problem, Discontinuity::SlotAhead { .. }),
+            reason,
             requested_by: self.requested_by.to_owned(),
         };
         if let Some((open, _)) = current(ledger.reader(), &source.name).await? {

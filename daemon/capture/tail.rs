@@ -247,7 +247,8 @@ impl Tail {
 
     /// A chunk as if the transaction of its high watermark had written it.
     fn as_transaction(&self, marked: &Transaction, relation: &str, remainder: Remainder) -> Transaction {
-        let mut transaction = Transaction { marks: Vec::new(), changes: Vec::new(), snapshot: true, ..marked.clone() };
+        let mut transaction =
+            Transaction { marks: Vec::new(), changes: Vec::new(), snapshot: true, ..marked.clone() };
         let Some(table) = self.source.mapping.table_named(relation) else { return transaction };
         let names = columns(table);
         let rows = remainder.rows.into_iter().chain(remainder.completed);
@@ -326,7 +327,12 @@ impl Tail {
     async fn loaded_relations(&mut self) -> Result<Vec<LoadWrite>, CaptureError> {
         let Some(loading) = &self.loading else { return Ok(Vec::new()) };
         let client = self.source.database.connect("tailwater-source").await?;
-        let tables = self.source.mapping.tables.iter().filter(|table| loading.to_sweep.contains(&table.name.to_string()));
+        let tables = self
+            .source
+            .mapping
+            .tables
+            .iter()
+            .filter(|table| loading.to_sweep.contains(&table.name.to_string()));
         let tables: Vec<_> = tables.cloned().collect();
         let found = identities(&client, &tables, &self.source.publication).await?;
         let write = |Identity { table, oid, member }| {
@@ -381,7 +387,8 @@ impl Tail {
 /// All columns of a row as if they had been sent.
 fn present(names: &Arc<[Arc<str>]>, row: &Row) -> RowState {
     let known: Vec<Arc<str>> = names.iter().filter(|name| row.contains_key(&***name)).cloned().collect();
-    let fields = known.iter().map(|name| Field::Value(row.get(&**name).cloned().unwrap_or_default())).collect();
+    let fields =
+        known.iter().map(|name| Field::Value(row.get(&**name).cloned().unwrap_or_default())).collect();
     let columns = if known.len() == names.len() { names.clone() } else { known.into() };
     RowState::Present(SentRow { columns, fields })
 }

@@ -42,7 +42,9 @@ fn parse_url(text: &str) -> Result<Database, String> {
             ("sslmode", mode) => match TlsMode::parse(mode) {
                 Some(mode) => tls = Some(mode),
                 None => {
-                    return Err(format!("sslmode={mode} is none of disable, prefer, require, verify-ca, verify-full"));
+                    return Err(format!(
+                        "sslmode={mode} is none of disable, prefer, require, verify-ca, verify-full"
+                    ));
                 }
             },
             ("sslcert", path) => sslcert = Some(PathBuf::from(path)),
@@ -65,7 +67,10 @@ fn parse_url(text: &str) -> Result<Database, String> {
     let host = host.ok_or("the URL names no host")?;
     let tls = tls.unwrap_or(if is_local(&host) { TlsMode::Disable } else { TlsMode::VerifyFull });
     if !tls.insists() && !is_local(&host) {
-        return Err("sslmode=disable and prefer are for local servers only: anybody in between could read along".into());
+        return Err(
+            "sslmode=disable and prefer are for local servers only: anybody in between could read along"
+                .into(),
+        );
     }
     let certificate = match (sslcert, sslkey) {
         (None, None) => None,
@@ -84,4 +89,3 @@ fn parse_url(text: &str) -> Result<Database, String> {
         schema: "",
     })
 }
-

@@ -93,6 +93,7 @@ fn password_in(line: &str, parts: &[String; 4]) -> Option<String> {
         }
     }
     let password = fields.pop()?;
-    let fits = fields.len() == 4 && fields.iter().zip(parts).all(|(field, part)| field == "*" || field == part);
+    let fits =
+        fields.len() == 4 && fields.iter().zip(parts).all(|(field, part)| field == "*" || field == part);
     fits.then_some(password)
 }

@@ -3,15 +3,15 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use super::database::read_database;
 use super::environment::overlay;
 use super::node::{At, Fields, Node, Problem, Problems};
-use super::database::read_database;
 use super::secret::Secret;
 use super::source::{SourceConfig, read_source};
 use crate::connector::{self, Auth, Connector};
 use crate::dispatch::quota::Quota;
-use crate::mapping::route::Route;
 use crate::mapping;
+use crate::mapping::route::Route;
 use crate::pg::{Database, is_local};
 
 /// Where `make install` puts the mapping files.

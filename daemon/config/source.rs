@@ -80,7 +80,12 @@ impl Default for GuardSettings {
 }
 
 /// Reads `[sources.NAME]`.
-pub(super) fn read_source(name: &str, node: &Node, mappings: &Path, problems: &mut Problems) -> Option<SourceConfig> {
+pub(super) fn read_source(
+    name: &str,
+    node: &Node,
+    mappings: &Path,
+    problems: &mut Problems,
+) -> Option<SourceConfig> {
     let mut fields = node.fields(problems);
     if let Some(kind) = fields.required("kind", "\"postgres\"", problems)
         && kind.string(problems).is_some_and(|kind| kind != "postgres")
@@ -122,7 +127,6 @@ fn is_slot_name(name: &str) -> bool {
     (1..=63).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
 }
-
 
 fn read_load(fields: &mut Fields, problems: &mut Problems) -> LoadSettings {
     let mut settings = LoadSettings::default();

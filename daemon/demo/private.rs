@@ -153,9 +153,13 @@ impl PrivatePostgres {
         let mut server = Self { directory, binaries, user: self.user, port: free_port()?, running: false };
         let data = server.data();
         let primary = self.url("postgres", "postgres");
-        server.run("pg_basebackup", &["-D", &data, "-d", &primary, "-R", "-X", "stream", "-c", "fast", "--no-sync"])?;
+        server.run(
+            "pg_basebackup",
+            &["-D", &data, "-d", &primary, "-R", "-X", "stream", "-c", "fast", "--no-sync"],
+        )?;
         let file = Path::new(&data).join("conf.d-tailwater.conf");
-        let text = std::fs::read_to_string(&file)?.replace(&format!("port = {}", self.port), &format!("port = {}", server.port));
+        let text = std::fs::read_to_string(&file)?
+            .replace(&format!("port = {}", self.port), &format!("port = {}", server.port));
         std::fs::write(&file, text)?;
         server.resume().await?;
         Ok(server)

@@ -5,13 +5,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::deliver::Delivery;
+use super::deliver::{Delivery, Outcome};
 use super::retry::backoff;
 use crate::connector::Strategy;
 use crate::connector::classify::Class;
 use crate::connector::request::Request;
 use crate::ledger::LedgerError;
-use crate::ledger::batch::{Batch, ClosedWrite};
+use crate::ledger::batch::{Batch, ClosedWrite, EntryIndex};
 use crate::mapping::expression::Scope;
 
 impl Delivery {
@@ -39,17 +39,7 @@ impl Delivery {
                 outcome.reason = "found by our id: it was carried out".into();
                 let index =
                     batch.entry(self.outcome_entry(Class::Applied, attempt_seq, &outcome, id.as_deref()));
-                match self.due.request.as_ref().and_then(Request::from_json) {
-                    Some(created) => {
-                        batch.closed.push(ClosedWrite { id: self.due.id, state: "applied", reason: None });
-                        batch.applied.push(self.applied(&created, id, index));
-                    }
-                    // The target had it, with whatever content: now that it is known there, it is updated.
-                    None => {
-                        batch.applied.push(self.applied(&request, id, index));
-                        batch.retries.push(self.retry(Duration::ZERO, &outcome, false, true));
-                    }
-                }
+                self.found(&mut batch, id, index, &request, &outcome);
             }
             Some((fresh_after, Value::Array(ids))) if ids.is_empty() => {
                 let age = self.due.last_attempt_at.map(|at| Timestamp::now().duration_since(at));
@@ -80,6 +70,28 @@ impl Delivery {
             }
         }
         self.ledger.writer().write(batch).await.map(|_| ())
+    }
+
+    /// The target has the object under this id of its own.
+    fn found(
+        &self,
+        batch: &mut Batch,
+        id: Option<String>,
+        index: EntryIndex,
+        look_up: &Request,
+        outcome: &Outcome<'_>,
+    ) {
+        match self.due.request.as_ref().and_then(Request::from_json) {
+            Some(created) => {
+                batch.closed.push(ClosedWrite { id: self.due.id, state: "applied", reason: None });
+                batch.applied.push(self.applied(&created, id, index));
+            }
+            // With whatever content: now that it is known there, it is updated.
+            None => {
+                batch.applied.push(self.applied(look_up, id, index));
+                batch.retries.push(self.retry(Duration::ZERO, outcome, false, true));
+            }
+        }
     }
 
     fn in_key_window(&self) -> bool {

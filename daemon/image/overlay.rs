@@ -93,8 +93,8 @@ impl Missing {
     }
 }
 
-/// Rows and looked-up keys of a generation: some 10 MB of wide rows (INV-8).
-const MAX_GENERATION: usize = 4_000;
+/// Rows and looked-up keys of a generation: some 4 MB of wide rows (INV-8).
+const MAX_GENERATION: usize = 1_500;
 
 impl Images {
     /// An empty cache for tables looked up by these (table, column) pairs.

@@ -52,11 +52,7 @@ impl Projection<'_> {
     /// Applies a transaction to `overlay` and gives its events, deletes first, then in the order of the mapping.
     ///
     /// While the overlay misses anything the result is incomplete and must be thrown away.
-    pub fn transaction(
-        &self,
-        overlay: &mut Overlay<'_>,
-        transaction: &Transaction,
-    ) -> Vec<Emitted> {
+    pub fn transaction(&self, overlay: &mut Overlay<'_>, transaction: &Transaction) -> Vec<Emitted> {
         let changed = self.apply(overlay, transaction);
         let mut emitted = Vec::new();
         for spec in &self.mapping.events {
@@ -93,11 +89,7 @@ impl Projection<'_> {
     }
 
     /// Applies the row changes; gives those that changed a mapped column.
-    fn apply(
-        &self,
-        overlay: &mut Overlay<'_>,
-        transaction: &Transaction,
-    ) -> Vec<(u64, Cause)> {
+    fn apply(&self, overlay: &mut Overlay<'_>, transaction: &Transaction) -> Vec<(u64, Cause)> {
         let mut changed = Vec::new();
         for (table, ordinal) in &transaction.truncated {
             for key in overlay.keys_where(table, &Arc::from(""), "").unwrap_or_default() {

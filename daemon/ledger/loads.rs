@@ -68,6 +68,8 @@ pub struct Request<'a> {
     pub upper: Option<String>,
     /// In words.
     pub reason: String,
+    /// Targets may know objects that the ledger has forgotten: they are looked up before they are created.
+    pub look_first: bool,
     /// Who asks.
     pub requested_by: String,
 }
@@ -122,11 +124,13 @@ pub async fn current(client: &Client, source: &str) -> Result<Option<(Load, bool
     }
 }
 
-/// What the last load that was read to its end was for.
-pub async fn last_kind(client: &Client, source: &str) -> Result<Option<LoadKind>, LedgerError> {
-    let sql = "select kind from load where source = $1 and state = 'done' order by id desc limit 1";
-    let row = client.query_opt(sql, &[&source]).await?;
-    Ok(row.and_then(|row| row.try_get::<_, String>(0).ok()).and_then(|kind| LoadKind::parse(&kind)))
+/// True when objects of the last load are to be looked up before they are created.
+pub async fn looks_first(client: &Client, source: &str) -> Result<bool, LedgerError> {
+    let sql = "select look_first from load where source = $1 and state = 'done' order by id desc limit 1";
+    match client.query_opt(sql, &[&source]).await? {
+        Some(row) => Ok(row.try_get(0)?),
+        None => Ok(false),
+    }
 }
 
 /// Key ranges of a load.
@@ -151,10 +155,11 @@ pub async fn parts(client: &Client, load: i64) -> Result<Vec<Part>, LedgerError>
 
 /// Asks for a load; gives its number.
 pub async fn request(client: &Client, request: &Request<'_>) -> Result<i64, LedgerError> {
-    let sql = "insert into load (source, kind, state, relations, lower, upper, reason, requested_by)
-               values ($1, $2, 'requested', $3, $4, $5, $6, $7) returning id";
+    let sql =
+        "insert into load (source, kind, state, relations, lower, upper, reason, requested_by, look_first)
+               values ($1, $2, 'requested', $3, $4, $5, $6, $7, $8) returning id";
     let kind = request.kind.as_str();
-    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 7] = [
+    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 8] = [
         &request.source,
         &kind,
         &request.relations,
@@ -162,6 +167,7 @@ pub async fn request(client: &Client, request: &Request<'_>) -> Result<i64, Ledg
         &request.upper,
         &request.reason,
         &request.requested_by,
+        &request.look_first,
     ];
     Ok(client.query_one(sql, &parameters).await?.try_get(0)?)
 }
@@ -192,7 +198,10 @@ pub struct LoadedRelation {
 }
 
 /// The tables of a source as they were loaded.
-pub async fn relations(client: &Client, source: &str) -> Result<HashMap<String, LoadedRelation>, LedgerError> {
+pub async fn relations(
+    client: &Client,
+    source: &str,
+) -> Result<HashMap<String, LoadedRelation>, LedgerError> {
     let sql = "select relation, oid, member, columns from relation where source = $1";
     let rows = client.query(sql, &[&source]).await?;
     let read = |row: &Row| -> Result<(String, LoadedRelation), LedgerError> {

@@ -171,7 +171,7 @@ fn deliveries(writes: Vec<DeliveryWrite>, seq_of: &dyn Fn(EntryIndex) -> i64, ou
         operations.push(write.operation);
         facts.push(write.fact);
         requires.push(write.requires.join("\n"));
-        // In doubt since for ever: whatever was sent is older than any key.
+        // In doubt: whatever was sent is older than any key, and perhaps too new for a look-up to show it yet.
         looks.push(write.look_first && write.parked.is_none());
         states.push(if write.parked.is_some() { "parked" } else { "pending" });
         reasons.push(write.parked);
@@ -182,7 +182,7 @@ fn deliveries(writes: Vec<DeliveryWrite>, seq_of: &dyn Fn(EntryIndex) -> i64, ou
          select event_seq, target, object, canonical_id, operation, fact,
                 case when requires = '' then '{}' else string_to_array(requires, E'\\n') end,
                 case when look then 'sending' else state end, reason,
-                case when look then 'epoch'::timestamptz end, case when look then 'epoch'::timestamptz end
+                case when look then 'epoch'::timestamptz end, case when look then now() end
          from unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::boolean[], $7::text[],
                      $8::text[], $9::text[], $10::boolean[])
            with ordinality as w(event_seq, target, object, canonical_id, operation, fact, requires, state, reason, look, n)

@@ -17,7 +17,7 @@ use super::statements::to_microseconds;
 /// Batches waiting for the writer; beyond that the senders wait.
 const QUEUE: usize = 256;
 /// Entries or images after which nothing more is gathered into a commit (INV-8).
-const MAX_GATHERED: usize = 1_000;
+const MAX_GATHERED: usize = 400;
 /// A commit that takes longer means that the ledger is not there. Generous: a change of one row may touch every customer.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(300);
 /// How often an idle session is asked whether it still stands.

@@ -36,8 +36,10 @@ pub async fn progress(client: &Client, load: i64) -> Result<Option<Progress>, Le
     let (rows, estimated): (i64, i64) = (row.try_get(3)?, row.try_get(4)?);
     let reading: String = row.try_get(5)?;
     let now: Timestamp = row.try_get(6)?;
-    let elapsed_ms = started_at.map_or(0, |at| i64::try_from(now.duration_since(at).as_millis()).unwrap_or(0)).max(1);
-    let seconds_left = (rows > 0).then(|| (estimated - rows).max(0).saturating_mul(elapsed_ms) / rows / 1_000);
+    let elapsed_ms =
+        started_at.map_or(0, |at| i64::try_from(now.duration_since(at).as_millis()).unwrap_or(0)).max(1);
+    let seconds_left =
+        (rows > 0).then(|| (estimated - rows).max(0).saturating_mul(elapsed_ms) / rows / 1_000);
     let percent = if state == "done" { 100 } else { (rows * 100 / estimated.max(1)).clamp(0, 99) };
     let filled = BAR * usize::try_from(percent).unwrap_or(0) / 100;
     let bar = format!("{}{}", "#".repeat(filled), ".".repeat(BAR - filled));

@@ -5,7 +5,9 @@ use std::fmt::Write as _;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::progress::progress;
 use crate::config::Config;
+use crate::ledger::loads::current;
 use crate::ledger::position::Position;
 use crate::ledger::{LedgerError, is_served, status};
 
@@ -25,6 +27,7 @@ pub async fn gather(config: &Config, now: Timestamp) -> Result<Value, LedgerErro
             "ledgered_to": position.as_ref().map(|position| position.end_lsn.to_string()),
             "last_commit_at": position.as_ref().and_then(|position| position.committed_at).map(|at| at.to_string()),
             "slot": slot(source).await,
+            "load": load(&client, &source.name).await?,
         }));
     }
     let targets = config.targets.iter().map(|target| {
@@ -51,16 +54,30 @@ pub async fn gather(config: &Config, now: Timestamp) -> Result<Value, LedgerErro
     }))
 }
 
+/// The load that is going on or asked for.
+async fn load(client: &tokio_postgres::Client, source: &str) -> Result<Value, LedgerError> {
+    let Some((load, _)) = current(client, source).await? else { return Ok(Value::Null) };
+    let found = progress(client, load.id).await?;
+    Ok(found.map_or(Value::Null, |progress| {
+        json!({
+            "load": load.id, "kind": load.kind.as_str(), "state": progress.state, "rows": progress.rows,
+            "estimated_rows": progress.estimated, "seconds_left": progress.seconds_left, "line": progress.line,
+        })
+    }))
+}
+
 /// What the slot holds back on the ERP.
 async fn slot(source: &crate::config::SourceConfig) -> Value {
     let client = match source.database.connect("tailwater-status").await {
         Ok(client) => client,
         Err(error) => return json!({"error": error.to_string()}),
     };
+    // Later versions know more of a slot: it is asked for by name, and null where there is no such column.
     let sql = "select active, wal_status, safe_wal_size,
                       pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint,
-                      pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::bigint
-               from pg_replication_slots where slot_name = $1";
+                      pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::bigint,
+                      to_jsonb(s) ->> 'inactive_since', to_jsonb(s) ->> 'invalidation_reason'
+               from pg_replication_slots s where slot_name = $1";
     match client.query_opt(sql, &[&source.slot]).await {
         Ok(Some(row)) => json!({
             "active": row.try_get::<_, bool>(0).ok(),
@@ -68,6 +85,8 @@ async fn slot(source: &crate::config::SourceConfig) -> Value {
             "safe_wal_bytes": row.try_get::<_, Option<i64>>(2).ok().flatten(),
             "retained_wal_bytes": row.try_get::<_, Option<i64>>(3).ok().flatten(),
             "unconfirmed_bytes": row.try_get::<_, Option<i64>>(4).ok().flatten(),
+            "inactive_since": row.try_get::<_, Option<String>>(5).ok().flatten(),
+            "invalidation_reason": row.try_get::<_, Option<String>>(6).ok().flatten(),
         }),
         Ok(None) => json!({"error": "the slot does not exist"}),
         Err(error) => json!({"error": crate::pg::describe(&error)}),
@@ -97,6 +116,11 @@ pub fn render(status: &Value) -> String {
             if slot.get("error").is_some() { text(&slot, "error") } else { text(&slot, "wal_status") },
             text(&slot, "retained_wal_bytes"),
         );
+    }
+    for source in list("sources") {
+        if let Some(load) = source.get("load").filter(|load| load.is_object()) {
+            let _ = writeln!(out, "load     {}: {}", text(&source, "name"), text(load, "line"));
+        }
     }
     for target in list("targets") {
         let _ = writeln!(

@@ -166,7 +166,9 @@ async fn idling_costs_next_to_nothing_and_a_busy_neighbour_pins_no_wal() {
     let written = wal_end(&erp).await;
     for _ in 0..if long() { 60 } else { 6 } {
         neighbour
-            .batch_execute("insert into busy select n, repeat('x', 500) from generate_series(1, 8000) n; checkpoint")
+            .batch_execute(
+                "insert into busy select n, repeat('x', 500) from generate_series(1, 8000) n; checkpoint",
+            )
             .await
             .unwrap();
     }
@@ -178,7 +180,11 @@ async fn idling_costs_next_to_nothing_and_a_busy_neighbour_pins_no_wal() {
                    from pg_replication_slots";
         let row = erp.query_one(sql, &[&written]).await.unwrap();
         kept = row.get(0);
-        if kept < 16.0 { Ok(()) } else { Err(format!("{kept} MiB of {} written\n{}", row.get::<_, f64>(1), world.log())) }
+        if kept < 16.0 {
+            Ok(())
+        } else {
+            Err(format!("{kept} MiB of {} written\n{}", row.get::<_, f64>(1), world.log()))
+        }
     })
     .await;
     report("idle_wal_kept_beside_a_busy_neighbour", kept, "MiB", "<", 16.0);

@@ -11,8 +11,8 @@ use crate::capture::error::CaptureError;
 use crate::capture::intake::{Intake, Prepared};
 use crate::ledger::Ledger;
 use crate::ledger::batch::Batch;
-use crate::ledger::loads::{LoadKind, last_kind};
 use crate::ledger::images::keys_after;
+use crate::ledger::loads::looks_first;
 use crate::ledger::position::{Phase, Position};
 use crate::ops::pulse::Pulse;
 
@@ -29,14 +29,15 @@ pub async fn emit(
 ) -> Result<Position, CaptureError> {
     let taken_at = Timestamp::now();
     let mut intake = Intake::new(source.clone(), position.cluster.clone(), ledger.clone());
-    if last_kind(ledger.reader(), &source.name).await? == Some(LoadKind::Recover) {
+    if looks_first(ledger.reader(), &source.name).await? {
         intake.look_first();
     }
     let cursor = position.mapped.take().unwrap_or_default();
     let resumed_type = cursor.get("event_type").and_then(|value| value.as_str()).map(str::to_owned);
     let mut after = cursor.get("after").and_then(|value| value.as_str()).map(str::to_owned);
     let events = source.mapping.events.iter();
-    let skipped = events.skip_while(|spec| resumed_type.as_ref().is_some_and(|name| *name != spec.event_type));
+    let skipped =
+        events.skip_while(|spec| resumed_type.as_ref().is_some_and(|name| *name != spec.event_type));
     let mut writing: Option<tokio::task::JoinHandle<_>> = None;
     for spec in skipped {
         loop {

@@ -85,7 +85,12 @@ pub async fn begin(
     let ranged = load.lower.is_some() || load.upper.is_some();
     let to_sweep = if ranged { Vec::new() } else { load.relations.clone() };
     let (shelf, readers) = reader::start(source, parts);
-    tracing::info!(load = load.id, kind = load.kind.as_str(), tables = load.relations.len(), "reading tables");
+    tracing::info!(
+        load = load.id,
+        kind = load.kind.as_str(),
+        tables = load.relations.len(),
+        "reading tables"
+    );
     Ok(Some(Loading { load, shelf, windows: Windows::default(), readers, open_parts, to_sweep }))
 }
 
@@ -104,6 +109,7 @@ pub async fn ask(
         lower: None,
         upper: None,
         reason: reason.to_owned(),
+        look_first: false,
         requested_by: "tailwater".to_owned(),
     };
     loads::request(ledger.reader(), &request).await.map(|_| ())

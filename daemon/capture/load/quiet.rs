@@ -9,10 +9,17 @@ use crate::ledger::batch::{QuietState, QuietWrite};
 /// A row whose old key had what was not sent: it has to be read from the source.
 pub type Moved = (Arc<str>, String);
 
+/// What was sent of each row, by key; `None` for one that is gone.
+type Rows = HashMap<String, Option<SentRow>>;
+
 /// The writes of some transactions, the last state of each row; and the rows that have to be read from the source.
 #[must_use]
-pub fn quiet_writes(source: &str, load: i64, transactions: &[Transaction]) -> (Vec<QuietWrite>, HashSet<Moved>) {
-    let mut tables: HashMap<Arc<str>, (bool, HashMap<String, Option<SentRow>>)> = HashMap::new();
+pub fn quiet_writes(
+    source: &str,
+    load: i64,
+    transactions: &[Transaction],
+) -> (Vec<QuietWrite>, HashSet<Moved>) {
+    let mut tables: HashMap<Arc<str>, (bool, Rows)> = HashMap::new();
     let mut moved = HashSet::new();
     for transaction in transactions {
         for (table, _) in &transaction.truncated {

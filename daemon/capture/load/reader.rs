@@ -127,8 +127,12 @@ pub fn start(source: &Arc<Source>, parts: Vec<Part>) -> (Arc<Shelf>, JoinSet<Res
     let queue = Arc::new(Mutex::new(VecDeque::from(parts)));
     let mut readers = JoinSet::new();
     for _ in 0..source.load.parallel {
-        let reader =
-            Reader { source: source.clone(), shelf: shelf.clone(), throttle: throttle.clone(), queue: queue.clone() };
+        let reader = Reader {
+            source: source.clone(),
+            shelf: shelf.clone(),
+            throttle: throttle.clone(),
+            queue: queue.clone(),
+        };
         readers.spawn(reader.run());
     }
     (shelf, readers)

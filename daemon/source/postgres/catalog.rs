@@ -35,15 +35,22 @@ pub struct Finding {
     pub parks: bool,
 }
 
-pub(super) fn finding(severity: Severity, subject: &str, what: impl Into<String>, remedy: impl Into<String>) -> Finding {
+pub(super) fn finding(
+    severity: Severity,
+    subject: &str,
+    what: impl Into<String>,
+    remedy: impl Into<String>,
+) -> Finding {
     Finding { severity, subject: subject.to_owned(), what: what.into(), remedy: remedy.into(), parks: false }
 }
 
-const PUBLICATION: &str = "select puballtables, pubinsert and pubupdate and pubdelete and pubtruncate, pubviaroot,
+const PUBLICATION: &str =
+    "select puballtables, pubinsert and pubupdate and pubdelete and pubtruncate, pubviaroot,
   to_regclass('pg_catalog.pg_publication_namespace') is not null from pg_publication p where pubname = $1";
 
 /// From PostgreSQL 15 on.
-const SCHEMAS: &str = "select exists (select from pg_publication_namespace n join pg_publication p on p.oid = n.pnpubid
+const SCHEMAS: &str =
+    "select exists (select from pg_publication_namespace n join pg_publication p on p.oid = n.pnpubid
   where p.pubname = $1)";
 
 /// Checks settings, publication and tables.
@@ -54,9 +61,7 @@ pub async fn check(
     slot: &str,
 ) -> Result<Vec<Finding>, tokio_postgres::Error> {
     let mut findings = settings::check(client, slot).await?;
-    let known = client
-        .query_opt(PUBLICATION, &[&publication])
-        .await?;
+    let known = client.query_opt(PUBLICATION, &[&publication]).await?;
     let Some(row) = known else {
         findings.push(finding(
             Severity::Error,
@@ -260,8 +265,10 @@ async fn generated(client: &Client, mapping: &SourceMapping) -> Result<Vec<Findi
         for row in client.query(sql, &[&qualified(table)]).await? {
             let column: String = row.try_get(0)?;
             if table.columns.iter().any(|mapped| **mapped == *column) {
-                let what = format!("column \"{column}\" is generated, and generated columns are not streamed");
-                let remedy = "take it out of the mapping, and work it out there from the columns it is made of";
+                let what =
+                    format!("column \"{column}\" is generated, and generated columns are not streamed");
+                let remedy =
+                    "take it out of the mapping, and work it out there from the columns it is made of";
                 let found = finding(Severity::Error, &qualified(table), what, remedy);
                 findings.push(Finding { parks: true, ..found });
             }
@@ -289,7 +296,9 @@ fn table_findings(table: &TableSpec, existing: &[(String, bool, bool)]) -> Vec<F
                 ..finding(
                     Severity::Error,
                     &name,
-                    format!("has no column \"{column}\", which the mapping reads: events that need it are parked"),
+                    format!(
+                        "has no column \"{column}\", which the mapping reads: events that need it are parked"
+                    ),
                     "take the column out of the mapping",
                 )
             }),

@@ -43,7 +43,9 @@ impl Snapshot {
     /// Parses `xmin:xmax:xip,…`.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        let low = |text: &str| text.parse::<u64>().ok().map(|xid| u32::try_from(xid & 0xFFFF_FFFF).unwrap_or_default());
+        let low = |text: &str| {
+            text.parse::<u64>().ok().map(|xid| u32::try_from(xid & 0xFFFF_FFFF).unwrap_or_default())
+        };
         let mut parts = text.split(':');
         let (_, xmax, running) = (low(parts.next()?)?, low(parts.next()?)?, parts.next()?);
         let running = running.split(',').filter(|xid| !xid.is_empty()).map(low).collect::<Option<_>>()?;
@@ -86,7 +88,9 @@ pub async fn read(
             }
         }
         let order: Vec<String> = table.key.iter().map(|column| quote(column)).collect();
-        let rows = select(client, table, &format!("{conditions} order by {} limit {limit}", order.join(", "))).await?;
+        let rows =
+            select(client, table, &format!("{conditions} order by {} limit {limit}", order.join(", ")))
+                .await?;
         Ok((rows, snapshot))
     };
     let result = read.await;
@@ -137,7 +141,8 @@ async fn select(client: &Client, table: &TableSpec, rest: &str) -> Result<KeyedR
 /// `(a, b) > ('1', '2')`: untyped literals take the types of the columns.
 fn compared(table: &TableSpec, operator: &str, key: &[String]) -> String {
     let columns: Vec<String> = table.key.iter().map(|column| quote(column)).collect();
-    let values: Vec<String> = key.iter().map(|value| postgres_protocol::escape::escape_literal(value)).collect();
+    let values: Vec<String> =
+        key.iter().map(|value| postgres_protocol::escape::escape_literal(value)).collect();
     format!("({}) {operator} ({})", columns.join(", "), values.join(", "))
 }
 

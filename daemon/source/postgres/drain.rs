@@ -108,7 +108,8 @@ pub async fn drain(
         Types::load(&client).await.map_err(|error| DrainError::Catalogue(crate::pg::describe(&error)))?;
     drop(client);
     let connection = ReplicationConnection::open(database).await?;
-    let streaming = connection.start_streaming(&start_statement(slot, publication, Lsn::default(), false)).await?;
+    let streaming =
+        connection.start_streaming(&start_statement(slot, publication, Lsn::default(), false)).await?;
     let checker = Checker { types, relations: HashMap::new(), open: None };
     let mut stream = Stream::start(streaming, checker, Lsn::default(), Duration::from_secs(5));
     let mut drained = Drained::default();

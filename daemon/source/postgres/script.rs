@@ -23,7 +23,8 @@ pub fn source_sql(mapping: &SourceMapping, names: &Names<'_>) -> String {
     let mut schemas: Vec<&str> = mapping.tables.iter().map(|table| &*table.schema).collect();
     schemas.sort_unstable();
     schemas.dedup();
-    let schema_grants = schemas.iter().map(|schema| format!("grant usage on schema {} to {role};", quote(schema)));
+    let schema_grants =
+        schemas.iter().map(|schema| format!("grant usage on schema {} to {role};", quote(schema)));
     let column_grants = mapping.tables.iter().map(|table| {
         let columns: Vec<String> = table.columns.iter().map(|column| quote(column)).collect();
         format!("grant select ({}) on {} to {role};", columns.join(", "), qualified(table))

@@ -39,7 +39,8 @@ pub async fn check(client: &Client, slot: &str) -> Result<Vec<Finding>, tokio_po
         add(Severity::Error, "wal_level", format!("is `{wal_level}`: nothing can be decoded"), remedy);
     }
     if row.try_get::<_, bool>(14)? {
-        let what = "is a standby: watermarks cannot be written there, and a slot on it is lost with a conflict";
+        let what =
+            "is a standby: watermarks cannot be written there, and a slot on it is lost with a conflict";
         add(Severity::Error, "server", what.into(), "point `url` at the primary");
     }
     version(row.try_get(1)?, &mut add);
@@ -66,7 +67,8 @@ pub async fn check(client: &Client, slot: &str) -> Result<Vec<Finding>, tokio_po
     rights(&row, &mut add)?;
     if row.try_get::<_, Option<String>>(15)?.as_deref() == Some("lost") {
         let what = "is lost: the server removed WAL that was still needed";
-        let finding = finding(Severity::Error, &format!("slot \"{slot}\""), what, "tailwater recover --source NAME");
+        let finding =
+            finding(Severity::Error, &format!("slot \"{slot}\""), what, "tailwater recover --source NAME");
         // The stream is refused, or recovered, with more to say about it.
         findings.push(Finding { parks: true, ..finding });
     }
@@ -87,7 +89,8 @@ fn version(number: i32, add: &mut Add<'_>) {
             add(Severity::Warning, "server", what, "upgrade tailwater");
         }
         Some((_, oldest)) if minor < *oldest => {
-            let what = format!("is PostgreSQL {major}.{minor}: faults of logical decoding were corrected since");
+            let what =
+                format!("is PostgreSQL {major}.{minor}: faults of logical decoding were corrected since");
             add(Severity::Warning, "server", what, "install the newest minor release");
         }
         Some(_) => {}
@@ -106,7 +109,12 @@ fn rights(row: &tokio_postgres::Row, add: &mut Add<'_>) -> Result<(), tokio_post
     }
     if let Some(groups) = row.try_get::<_, Option<String>>(13)? {
         let what = format!("is a member of {groups}, whose rights it has as well");
-        add(Severity::Warning, "role", what, "revoke the membership, and grant what `tailwater source sql` prints");
+        add(
+            Severity::Warning,
+            "role",
+            what,
+            "revoke the membership, and grant what `tailwater source sql` prints",
+        );
     }
     let plugins: String = row.try_get(10)?;
     if plugins.split(',').any(|plugin| plugin.trim() == "test_decoding") {
@@ -117,7 +125,12 @@ fn rights(row: &tokio_postgres::Row, add: &mut Add<'_>) -> Result<(), tokio_post
     let encrypted = row.try_get::<_, Option<bool>>(11)? == Some(true);
     if !encrypted && !row.try_get::<_, bool>(12)? {
         let what = "is not encrypted: whoever listens reads the ERP's rows";
-        add(Severity::Warning, "connection", what.into(), "sslmode=verify-full in `url`, and hostssl in pg_hba.conf");
+        add(
+            Severity::Warning,
+            "connection",
+            what.into(),
+            "sslmode=verify-full in `url`, and hostssl in pg_hba.conf",
+        );
     }
     Ok(())
 }

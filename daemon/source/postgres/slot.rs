@@ -149,9 +149,9 @@ pub async fn create(
     let sql = format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput {options}", quote(slot));
     let rows = connection.query_within(&sql, CREATION_PATIENCE).await?;
     let cell = |index: usize| rows.first().and_then(|row| row.get(index)).and_then(Clone::clone);
-    cell(1)
-        .and_then(|text| text.parse().ok())
-        .ok_or_else(|| ConnectionError::Unsupported("CREATE_REPLICATION_SLOT gave no consistent point".into()))
+    cell(1).and_then(|text| text.parse().ok()).ok_or_else(|| {
+        ConnectionError::Unsupported("CREATE_REPLICATION_SLOT gave no consistent point".into())
+    })
 }
 
 /// True when a slot of this name exists.
@@ -202,7 +202,9 @@ pub async fn check_continuity(
     };
     if row.try_get::<_, Option<String>>(0)?.as_deref() == Some("lost") {
         let cause = match row.try_get::<_, Option<String>>(2)?.as_deref() {
-            None | Some("wal_removed") => "the server removed WAL it needed (max_slot_wal_keep_size)".to_owned(),
+            None | Some("wal_removed") => {
+                "the server removed WAL it needed (max_slot_wal_keep_size)".to_owned()
+            }
             Some("rows_removed") => "rows it needed were removed".to_owned(),
             Some("wal_level_insufficient") => "wal_level was lowered".to_owned(),
             Some("idle_timeout") => "nobody had read it for idle_replication_slot_timeout".to_owned(),

@@ -21,9 +21,9 @@ use super::wire::{StreamMessage, decode_stream_message, encode_status_update, fi
 use crate::event::{Lsn, Transaction};
 
 /// Row changes gathered before the reader waits for the receiver (INV-8).
-const MAX_GATHERED_ROWS: u64 = 1_000;
+const MAX_GATHERED_ROWS: u64 = 400;
 /// Bytes of messages gathered before the reader waits for the receiver (INV-8).
-const MAX_GATHERED_BYTES: usize = 1 << 20;
+const MAX_GATHERED_BYTES: usize = 512 << 10;
 /// A read this large means that more is waiting.
 const FULL_READ_BYTES: usize = 32 << 10;
 /// Pause after a full read: the socket fills meanwhile, and both sides wake up an eighth as often.

@@ -57,7 +57,7 @@ pub struct SliceLimits {
 
 impl Default for SliceLimits {
     fn default() -> Self {
-        Self { rows: 1_000, bytes: 1 << 20 }
+        Self { rows: 400, bytes: 512 << 10 }
     }
 }
 
