@@ -2,7 +2,7 @@
 //!
 //! JSON numbers are used only where they are exact: 64-bit integers beyond 2^53 and `numeric` stay text, so that no
 //! float ever touches money; so do the infinities and NaN. Arrays become lists. Sources: `pg_type.dat` for the OIDs,
-//! the output functions of the types for the text forms, their send functions for the binary ones ([`super::binary`]).
+//! the output functions of the types for the text forms, their send functions for the binary ones (`binary.rs`).
 
 use serde_json::Value;
 
