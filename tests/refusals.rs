@@ -56,7 +56,13 @@ async fn column_lists_row_filters_missing_tables_and_all_tables_are_found() {
             "may not read",
         ),
     ];
+    let version: i32 =
+        erp.query_one("select current_setting('server_version_num')::int", &[]).await.unwrap().get(0);
     for (sql, expected) in cases {
+        if version < 150_000 && matches!(expected, "column list" | "row filter") {
+            // PostgreSQL 14 has neither.
+            continue;
+        }
         erp.batch_execute(sql).await.unwrap();
         let output = world.run(&["check"]);
         assert_eq!(exit_code(&output), 78, "{sql}: {}", text(&output));
