@@ -188,7 +188,7 @@ fn a_message_cut_at_any_byte_or_with_one_byte_more_is_an_error() {
 #[test]
 fn frames_are_taken_whole_or_not_at_all_and_absurd_lengths_are_refused() {
     let mut status = BytesMut::new();
-    encode_status_update(Lsn(0x0102_0304_0506_0708), 42, &mut status);
+    encode_status_update(Lsn(0x0102_0304_0506_0708), 42, true, &mut status);
     assert_eq!(status.len(), 1 + 4 + 34);
     for length in 0..status.len() {
         let mut part = BytesMut::from(&status[..length]);

@@ -33,6 +33,8 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_millis(1_000);
 /// How often an idle position is noted when nobody asks.
 const IDLE_WRITE_INTERVAL: Duration = Duration::from_secs(1);
+/// Longest wait for what is asked of the source, and of the ledger about it, while the stream runs.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Batches on their way into the ledger while the next one is worked out.
 const MAX_IN_FLIGHT: usize = 2;
 /// Longest time without a sign of life to the watchdog.
@@ -250,11 +252,15 @@ impl Follower {
             if rechecked.elapsed() >= self.source.recheck {
                 rechecked = Instant::now();
                 let recheck = watch::recheck(&self.source, &self.ledger, client);
-                self.yielding(&mut stream, delivered.urgent, recheck).await?;
+                self.yielding(&mut stream, delivered.urgent, answered(recheck)).await?;
             }
             if tail.loading.is_none() && looked.elapsed() >= LOOK_INTERVAL {
                 looked = Instant::now();
-                tail.loading = load::begin(&self.source, &self.ledger, client, false).await?;
+                let begin = async {
+                    tail.loading = load::begin(&self.source, &self.ledger, client, false).await?;
+                    Ok(())
+                };
+                self.yielding(&mut stream, delivered.urgent, answered(begin)).await?;
             }
         }
         Err(CaptureError::Away("the server wanted to stop while the ledger was slow".into()))
@@ -291,6 +297,12 @@ impl Follower {
     fn wake_all(&self) {
         self.wake.send_modify(|count| *count = count.wrapping_add(1));
     }
+}
+
+/// Work that asks the source by SQL. A network that swallows everything must not hold up the stream, which would notice.
+async fn answered(work: impl Future<Output = Result<(), CaptureError>>) -> Result<(), CaptureError> {
+    let done = tokio::time::timeout(ANSWER_TIMEOUT, work).await;
+    done.unwrap_or_else(|_| Err(CaptureError::Away("source: no answer in time".into())))
 }
 
 /// Ends with an error when a reader of the load does; never when there is none.

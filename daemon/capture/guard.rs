@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_postgres::Client;
 
 use super::Source;
@@ -16,6 +16,8 @@ use crate::source::postgres::slot;
 
 /// How often the slot is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
+/// Longest wait for an answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How far back the present rate is measured.
 const RATE_WINDOW: Duration = Duration::from_secs(600);
 /// An alarm is repeated after this time.
@@ -124,7 +126,9 @@ impl Guard {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            if let Err(error) = self.look().await {
+            let looked = timeout(ANSWER_TIMEOUT, self.look()).await;
+            let looked = looked.unwrap_or_else(|_| Err(CaptureError::Away("no answer in time".into())));
+            if let Err(error) = looked {
                 // The follower reports that the source is away.
                 tracing::debug!(%error, "the slot could not be looked at");
                 self.client = None;

@@ -87,6 +87,10 @@ impl Tail {
             let (before, from) = rest.split_at(place);
             self.slice(before).await?;
             let Some((marked, after)) = from.split_first() else { break };
+            // Anybody may write a message with our prefix beside changes of their own; those count all the same.
+            if !marked.changes.is_empty() || !marked.truncated.is_empty() || self.position.ordinal.is_some() {
+                self.slice(std::slice::from_ref(marked)).await?;
+            }
             self.marked(marked).await?;
             rest = after;
         }

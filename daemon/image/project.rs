@@ -253,13 +253,16 @@ fn filled(overlay: &Overlay<'_>, change: &Change, sent: &SentRow, known: Option<
     let mut row = Row::new();
     for (name, field) in sent.iter() {
         let value = match field {
-            Field::Value(value) => value.clone(),
+            Field::Value(value) => Some(value),
             Field::Unchanged => match known.and_then(|row| row.get(&**name)) {
-                Some(value) => value.clone(),
-                None => overlay.read_back(&change.table, &change.key)??.get(&**name)?.clone(),
+                Some(value) => Some(value),
+                // A column that the source has no more is left out: what reads it is parked.
+                None => overlay.read_back(&change.table, &change.key)??.get(&**name),
             },
         };
-        row.insert(name.to_string(), value);
+        if let Some(value) = value {
+            row.insert(name.to_string(), value.clone());
+        }
     }
     Some(row)
 }

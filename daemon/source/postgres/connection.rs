@@ -58,6 +58,12 @@ pub enum ConnectionError {
     /// Certificates or secrets.
     #[error(transparent)]
     Setup(#[from] ConnectError),
+    /// Nothing came for too long although the server was asked.
+    #[error("replication connection: no word from the server for {seconds} s")]
+    Silent {
+        /// How long.
+        seconds: u64,
+    },
     /// The server ended the stream, as it does when it shuts down.
     #[error("replication connection: closed by the server")]
     Closed,

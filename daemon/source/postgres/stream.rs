@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::connection::{ConnectionError, Streaming, Transport, server_error};
 use super::thread::{ReaderThread, let_the_socket_fill};
@@ -28,6 +28,10 @@ const MAX_GATHERED_BYTES: usize = 512 << 10;
 const FULL_READ_BYTES: usize = 32 << 10;
 /// Pause after a full read: the socket fills meanwhile, and both sides wake up an eighth as often.
 const BEHIND_PAUSE: Duration = Duration::from_micros(2000);
+
+/// Status intervals without a word from the server, two minutes with its defaults. It may be silent while it begins a
+/// transaction of many millions of rows.
+const SILENT_INTERVALS: u32 = 12;
 
 /// What the reader hands over.
 #[derive(Debug, Default)]
@@ -102,8 +106,18 @@ impl Stream {
         let feedback = thread.handle().spawn(answer(write, flush_seen, asked.clone(), status_interval));
         let urgent = Arc::new(Notify::new());
         let (gathered, rows, bytes) = (Delivered::default(), 0, 0);
-        let reader =
-            Reader { read, buffer, consumer, handover, asked, urgent: urgent.clone(), gathered, rows, bytes };
+        let reader = Reader {
+            read,
+            buffer,
+            consumer,
+            handover,
+            asked,
+            urgent: urgent.clone(),
+            gathered,
+            rows,
+            bytes,
+            silence: status_interval * SILENT_INTERVALS,
+        };
         let cause = end.clone();
         let reading = thread.handle().spawn(async move {
             let ended = reader.run().await;
@@ -156,15 +170,15 @@ async fn answer(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut out = BytesMut::with_capacity(64);
     loop {
-        tokio::select! {
-            moved = flush.changed() => if moved.is_err() { return },
-            () = asked.notified() => {}
-            _ = ticks.tick() => {}
-        }
+        let ask = tokio::select! {
+            moved = flush.changed() => if moved.is_err() { return } else { false },
+            () = asked.notified() => false,
+            _ = ticks.tick() => true,
+        };
         let position = *flush.borrow_and_update();
         out.clear();
         let now_us = Timestamp::now().as_microsecond() - POSTGRES_EPOCH_US;
-        encode_status_update(position, now_us, &mut out);
+        encode_status_update(position, now_us, ask, &mut out);
         if write.write_all(&out).await.is_err() || write.flush().await.is_err() {
             // The reader sees the broken connection too, and reports it.
             return;
@@ -182,6 +196,8 @@ struct Reader<C> {
     gathered: Delivered,
     rows: u64,
     bytes: usize,
+    /// After this long without a word the server counts as gone: it is asked for one again and again.
+    silence: Duration,
 }
 
 impl<C: Consumer> Reader<C> {
@@ -201,6 +217,9 @@ impl<C: Consumer> Reader<C> {
                     // Nobody listens any more: the stream is being closed.
                     Err(_) => return Ok(()),
                 },
+                () = sleep(self.silence), if !full => {
+                    return Err(ConnectionError::Silent { seconds: self.silence.as_secs() }.into());
+                }
                 read = self.read.read_buf(&mut self.buffer), if !full => {
                     let count = read.map_err(ConnectionError::from)?;
                     if count == 0 {

@@ -90,8 +90,8 @@ pub fn decode_stream_message(body: &[u8]) -> Result<StreamMessage<'_>, DecodeErr
 
 /// Encodes a standby status update (`r`) as a whole `CopyData` message.
 ///
-/// Written, flushed and applied are the same position: only what the ledger committed is reported (INV-1).
-pub fn encode_status_update(flush_lsn: Lsn, now_postgres_us: i64, out: &mut BytesMut) {
+/// `ask`: the server is to answer with a keepalive, so that its silence means something. Written, flushed and applied are the same position: only what the ledger committed is reported (INV-1).
+pub fn encode_status_update(flush_lsn: Lsn, now_postgres_us: i64, ask: bool, out: &mut BytesMut) {
     out.put_u8(b'd');
     out.put_i32(4 + 34);
     out.put_u8(b'r');
@@ -99,5 +99,5 @@ pub fn encode_status_update(flush_lsn: Lsn, now_postgres_us: i64, out: &mut Byte
         out.put_u64(flush_lsn.0);
     }
     out.put_i64(now_postgres_us);
-    out.put_u8(0);
+    out.put_u8(u8::from(ask));
 }
