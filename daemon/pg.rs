@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use rustls::ClientConfig;
 use tokio_postgres::config::SslMode;
@@ -17,6 +18,9 @@ use crate::pg_tls::{ClientCertificate, TlsMode, client_config};
 /// Settings of every session, so that values always have the same text form whatever the role's defaults are.
 pub const SESSION_OPTIONS: &str = "-c client_encoding=UTF8 -c datestyle=ISO -c intervalstyle=postgres \
      -c extra_float_digits=3 -c timezone=UTC -c bytea_output=hex -c row_security=off";
+
+/// Until a session stands, authentication included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Where a database is and how to reach it.
 #[derive(Debug, Clone)]
@@ -58,6 +62,14 @@ pub enum ConnectError {
         /// Why.
         error: tokio_postgres::Error,
     },
+    /// Somebody answers, but not as PostgreSQL does.
+    #[error("{host}:{port}: no session within {} s", CONNECT_TIMEOUT.as_secs())]
+    Silent {
+        /// Host.
+        host: String,
+        /// Port.
+        port: u16,
+    },
     /// Certificates could not be read.
     #[error("certificates: {0}")]
     Certificates(String),
@@ -87,12 +99,19 @@ pub fn is_local(host: &str) -> bool {
 impl Database {
     /// Opens an SQL session; its connection runs in a task of its own until the client is dropped.
     pub async fn connect(&self, application_name: &str) -> Result<Client, ConnectError> {
+        let session = tokio::time::timeout(CONNECT_TIMEOUT, self.session(application_name));
+        session
+            .await
+            .unwrap_or_else(|_| Err(ConnectError::Silent { host: self.host.clone(), port: self.port }))
+    }
+
+    async fn session(&self, application_name: &str) -> Result<Client, ConnectError> {
         let mut config = Config::new();
         config.host(&self.host).port(self.port).user(&self.user).dbname(&self.dbname);
         config.application_name(application_name).options(self.session_options());
-        config.connect_timeout(std::time::Duration::from_secs(10));
-        config.keepalives_idle(std::time::Duration::from_secs(15));
-        config.tcp_user_timeout(std::time::Duration::from_secs(30));
+        config.connect_timeout(Duration::from_secs(10));
+        config.keepalives_idle(Duration::from_secs(15));
+        config.tcp_user_timeout(Duration::from_secs(30));
         if let Some(secret) = &self.password {
             config.password(secret.read()?.expose());
         }

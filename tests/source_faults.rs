@@ -343,20 +343,18 @@ async fn a_network_that_is_cut_or_swallows_everything_is_got_over() {
         proxy.cut();
     }
     world.settled(PATIENCE).await;
-    let noticed = || world.log().matches("no word from the server").count();
-    assert_eq!(noticed(), 0);
+    let noticed = || world.log().matches("source is away").count();
+    let refused = || world.log().matches("no session within").count();
+    let (before, none) = (noticed(), refused());
+    assert_eq!(none, 0);
     proxy.black_hole(true);
     for _ in 0..10 {
         workload.step(&mut odoo).await;
     }
-    // The server gives up on us, and we on the server: neither waits for ever.
-    eventually(
-        PATIENCE,
-        "the break to be noticed",
-        async || {
-            if noticed() > 0 { Ok(()) } else { Err(world.log()) }
-        },
-    )
+    // The server gives up on us, or we on the server; and we do not wait for ever for a new session.
+    eventually(PATIENCE, "the break to be noticed and a session to be given up", async || {
+        if noticed() > before && refused() > 0 { Ok(()) } else { Err(world.log()) }
+    })
     .await;
     proxy.black_hole(false);
     proxy.cut();

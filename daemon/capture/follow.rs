@@ -83,45 +83,59 @@ impl Follower {
         if self.source.releasing.is_set() {
             return Err(CaptureError::Away("the slot is being let go".into()));
         }
-        let client = self.source.database.connect("tailwater-source").await?;
-        let known = Position::load(self.ledger.reader(), &self.source.name).await?;
-        watch::check(&self.source, &self.ledger, &client, known.is_some()).await?;
-        let mut connection = ReplicationConnection::open(&self.source.database).await?;
-        let cluster = slot::identify(&mut connection).await?;
+        let (client, mut connection, cluster, known) = self.pulse.during(answered(self.open())).await?;
         let mut position = match known {
             Some(position) if position.phase != Phase::Creating => position,
             earlier => self.create_slot(&client, &mut connection, &cluster, earlier).await?,
         };
-        position = self.continued(&client, &mut connection, cluster, position).await?;
+        let continued = self.continued(&client, &mut connection, cluster, position);
+        position = self.pulse.during(answered(continued)).await?;
         if position.phase == Phase::Creating {
             return Err(CaptureError::Away("the source is read again through a new slot".into()));
         }
         if position.phase == Phase::Mapping {
             position = emit(&self.source, &self.ledger, &self.pulse, position, &|| self.wake_all()).await?;
         }
+        let (stream, tail) = self.pulse.during(answered(self.start(&client, connection, position))).await?;
+        self.streaming.send_replace(true);
+        self.stream(stream, tail, &client).await
+    }
+
+    /// Connects and checks; nothing is changed yet.
+    async fn open(&self) -> Result<(Client, ReplicationConnection, Cluster, Option<Position>), CaptureError> {
+        let client = self.source.database.connect("tailwater-source").await?;
+        let known = Position::load(self.ledger.reader(), &self.source.name).await?;
+        watch::check(&self.source, &self.ledger, &client, known.is_some()).await?;
+        let mut connection = ReplicationConnection::open(&self.source.database).await?;
+        let cluster = slot::identify(&mut connection).await?;
+        Ok((client, connection, cluster, known))
+    }
+
+    /// Begins to stream where the ledger stands.
+    async fn start(
+        &self,
+        client: &Client,
+        connection: ReplicationConnection,
+        position: Position,
+    ) -> Result<(Stream, Tail), CaptureError> {
         if position.phase == Phase::Streaming {
-            watch::ask_for_what_is_new(&self.source, &self.ledger, &client).await?;
+            watch::ask_for_what_is_new(&self.source, &self.ledger, client).await?;
         }
-        let loading =
-            load::begin(&self.source, &self.ledger, &client, position.phase == Phase::Copying).await?;
-        let interval = status_interval(&client).await?;
-        let types = Types::load(&client).await?;
-        let sql = slot::start_statement(
-            &self.source.slot,
-            &self.source.publication,
-            position.end_lsn,
-            self.source.binary,
-        );
+        let quiet = position.phase == Phase::Copying;
+        let loading = load::begin(&self.source, &self.ledger, client, quiet).await?;
+        let interval = status_interval(client).await?;
+        let types = Types::load(client).await?;
+        let Source { slot, publication, binary, .. } = &*self.source;
+        let sql = slot::start_statement(slot, publication, position.end_lsn, *binary);
         let streaming = connection.start_streaming(&sql).await?;
         let ledgered = (position.commit_lsn, position.ordinal);
         let assembler = Assembler::new(self.source.mapping.clone(), types, SliceLimits::default(), ledgered);
         let stream = Stream::start(streaming, assembler, position.end_lsn, interval);
         tracing::info!(source_name = %self.source.name, from = %position.end_lsn, "streaming");
-        self.streaming.send_replace(true);
         let wake = self.wake.clone();
         let wake = Arc::new(move || wake.send_modify(|count| *count = count.wrapping_add(1)));
         let tail = Tail::new(&self.source, &self.ledger, position, loading, stream.confirmer(), wake);
-        self.stream(stream, tail, &client).await
+        Ok((stream, tail))
     }
 
     /// Creates the slot; afterwards the source stands in [`Phase::Copying`]. The images stay: a recovery compares them
@@ -299,8 +313,9 @@ impl Follower {
     }
 }
 
-/// Work that asks the source by SQL. A network that swallows everything must not hold up the stream, which would notice.
-async fn answered(work: impl Future<Output = Result<(), CaptureError>>) -> Result<(), CaptureError> {
+/// Work that asks the source. A network that swallows everything, which a connection alone does not notice, must hold up
+/// neither the stream nor the next try.
+async fn answered<T>(work: impl Future<Output = Result<T, CaptureError>>) -> Result<T, CaptureError> {
     let done = tokio::time::timeout(ANSWER_TIMEOUT, work).await;
     done.unwrap_or_else(|_| Err(CaptureError::Away("source: no answer in time".into())))
 }
