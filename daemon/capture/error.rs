@@ -64,6 +64,7 @@ impl From<ChunkError> for CaptureError {
     fn from(error: ChunkError) -> Self {
         match error {
             ChunkError::Source(error) => error.into(),
+            ChunkError::Connect(error) => error.into(),
             other => Self::Content(other.to_string()),
         }
     }
@@ -83,7 +84,6 @@ impl From<IntakeError> for CaptureError {
         match error {
             IntakeError::Ledger(error) => error.into(),
             IntakeError::Source(error) => error.into(),
-            IntakeError::Connect(error) => error.into(),
             other => Self::Content(other.to_string()),
         }
     }

@@ -36,7 +36,7 @@ const IDLE_WRITE_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest wait for what is asked of the source, and of the ledger about it, while the stream runs.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Batches on their way into the ledger while the next one is worked out.
-const MAX_IN_FLIGHT: usize = 2;
+const MAX_IN_FLIGHT: usize = 3;
 /// Longest time without a sign of life to the watchdog.
 const BEAT_INTERVAL: Duration = Duration::from_secs(2);
 

@@ -4,14 +4,15 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::Source;
-use crate::event::{Cluster, EventRecord, Operation, Origin, Transaction};
+use crate::event::{CanonicalEvent, Cluster, EventRecord, Operation, Origin, Transaction};
 use crate::image::{Emitted, Images, Missing, Overlay, OverlayChanges, Projection, RowId};
 use crate::ledger::batch::{Batch, DeliveryWrite, ImageWrite, Lane};
 use crate::ledger::entry::NewEntry;
 use crate::ledger::{Ledger, LedgerError, images};
 use crate::mapping::EventKind;
-use crate::pg::ConnectError;
-use crate::source::postgres::chunk::{ChunkError, read_keys, split_key};
+use crate::mapping::expression::EvaluationError;
+use crate::mapping::route::Route;
+use crate::source::postgres::chunk::{ChunkError, read_back};
 
 /// Rounds of loading after which something must be wrong: each round resolves one level of joins.
 const MAX_ROUNDS: usize = 16;
@@ -25,9 +26,6 @@ pub enum IntakeError {
     /// The source, when a row had to be read back.
     #[error(transparent)]
     Source(#[from] ChunkError),
-    /// The source could not be reached for that.
-    #[error(transparent)]
-    Connect(#[from] ConnectError),
     /// Loading does not come to an end.
     #[error("the images a slice needs could not be loaded in {MAX_ROUNDS} rounds")]
     Endless,
@@ -114,13 +112,21 @@ impl Intake {
                 Ok(Prepared::Needs(missing))
             };
         }
-        let asked = self.asked_lanes(&emitted);
+        let source = self.source.clone();
+        let ways: Vec<Vec<Way<'_>>> = emitted.iter().map(|emitted| ways(&source, &emitted.event)).collect();
+        // Only of these it matters whether they are owed already.
+        let asked: Vec<Lane> = ways
+            .iter()
+            .flatten()
+            .filter(|way| way.unless_owed != Ok(true))
+            .map(|way| way.lane.clone())
+            .collect();
         if !asked.is_empty() && !settled {
             return Ok(Prepared::Needs(missing));
         }
         self.rounds = 0;
         let owed = images::owed(self.ledger.reader(), &asked).await?;
-        let mut batch = self.batch(emitted, &owed);
+        let mut batch = self.batch(emitted, ways, &owed);
         batch.images = self.image_writes(&changes);
         self.images.absorb(changes);
         Ok(Prepared::Batch(batch))
@@ -145,15 +151,9 @@ impl Intake {
 
     /// Reads rows from the source, by key: a value that was not sent has not changed, so it is there as it was.
     async fn read_back(&mut self, unsent: &HashSet<RowId>) -> Result<(), IntakeError> {
-        if unsent.is_empty() {
-            return Ok(());
-        }
-        let client = self.source.database.connect("tailwater-read-back").await?;
-        for (table, key) in unsent {
-            let Some(spec) = self.source.mapping.table_named(table) else { continue };
-            let rows = read_keys(&client, spec, &[split_key(spec, key)]).await?;
-            let row = rows.into_iter().next().map(|(_, row)| row);
-            self.images.insert_read_back((table.clone(), key.clone()), row);
+        let mut found = read_back(&self.source.database, &self.source.mapping, unsent).await?;
+        for id in unsent {
+            self.images.insert_read_back(id.clone(), found.remove(id));
         }
         Ok(())
     }
@@ -169,16 +169,19 @@ impl Intake {
         changes.rows().map(write).collect()
     }
 
-    fn batch(&self, emitted: Vec<Emitted>, owed: &HashSet<Lane>) -> Batch {
+    fn batch(&self, emitted: Vec<Emitted>, ways: Vec<Vec<Way<'_>>>, owed: &HashSet<Lane>) -> Batch {
         let mut newly_owed: HashSet<Lane> = HashSet::new();
         let mut batch = Batch::default();
-        for Emitted { event, fault } in emitted {
+        for (Emitted { event, fault }, ways) in emitted.into_iter().zip(ways) {
             let entry = batch.next_entry();
-            for (lane, route) in self.source.lanes(&event) {
-                let is_owed = owed.contains(&lane) || newly_owed.contains(&lane);
+            for Way { lane, route, unless_owed } in ways {
+                let takes = match owed.contains(&lane) || newly_owed.contains(&lane) {
+                    true => route.takes(&event, true),
+                    false => unless_owed,
+                };
                 let (takes, requires, parked) = match &fault {
                     Some(fault) => (true, Vec::new(), Some(fault.clone())),
-                    None => match (route.takes(&event, is_owed), route.requirements(&event)) {
+                    None => match (takes, route.requirements(&event)) {
                         (Ok(takes), Ok(requires)) => (takes, requires, None),
                         (Err(error), _) | (_, Err(error)) => (true, Vec::new(), Some(error.to_string())),
                     },
@@ -201,17 +204,18 @@ impl Intake {
         }
         batch
     }
+}
 
-    /// Lanes of events whose route depends on what is owed already.
-    fn asked_lanes(&self, emitted: &[Emitted]) -> Vec<Lane> {
-        let mut lanes = Vec::new();
-        for Emitted { event, .. } in emitted {
-            for (lane, route) in self.source.lanes(event) {
-                if !matches!(route.takes(event, false), Ok(true)) {
-                    lanes.push(lane);
-                }
-            }
-        }
-        lanes
-    }
+/// A way that an event may go.
+struct Way<'a> {
+    lane: Lane,
+    route: &'a Route,
+    /// Whether it takes the route when the target is not owed the object.
+    unless_owed: Result<bool, EvaluationError>,
+}
+
+/// Where an event may go.
+fn ways<'a>(source: &'a Source, event: &CanonicalEvent) -> Vec<Way<'a>> {
+    let lanes = source.lanes(event);
+    lanes.map(|(lane, route)| Way { lane, route, unless_owed: route.takes(event, false) }).collect()
 }

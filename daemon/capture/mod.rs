@@ -17,7 +17,7 @@ use crate::config::{GuardSettings, LoadSettings, SourceConfig};
 use crate::event::CanonicalEvent;
 use crate::ledger::batch::Lane;
 use crate::mapping::route::Route;
-use crate::mapping::{EventKind, SourceMapping, TableSpec};
+use crate::mapping::{EventKind, SourceMapping};
 use crate::pg::Database;
 
 /// A source as it is configured.
@@ -48,11 +48,6 @@ pub struct Source {
     pub releasing: guard::Releasing,
 }
 
-/// Names of a table's mapped columns.
-fn columns(table: &TableSpec) -> Arc<[Arc<str>]> {
-    table.columns.as_slice().into()
-}
-
 impl Source {
     /// A source of the settings, with the routes and the targets of each connector.
     #[must_use]
@@ -74,7 +69,7 @@ impl Source {
     }
 
     /// Where an event may go: each target of each route for its type.
-    fn lanes<'a>(&'a self, event: &'a CanonicalEvent) -> impl Iterator<Item = (Lane, &'a Route)> {
+    fn lanes<'a>(&'a self, event: &CanonicalEvent) -> impl Iterator<Item = (Lane, &'a Route)> {
         let routes = self.routes.iter().filter(|route| route.event_type == event.event_type);
         routes.flat_map(move |route| {
             let targets = self.targets.get(&route.system).into_iter().flatten();

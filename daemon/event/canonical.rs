@@ -6,9 +6,9 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::change::Row;
 use super::json::{canonical_struct_bytes, is_plain};
 use super::position::{ChangePosition, Cluster};
+use super::row::Row;
 
 /// What happened to the object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

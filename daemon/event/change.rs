@@ -3,60 +3,10 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::position::{ChangePosition, Lsn};
-
-/// A row image: mapped columns only, by name. Numbers that JSON cannot hold exactly are strings.
-pub type Row = Map<String, Value>;
-
-/// A column as an update sent it.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Field {
-    /// The new value, possibly null.
-    Value(Value),
-    /// Stored out of line and not touched: PostgreSQL did not send it (INV-7). Never null.
-    Unchanged,
-}
-
-/// The mapped columns of a row as they were sent.
-#[derive(Debug, Clone, PartialEq)]
-pub struct SentRow {
-    /// Column names, shared by all rows of a table. A mapped column that the table no longer has is not among them.
-    pub columns: Arc<[Arc<str>]>,
-    /// What was sent for each.
-    pub fields: Vec<Field>,
-}
-
-impl SentRow {
-    /// Columns with what was sent for them.
-    pub fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Field)> {
-        self.columns.iter().zip(&self.fields)
-    }
-
-    /// What was sent for `column`.
-    #[must_use]
-    pub fn get(&self, column: &str) -> Option<&Field> {
-        self.iter().find(|(name, _)| &***name == column).map(|(_, field)| field)
-    }
-
-    /// True when a column was not sent because it is TOASTed and unchanged.
-    #[must_use]
-    pub fn is_partial(&self) -> bool {
-        self.fields.contains(&Field::Unchanged)
-    }
-
-    /// Takes the columns it does not carry from `earlier`.
-    pub fn fill_from(&mut self, earlier: &Self) {
-        for (name, field) in self.columns.iter().zip(&mut self.fields) {
-            if *field == Field::Unchanged
-                && let Some(known) = earlier.get(name)
-            {
-                *field = known.clone();
-            }
-        }
-    }
-}
+use super::row::SentRow;
 
 /// What a transaction left of a row.
 #[derive(Debug, Clone, PartialEq)]

@@ -13,9 +13,12 @@ pub fn canonical_bytes(value: &Value) -> Vec<u8> {
 /// values in it.
 #[must_use]
 pub fn canonical_struct_bytes(value: &impl Serialize, plain: bool) -> Vec<u8> {
-    let bytes =
-        if plain { serde_json::to_vec(value).ok() } else { serde_json_canonicalizer::to_vec(value).ok() };
-    bytes.unwrap_or_default()
+    if !plain {
+        return serde_json_canonicalizer::to_vec(value).unwrap_or_default();
+    }
+    // As large as most are: growing in steps costs more than writing.
+    let mut bytes = Vec::with_capacity(2_048);
+    serde_json::to_writer(&mut bytes, value).map(|()| bytes).unwrap_or_default()
 }
 
 /// True when plain serialization is already canonical: maps are sorted by bytes, which is the canonical order for ASCII,

@@ -236,7 +236,7 @@ fn apply_one(overlay: &mut Overlay<'_>, change: &Change, moved: Option<Arc<Row>>
     let after = match &change.state {
         RowState::Absent => None,
         RowState::Present(sent) => {
-            Some(Arc::new(filled(overlay, change, sent, moved.as_deref().or(before.as_deref()))?))
+            Some(filled(overlay, change, sent, moved.as_deref().or(before.as_deref()))?)
         }
     };
     if before == after {
@@ -249,22 +249,25 @@ fn apply_one(overlay: &mut Overlay<'_>, change: &Change, moved: Option<Arc<Row>>
 
 /// The whole row: what was not sent is kept from the image, or read from the source where no image has it. `None` when it
 /// has to be read first, or when the row is gone by now: then its own change is on the way.
-fn filled(overlay: &Overlay<'_>, change: &Change, sent: &SentRow, known: Option<&Row>) -> Option<Row> {
-    let mut row = Row::new();
+fn filled(overlay: &Overlay<'_>, change: &Change, sent: &SentRow, known: Option<&Row>) -> Option<Arc<Row>> {
+    if let Some(row) = sent.whole() {
+        return Some(row.clone());
+    }
+    let mut filled = Vec::new();
     for (name, field) in sent.iter() {
         let value = match field {
             Field::Value(value) => Some(value),
-            Field::Unchanged => match known.and_then(|row| row.get(&**name)) {
+            Field::Unchanged => match known.and_then(|row| row.get(name)) {
                 Some(value) => Some(value),
                 // A column that the source has no more is left out: what reads it is parked.
-                None => overlay.read_back(&change.table, &change.key)??.get(&**name),
+                None => overlay.read_back(&change.table, &change.key)??.get(name),
             },
         };
         if let Some(value) = value {
-            row.insert(name.to_string(), value.clone());
+            filled.push((name.clone(), value.clone()));
         }
     }
-    Some(row)
+    Some(Arc::new(filled.into_iter().collect()))
 }
 
 /// Root keys that a changed joined row belongs to, now or before.
@@ -321,7 +324,7 @@ fn by(overlay: &Overlay<'_>, join: &Join, row: &Row, column: &str) -> Option<Joi
         Some(key) => overlay.row(&join.table, &key)?,
         None => None,
     };
-    let nulls = || Arc::new(join.columns.iter().map(|column| (column.to_string(), Value::Null)).collect());
+    let nulls = || Arc::new(Row::new(join.columns.as_slice().into(), Vec::new()));
     Some(Joined::One(found.unwrap_or_else(nulls)))
 }
 

@@ -35,7 +35,7 @@ pub struct ImageWrite {
 #[derive(Debug, Clone)]
 pub enum QuietState {
     /// All its columns.
-    Whole(Row),
+    Whole(Arc<Row>),
     /// Some of its columns; if there is no image the row is still to be read.
     Part(Row),
     /// It is gone.

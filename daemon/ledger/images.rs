@@ -1,12 +1,13 @@
 //! Reads what a slice needs from images and documents, in one batch of queries.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use serde_json::Value;
 use tokio_postgres::Client;
 
 use super::LedgerError;
+use crate::event::{Columns, Row};
 use crate::image::{Emission, Image, Images, KeysByValue, Missing};
 
 /// Loads everything in `missing` into `images`.
@@ -34,11 +35,14 @@ async fn load_rows(
     let sql = "select w.relation, w.key, i.row, i.emitted
                from unnest($2::text[], $3::text[]) as w(relation, key)
                left join image i on i.source = $1 and i.relation = w.relation and i.key = w.key";
+    let mut known: HashMap<String, Columns> = HashMap::new();
     for row in client.query(sql, &[&source, &relations, &keys]).await? {
         let table: String = row.try_get(0)?;
         let unreadable = || LedgerError::Unreadable(format!("an image of table \"{table}\""));
         let columns = match row.try_get::<_, Option<Value>>(2)? {
-            Some(Value::Object(map)) => Some(Arc::new(map)),
+            Some(Value::Object(map)) => {
+                Some(Arc::new(Row::from_map(map, known.entry(table.clone()).or_default())))
+            }
             Some(_) => return Err(unreadable()),
             None => None,
         };

@@ -201,13 +201,17 @@ fn to_cel(value: &Value) -> cel::Value {
         },
         Value::String(text) => cel::Value::String(Arc::new(text.clone())),
         Value::Array(items) => cel::Value::List(Arc::new(items.iter().map(to_cel).collect())),
-        Value::Object(map) => row_to_cel(map),
+        Value::Object(map) => map_to_cel(map.iter().map(|(key, value)| (key.as_str(), value))),
     }
 }
 
 fn row_to_cel(row: &Row) -> cel::Value {
+    map_to_cel(row.iter().map(|(name, value)| (&**name, value)))
+}
+
+fn map_to_cel<'a>(members: impl Iterator<Item = (&'a str, &'a Value)>) -> cel::Value {
     let entries: HashMap<String, cel::Value> =
-        row.iter().map(|(key, value)| (key.clone(), to_cel(value))).collect();
+        members.map(|(key, value)| (key.to_owned(), to_cel(value))).collect();
     cel::Value::Map(entries.into())
 }
 

@@ -110,7 +110,7 @@ pub fn check_format(fields: &mut Fields, problems: &mut Problems) {
 fn read_table(name: &str, body: &Node, mapping: &mut SourceMapping, problems: &mut Problems) {
     let mut fields = body.fields(problems);
     let key = names(fields.required("key", "[id]", problems), problems);
-    let columns = names(fields.required("columns", "[id, name]", problems), problems);
+    let mut columns = names(fields.required("columns", "[id, name]", problems), problems);
     fields.finish(problems);
     for column in &key {
         if !columns.contains(column) {
@@ -130,6 +130,8 @@ fn read_table(name: &str, body: &Node, mapping: &mut SourceMapping, problems: &m
         );
         return;
     }
+    columns.sort_unstable();
+    columns.dedup();
     mapping.tables.push(TableSpec { schema: schema.into(), name: table.into(), key, columns });
 }
 

@@ -27,7 +27,7 @@ pub struct TableSpec {
     pub name: Arc<str>,
     /// Columns of the primary key.
     pub key: Vec<Arc<str>>,
-    /// Columns that are kept; all others are dropped in the decoder and stored nowhere.
+    /// Columns that are kept, in the order of their bytes; all others are dropped in the decoder and stored nowhere.
     pub columns: Vec<Arc<str>>,
 }
 

@@ -83,6 +83,9 @@ impl Schema {
     /// What is wrong with `data`: paths and rules, never values (INV-12).
     #[must_use]
     pub fn violation(&self, data: &Value) -> Option<String> {
+        if self.validator.is_valid(data) {
+            return None;
+        }
         let error = self.validator.iter_errors(data).next()?;
         Some(format!("{}: does not satisfy {}", error.instance_path(), error.schema_path()))
     }

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::event::{Field, Row, RowState, SentRow, Transaction};
+use crate::event::{RowState, SentRow, Transaction};
 use crate::ledger::batch::{QuietState, QuietWrite};
 
 /// A row whose old key had what was not sent: it has to be read from the source.
@@ -56,12 +56,8 @@ pub fn quiet_writes(
 
 fn state_of(sent: Option<SentRow>) -> QuietState {
     let Some(sent) = sent else { return QuietState::Gone };
-    let mut row = Row::new();
-    let partial = sent.is_partial();
-    for (column, field) in sent.iter() {
-        if let Field::Value(value) = field {
-            row.insert(column.to_string(), value.clone());
-        }
+    match sent.whole() {
+        Some(row) => QuietState::Whole(row.clone()),
+        None => QuietState::Part(sent.sent()),
     }
-    if partial { QuietState::Part(row) } else { QuietState::Whole(row) }
 }

@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use crate::event::{Field, Row, RowState, SentRow, Transaction};
+use crate::event::{Row, RowState, SentRow, Transaction};
 use crate::source::postgres::chunk::Snapshot;
 
 /// Transactions remembered. One that was committed so long ago is visible to everybody, short of synchronous replication
@@ -93,7 +93,7 @@ impl Windows {
         for (key, row) in rows {
             match window.changed.get(&key) {
                 None => remainder.rows.push((key, row)),
-                Some(Some(part)) => remainder.completed.push((key, completed(part, row))),
+                Some(Some(part)) => remainder.completed.push((key, completed(part, &row))),
                 Some(None) => {}
             }
         }
@@ -110,11 +110,8 @@ impl Windows {
 }
 
 /// What was sent, with the rest from the chunk.
-fn completed(part: &SentRow, mut row: Row) -> Row {
-    for (column, field) in part.iter() {
-        if let Field::Value(value) = field {
-            row.insert(column.to_string(), value.clone());
-        }
-    }
-    row
+fn completed(part: &SentRow, row: &Row) -> Row {
+    let sent = part.sent();
+    let rest = row.iter().filter(|(column, _)| sent.get(column).is_none());
+    rest.chain(sent.iter()).map(|(column, value)| (column.clone(), value.clone())).collect()
 }

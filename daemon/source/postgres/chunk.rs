@@ -3,6 +3,7 @@
 //! A watermark is a small transaction of ours in the WAL (`pg_logical_emit_message`); nothing is written to any table. What
 //! the stream brings between the two watermarks of a chunk is newer than the chunk, or the same.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use futures_util::{StreamExt, pin_mut};
@@ -13,7 +14,11 @@ use super::copy::{CopyError, CopyReader};
 use super::transaction::MESSAGE_PREFIX;
 use super::types::Types;
 use crate::event::{Row, key_text};
-use crate::mapping::TableSpec;
+use crate::mapping::{SourceMapping, TableSpec};
+use crate::pg::{ConnectError, Database};
+
+/// Rows read back in one query.
+const READ_BACK_KEYS: usize = 200;
 
 /// Rows with their keys.
 pub type KeyedRows = Vec<(String, Row)>;
@@ -24,6 +29,9 @@ pub enum ChunkError {
     /// The source.
     #[error("{}", crate::pg::describe(.0))]
     Source(#[from] tokio_postgres::Error),
+    /// It cannot be reached.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     /// What it sent.
     #[error(transparent)]
     Copy(#[from] CopyError),
@@ -99,21 +107,38 @@ pub async fn read(
     result
 }
 
-/// The rows with these keys, each given by its columns as text.
-pub async fn read_keys(
-    client: &Client,
-    table: &TableSpec,
-    keys: &[Vec<String>],
-) -> Result<KeyedRows, ChunkError> {
-    let conditions: Vec<String> = keys.iter().map(|key| compared(table, "=", key)).collect();
-    select(client, table, &format!(" where {}", conditions.join(" or "))).await
+/// Rows as they are now, given by table and key; one that is gone by now is not among them.
+pub async fn read_back<'a>(
+    database: &Database,
+    mapping: &SourceMapping,
+    wanted: impl IntoIterator<Item = &'a (Arc<str>, String)>,
+) -> Result<HashMap<(Arc<str>, String), Row>, ChunkError> {
+    let mut by_table: HashMap<&str, Vec<&str>> = HashMap::new();
+    for (table, key) in wanted {
+        by_table.entry(table).or_default().push(key);
+    }
+    let mut found = HashMap::new();
+    if by_table.is_empty() {
+        return Ok(found);
+    }
+    let client = database.connect("tailwater-read-back").await?;
+    for (name, keys) in by_table {
+        let Some(table) = mapping.table_named(name) else { continue };
+        for keys in keys.chunks(READ_BACK_KEYS) {
+            let compare = |key: &&str| compared(table, "=", &split_key(table, key));
+            let conditions: Vec<String> = keys.iter().map(compare).collect();
+            let rows = select(&client, table, &format!(" where {}", conditions.join(" or "))).await?;
+            found.extend(rows.into_iter().map(|(key, row)| ((table.name.clone(), key), row)));
+        }
+    }
+    Ok(found)
 }
 
 async fn select(client: &Client, table: &TableSpec, rest: &str) -> Result<KeyedRows, ChunkError> {
     // A mapped column that the table has no more is left out, as the stream leaves it out.
     let sql = "select attname::text, atttypid from pg_attribute
                where attrelid = $1::text::regclass and attnum > 0 and not attisdropped";
-    let mut existing = std::collections::HashMap::new();
+    let mut existing = HashMap::new();
     for row in client.query(sql, &[&qualified(table)]).await? {
         existing.insert(row.try_get::<_, String>(0)?, row.try_get::<_, u32>(1)?);
     }
@@ -149,7 +174,7 @@ fn compared(table: &TableSpec, operator: &str, key: &[String]) -> String {
 /// The key columns of a row as text.
 #[must_use]
 pub fn key_columns(table: &TableSpec, row: &Row) -> Vec<String> {
-    table.key.iter().map(|column| row.get(&**column).map(key_text).unwrap_or_default()).collect()
+    table.key.iter().map(|column| row.get(column).map(key_text).unwrap_or_default()).collect()
 }
 
 /// The key columns of a row key, as [`crate::event::row_key`] joined them.

@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use serde_json::Value;
 
 use super::value::{Form, ValueError};
-use crate::event::{Row, row_key};
+use crate::event::{Columns, Row, row_key};
 use crate::mapping::TableSpec;
 
 /// A line that is not what COPY writes.
@@ -40,6 +40,7 @@ pub enum CopyError {
 #[derive(Debug)]
 pub struct CopyReader<'a> {
     table: &'a TableSpec,
+    columns: Columns,
     types: Vec<Form>,
     pending: BytesMut,
 }
@@ -48,7 +49,7 @@ impl<'a> CopyReader<'a> {
     /// `types`: forms of the mapped columns, in their order.
     #[must_use]
     pub fn new(table: &'a TableSpec, types: Vec<Form>) -> Self {
-        Self { table, types, pending: BytesMut::new() }
+        Self { table, columns: table.columns.as_slice().into(), types, pending: BytesMut::new() }
     }
 
     /// Takes a chunk; gives the rows that it completes, with their keys.
@@ -71,12 +72,13 @@ impl<'a> CopyReader<'a> {
                 expected: self.table.columns.len(),
             });
         }
-        let mut row = Row::new();
+        let mut values = Vec::with_capacity(cells.len());
         for ((column, form), cell) in self.table.columns.iter().zip(&self.types).zip(cells) {
-            row.insert(column.to_string(), self.value(column, *form, cell)?);
+            values.push(self.value(column, *form, cell)?);
         }
+        let row = Row::new(self.columns.clone(), values);
         let key: Vec<Value> =
-            self.table.key.iter().map(|column| row.get(&**column).cloned().unwrap_or_default()).collect();
+            self.table.key.iter().map(|column| row.get(column).cloned().unwrap_or_default()).collect();
         Ok((row_key(&key), row))
     }
 

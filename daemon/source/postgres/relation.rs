@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::types::Types;
 use super::value::{Form, ValueError};
 use super::wire::{RelationMessage, Tuple, TupleValue};
-use crate::event::{Field, SentRow, key_text, row_key};
+use crate::event::{Columns, Row, SentRow, key_text, row_key};
 use crate::mapping::TableSpec;
 
 /// Why rows of a table cannot be read.
@@ -67,6 +67,8 @@ pub enum RelationError {
 struct Wanted {
     /// Position among the columns sent.
     index: usize,
+    /// Place among the columns kept.
+    place: usize,
     form: Form,
 }
 
@@ -78,25 +80,26 @@ pub struct Relation {
     /// Mapped columns that the table no longer has. Rows come without them, so that whatever reads them is parked.
     pub vanished: Vec<Arc<str>>,
     width: usize,
-    /// Names of the columns in `wanted`.
-    columns: Arc<[Arc<str>]>,
+    columns: Columns,
     /// In the order in which they are sent.
     wanted: Vec<Wanted>,
-    /// Places of the key in `wanted`, in the order of the mapping.
+    /// Places of the key among `columns`, in the order of the mapping.
     key: Vec<usize>,
 }
 
 impl Relation {
     /// Finds the mapped columns in a relation message.
     pub fn new(spec: &TableSpec, message: &RelationMessage, types: &Types) -> Result<Self, RelationError> {
-        let mut columns: Vec<Arc<str>> = Vec::with_capacity(spec.columns.len());
-        let mut wanted = Vec::with_capacity(spec.columns.len());
-        for (index, column) in message.columns.iter().enumerate() {
-            if let Some(name) = spec.columns.iter().find(|name| ***name == *column.name) {
-                columns.push(name.clone());
-                wanted.push(Wanted { index, form: types.form(column.type_oid) });
-            }
-        }
+        let sent = |name: &Arc<str>| message.columns.iter().position(|column| *column.name == **name);
+        let (columns, vanished): (Vec<_>, Vec<_>) =
+            spec.columns.iter().cloned().partition(|name| sent(name).is_some());
+        let of = |(place, name)| {
+            let index = sent(name)?;
+            let form = types.form(message.columns.get(index)?.type_oid);
+            Some(Wanted { index, place, form })
+        };
+        let mut wanted: Vec<Wanted> = columns.iter().enumerate().filter_map(of).collect();
+        wanted.sort_by_key(|wanted| wanted.index);
         let mut key = Vec::with_capacity(spec.key.len());
         for name in &spec.key {
             let place = columns.iter().position(|column| column == name);
@@ -108,27 +111,27 @@ impl Relation {
                 (None, _) => return Err(RelationError::MissingColumn { table, column }),
             }
         }
-        let vanished = spec.columns.iter().filter(|name| !columns.contains(name)).cloned().collect();
         let (table, width) = (spec.name.clone(), message.columns.len());
         Ok(Self { table, vanished, width, columns: columns.into(), wanted, key })
     }
 
     /// Key and mapped columns of a row image.
     pub fn row(&self, tuple: Tuple<'_>) -> Result<(String, SentRow), RelationError> {
-        let fields = self.fields(tuple)?;
-        let key = self.key(&fields)?;
-        Ok((key, SentRow { columns: self.columns.clone(), fields }))
+        let (values, unsent) = self.values(tuple)?;
+        let key = self.key(&values)?;
+        Ok((key, SentRow::new(Row::new(self.columns.clone(), values), unsent)))
     }
 
     /// The key of the row that `tuple` is an old image of; its other columns may be missing.
     pub fn key_of(&self, tuple: Tuple<'_>) -> Result<String, RelationError> {
-        let fields = self.fields(tuple)?;
-        self.key(&fields)
+        let (values, _) = self.values(tuple)?;
+        self.key(&values)
     }
 
-    fn key(&self, fields: &[Field]) -> Result<String, RelationError> {
-        let value = |place: &usize| match fields.get(*place) {
-            Some(Field::Value(value)) if !value.is_null() => Ok(value),
+    fn key(&self, values: &[Value]) -> Result<String, RelationError> {
+        // A key column that was not sent is null here.
+        let value = |place: &usize| match values.get(*place) {
+            Some(value) if !value.is_null() => Ok(value),
             _ => Err(RelationError::MissingKey {
                 table: self.table.to_string(),
                 column: self.columns.get(*place).map(ToString::to_string).unwrap_or_default(),
@@ -144,7 +147,8 @@ impl Relation {
         }
     }
 
-    fn fields(&self, tuple: Tuple<'_>) -> Result<Vec<Field>, RelationError> {
+    /// Values of the columns, null where they were not sent, and the places of those.
+    fn values(&self, tuple: Tuple<'_>) -> Result<(Vec<Value>, Vec<usize>), RelationError> {
         if tuple.len() != self.width {
             return Err(RelationError::ColumnCount {
                 table: self.table.to_string(),
@@ -152,24 +156,26 @@ impl Relation {
                 expected: self.width,
             });
         }
-        let mut fields = Vec::with_capacity(self.wanted.len());
-        let mut values = tuple.values();
+        let mut values = vec![Value::Null; self.columns.len()];
+        let mut unsent = Vec::new();
+        let mut sent = tuple.values();
         let mut next = 0;
-        for wanted in &self.wanted {
-            let value = values.nth(wanted.index - next).unwrap_or(TupleValue::Null);
-            next = wanted.index + 1;
-            fields.push(match value {
-                TupleValue::Null => Field::Value(Value::Null),
-                TupleValue::Unchanged => Field::Unchanged,
-                TupleValue::Text(bytes) => Field::Value(
-                    wanted.form.decode_text(bytes).map_err(|error| self.failed(fields.len(), error))?,
-                ),
-                TupleValue::Binary(bytes) => Field::Value(
-                    wanted.form.decode_binary(bytes).map_err(|error| self.failed(fields.len(), error))?,
-                ),
-            });
+        for Wanted { index, place, form } in &self.wanted {
+            let value = match sent.nth(index - next).unwrap_or(TupleValue::Null) {
+                TupleValue::Null => Ok(Value::Null),
+                TupleValue::Unchanged => {
+                    unsent.push(*place);
+                    Ok(Value::Null)
+                }
+                TupleValue::Text(bytes) => form.decode_text(bytes),
+                TupleValue::Binary(bytes) => form.decode_binary(bytes),
+            };
+            next = index + 1;
+            if let Some(slot) = values.get_mut(*place) {
+                *slot = value.map_err(|error| self.failed(*place, error))?;
+            }
         }
-        Ok(fields)
+        Ok((values, unsent))
     }
 
     fn failed(&self, place: usize, error: ValueError) -> RelationError {

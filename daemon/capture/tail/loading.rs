@@ -1,0 +1,212 @@
+//! What a load means for the tail of the stream: chunks are laid into the images at their watermarks, rows that no chunk saw
+//! are swept, and the load is closed.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::Tail;
+use crate::capture::error::CaptureError;
+use crate::capture::load::Loading;
+use crate::capture::load::reader::{Chunk, Mark, Verdict};
+use crate::capture::load::window::{Remainder, Windows};
+use crate::event::{Change, RowState, Transaction};
+use crate::ledger::batch::{Batch, LoadWrite, QuietState, QuietWrite};
+use crate::ledger::loads::unseen;
+use crate::ledger::position::Phase;
+use crate::source::postgres::chunk::{Identity, identities};
+
+/// Rows swept in one ledger transaction.
+const SWEPT_ROWS: i64 = 500;
+/// Ordinals of swept rows: beyond those of any transaction in the stream at the same position.
+const SWEPT_ORDINAL: u64 = 1 << 40;
+
+impl Tail {
+    /// A transaction that carries watermarks.
+    pub(super) async fn marked(&mut self, transaction: &Transaction) -> Result<(), CaptureError> {
+        let mut batch = Batch::default();
+        let mut verdict = None;
+        for text in &transaction.marks {
+            let Some(loading) = &mut self.loading else { break };
+            match loading.shelf.parse(text) {
+                Some(Mark::Low(chunk)) => {
+                    if let Some(table) = loading.shelf.table(chunk) {
+                        loading.windows.open(chunk, table);
+                    }
+                }
+                Some(Mark::High(chunk)) => {
+                    if let Some(read) = loading.shelf.take(chunk) {
+                        (batch, verdict) = self.chunk(transaction, chunk, read).await?;
+                    }
+                }
+                None => {}
+            }
+        }
+        self.advance(transaction);
+        self.send(batch, verdict);
+        Ok(())
+    }
+
+    /// Lays a chunk into the images.
+    async fn chunk(
+        &mut self,
+        transaction: &Transaction,
+        number: u64,
+        chunk: Chunk,
+    ) -> Result<(Batch, Option<oneshot::Sender<Verdict>>), CaptureError> {
+        let Some(loading) = &mut self.loading else { return Ok((Batch::default(), None)) };
+        let Chunk { part, rows, snapshot, verdict } = chunk;
+        let keys: Vec<String> = rows.iter().map(|(key, _)| key.clone()).collect();
+        let Some(remainder) = loading.windows.close(number, &snapshot, rows) else {
+            // The reader is told at once; nothing is written for it to wait for.
+            let _ = verdict.send(Verdict::Again);
+            return Ok((Batch::default(), None));
+        };
+        let (load, quiet) = (loading.load.id, loading.is_quiet());
+        if part.done {
+            loading.open_parts = loading.open_parts.saturating_sub(1);
+        }
+        let mut batch = if quiet {
+            Batch { quiet: vec![self.quiet_chunk(load, &part.relation, remainder)], ..Batch::default() }
+        } else {
+            let pseudo = self.as_transaction(transaction, &part.relation, remainder);
+            let mut batch = self.worked_out(&[pseudo]).await?;
+            let (source, relation) = (self.source.name.clone(), part.relation.clone());
+            batch.loads.push(LoadWrite::Seen { load, source, relation, keys });
+            batch
+        };
+        batch.loads.push(LoadWrite::Progress(part));
+        Ok((batch, Some(verdict)))
+    }
+
+    fn quiet_chunk(&self, load: i64, relation: &str, remainder: Remainder) -> QuietWrite {
+        let rows = remainder.rows.into_iter().chain(remainder.completed);
+        QuietWrite {
+            source: self.source.name.clone(),
+            relation: relation.to_owned(),
+            load,
+            truncated: false,
+            rows: rows.map(|(key, row)| (key, QuietState::Whole(Arc::new(row)))).collect(),
+        }
+    }
+
+    /// A chunk as if the transaction of its high watermark had written it.
+    fn as_transaction(&self, marked: &Transaction, relation: &str, remainder: Remainder) -> Transaction {
+        let mut transaction =
+            Transaction { marks: Vec::new(), changes: Vec::new(), snapshot: true, ..marked.clone() };
+        let Some(table) = self.source.mapping.table_named(relation) else { return transaction };
+        let rows = remainder.rows.into_iter().chain(remainder.completed);
+        transaction.changes = (0..)
+            .zip(rows)
+            .map(|(ordinal, (key, row))| {
+                Change::new(&table.name, &key, ordinal, RowState::Present(row.into()))
+            })
+            .collect();
+        transaction
+    }
+
+    /// Once everything is read: what was not seen is gone, and the load is over.
+    pub async fn finish_load(&mut self) -> Result<(), CaptureError> {
+        let Some(loading) = &self.loading else { return Ok(()) };
+        if loading.open_parts > 0 {
+            return Ok(());
+        }
+        self.settle().await?;
+        let Some(loading) = &self.loading else { return Ok(()) };
+        let (load, relations) = (loading.load.id, loading.to_sweep.clone());
+        let mut batch = Batch::default();
+        if loading.is_quiet() {
+            let source = self.source.name.clone();
+            batch.loads.push(LoadWrite::Sweep { load, source, relations });
+            self.position.phase = Phase::Mapping;
+        } else {
+            let mut ordinal = SWEPT_ORDINAL;
+            for relation in &relations {
+                self.sweep(load, relation, &mut ordinal).await?;
+            }
+        }
+        batch.loads.extend(self.loaded_relations().await?);
+        batch.loads.push(LoadWrite::End { load, refused: false });
+        self.send(batch, None);
+        self.settle().await?;
+        tracing::info!(load, "all tables of the load are read");
+        self.loading = None;
+        Ok(())
+    }
+
+    /// Rows of a table that the load did not see are deleted, with their events.
+    async fn sweep(&mut self, load: i64, relation: &str, ordinal: &mut u64) -> Result<(), CaptureError> {
+        let Some(table) = self.source.mapping.table_named(relation).map(|table| table.name.clone()) else {
+            return Ok(());
+        };
+        loop {
+            let reader = self.ledger.reader();
+            let keys = unseen(reader, &self.source.name, relation, load, SWEPT_ROWS).await?;
+            if keys.is_empty() {
+                return Ok(());
+            }
+            let mut changes = Vec::with_capacity(keys.len());
+            for key in &keys {
+                changes.push(Change::new(&table, key, *ordinal, RowState::Absent));
+                *ordinal += 1;
+            }
+            let transaction = Transaction {
+                commit_lsn: self.position.commit_lsn,
+                end_lsn: self.position.end_lsn,
+                committed_at: self.position.committed_at.unwrap_or_else(jiff::Timestamp::now),
+                xid: 0,
+                changes,
+                truncated: Vec::new(),
+                row_changes: 0,
+                last_ordinal: 0,
+                complete: true,
+                marks: Vec::new(),
+                snapshot: true,
+            };
+            let batch = self.worked_out(&[transaction]).await?;
+            self.send(batch, None);
+            self.settle().await?;
+        }
+    }
+
+    /// What of each table is in the images from now on.
+    async fn loaded_relations(&mut self) -> Result<Vec<LoadWrite>, CaptureError> {
+        let Some(loading) = &self.loading else { return Ok(Vec::new()) };
+        let client = self.source.database.connect("tailwater-source").await?;
+        let tables = self
+            .source
+            .mapping
+            .tables
+            .iter()
+            .filter(|table| loading.to_sweep.contains(&table.name.to_string()));
+        let tables: Vec<_> = tables.cloned().collect();
+        let found = identities(&client, &tables, &self.source.publication).await?;
+        let write = |Identity { table, oid, member }| {
+            let spec = tables.iter().find(|spec| spec.name == table)?;
+            Some(LoadWrite::Relation {
+                source: self.source.name.clone(),
+                relation: table.to_string(),
+                oid,
+                member,
+                columns: spec.columns.iter().map(ToString::to_string).collect(),
+            })
+        };
+        Ok(found.into_iter().filter_map(write).collect())
+    }
+}
+
+/// Rows that the stream brings during a re-read are seen, too.
+pub(super) fn seen(loading: &Loading, source: &str, transaction: &Transaction) -> Vec<LoadWrite> {
+    let relations = loading.load.relations.iter();
+    let writes = relations.filter_map(|relation| {
+        let keys: Vec<String> = Windows::present(transaction, relation).into_iter().collect();
+        let write = LoadWrite::Seen {
+            load: loading.load.id,
+            source: source.to_owned(),
+            relation: relation.clone(),
+            keys,
+        };
+        Some(write).filter(|write| !matches!(write, LoadWrite::Seen { keys, .. } if keys.is_empty()))
+    });
+    writes.collect()
+}

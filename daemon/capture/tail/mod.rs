@@ -1,0 +1,222 @@
+//! The end of the stream on its way into the ledger: worked out, sent, durable, confirmed.
+
+mod loading;
+
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesOrdered;
+use serde_json::json;
+use tokio::sync::oneshot;
+
+use super::Source;
+use super::error::CaptureError;
+use super::intake::{Intake, Prepared};
+use super::load::Loading;
+use super::load::quiet::quiet_writes;
+use super::load::reader::Verdict;
+use crate::event::{Lsn, Transaction};
+use crate::ledger::batch::{Batch, QuietState};
+use crate::ledger::entry::{EntryKind, NewEntry};
+use crate::ledger::position::Position;
+use crate::ledger::{Ledger, LedgerError};
+use crate::source::postgres::chunk::read_back;
+use crate::source::postgres::stream::Confirmer;
+
+/// A batch that is durable now.
+pub struct Written {
+    end_lsn: Lsn,
+    owes: bool,
+    verdict: Option<oneshot::Sender<Verdict>>,
+}
+
+/// See the module's text.
+pub struct Tail {
+    source: Arc<Source>,
+    ledger: Ledger,
+    intake: Intake,
+    /// Where the source stands once everything in flight is written.
+    pub position: Position,
+    /// Batches on their way, oldest first.
+    pub in_flight: FuturesOrdered<BoxFuture<'static, Result<Written, LedgerError>>>,
+    /// The load that is going on.
+    pub loading: Option<Loading>,
+    confirmer: Confirmer,
+    wake: Arc<dyn Fn() + Send + Sync>,
+    /// Batches sent so far, and how many had been when the images last aged.
+    sent: usize,
+    aged_at: usize,
+}
+
+impl Tail {
+    /// Nothing is on its way yet.
+    #[must_use]
+    pub fn new(
+        source: &Arc<Source>,
+        ledger: &Ledger,
+        position: Position,
+        loading: Option<Loading>,
+        confirmer: Confirmer,
+        wake: Arc<dyn Fn() + Send + Sync>,
+    ) -> Self {
+        let intake = Intake::new(source.clone(), position.cluster.clone(), ledger.clone());
+        Self {
+            source: source.clone(),
+            ledger: ledger.clone(),
+            intake,
+            position,
+            in_flight: FuturesOrdered::new(),
+            loading,
+            confirmer,
+            wake,
+            sent: 0,
+            aged_at: 0,
+        }
+    }
+
+    /// Works transactions out, or slices of one, and sends them on their way. Watermarks of a load are heeded in their place.
+    pub async fn take(&mut self, transactions: &[Transaction]) -> Result<(), CaptureError> {
+        let mut rest = transactions;
+        while let Some(place) = rest.iter().position(|transaction| !transaction.marks.is_empty()) {
+            let (before, from) = rest.split_at(place);
+            self.slice(before).await?;
+            let Some((marked, after)) = from.split_first() else { break };
+            // Anybody may write a message with our prefix beside changes of their own; those count all the same.
+            if !marked.changes.is_empty() || !marked.truncated.is_empty() || self.position.ordinal.is_some() {
+                self.slice(std::slice::from_ref(marked)).await?;
+            }
+            self.marked(marked).await?;
+            rest = after;
+        }
+        self.slice(rest).await
+    }
+
+    async fn slice(&mut self, transactions: &[Transaction]) -> Result<(), CaptureError> {
+        if transactions.is_empty() {
+            return Ok(());
+        }
+        let mut batch = match &self.loading {
+            Some(loading) if loading.is_quiet() => {
+                let load = loading.load.id;
+                self.quiet(load, transactions).await?
+            }
+            _ => self.worked_out(transactions).await?,
+        };
+        for transaction in transactions {
+            let continued =
+                self.position.commit_lsn == transaction.commit_lsn && self.position.ordinal.is_some();
+            self.advance(transaction);
+            if continued && transaction.complete {
+                batch.entry(tx_end(&self.source.name, transaction));
+            }
+            if let Some(current) = &mut self.loading {
+                current.windows.note(transaction);
+                if !current.is_quiet() {
+                    batch.loads.extend(loading::seen(current, &self.source.name, transaction));
+                }
+            }
+        }
+        self.send(batch, None);
+        Ok(())
+    }
+
+    fn advance(&mut self, transaction: &Transaction) {
+        let position = &mut self.position;
+        position.commit_lsn = transaction.commit_lsn;
+        position.committed_at = Some(transaction.committed_at);
+        if transaction.complete {
+            position.ordinal = None;
+            position.end_lsn = transaction.end_lsn;
+        } else {
+            position.ordinal = Some(transaction.last_ordinal);
+        }
+    }
+
+    /// The batch of these transactions, with their events.
+    async fn worked_out(&mut self, transactions: &[Transaction]) -> Result<Batch, CaptureError> {
+        if self.intake.is_full() {
+            // What is forgotten now was sent before the images last aged.
+            while self.sent - self.in_flight.len() < self.aged_at {
+                let Some(written) = self.in_flight.next().await else { break };
+                self.written(written?);
+            }
+            self.intake.age();
+            self.aged_at = self.sent;
+        }
+        loop {
+            let settled = self.in_flight.is_empty();
+            match self.intake.transactions(transactions, settled).await? {
+                Prepared::Batch(batch) => return Ok(batch),
+                Prepared::Needs(missing) => {
+                    // The ledger answers as of what is written, so that must be everything.
+                    self.settle().await?;
+                    self.intake.load(missing).await?;
+                }
+            }
+        }
+    }
+
+    /// The batch of these transactions without events.
+    async fn quiet(&mut self, load: i64, transactions: &[Transaction]) -> Result<Batch, CaptureError> {
+        let (mut quiet, moved) = quiet_writes(&self.source.name, load, transactions);
+        // A row that is gone by now has its own change on the way.
+        let mut found = read_back(&self.source.database, &self.source.mapping, &moved).await?;
+        for write in &mut quiet {
+            let relation: Arc<str> = write.relation.as_str().into();
+            for (key, state) in &mut write.rows {
+                if found.is_empty() {
+                    break;
+                }
+                if let Some(row) = found.remove(&(relation.clone(), key.clone())) {
+                    *state = QuietState::Whole(Arc::new(row));
+                }
+            }
+        }
+        Ok(Batch { quiet, ..Batch::default() })
+    }
+
+    /// Nothing of ours was open when the server stood at `lsn`.
+    pub fn idle(&mut self, lsn: Lsn) {
+        self.position.end_lsn = lsn;
+        self.send(Batch::default(), None);
+    }
+
+    fn send(&mut self, mut batch: Batch, verdict: Option<oneshot::Sender<Verdict>>) {
+        batch.positions.push(self.position.clone());
+        let (end_lsn, owes) = (self.position.end_lsn, !batch.deliveries.is_empty());
+        let writer = self.ledger.writer().clone();
+        let write = async move { writer.write(batch).await.map(|_| Written { end_lsn, owes, verdict }) };
+        self.in_flight.push_back(Box::pin(write));
+        self.sent += 1;
+    }
+
+    /// Waits until everything sent is durable.
+    pub async fn settle(&mut self) -> Result<(), CaptureError> {
+        while let Some(written) = self.in_flight.next().await {
+            self.written(written?);
+        }
+        Ok(())
+    }
+
+    /// A batch has become durable: the source and the dispatchers hear of it.
+    pub fn written(&self, written: Written) {
+        self.confirmer.confirm(written.end_lsn);
+        if let Some(verdict) = written.verdict {
+            // The reader may have ended with the load.
+            let _ = verdict.send(Verdict::Written);
+        }
+        if written.owes {
+            (self.wake)();
+        }
+    }
+}
+
+/// Closes a transaction that was ledgered in slices, so that no reader takes half of it for the whole.
+fn tx_end(source: &str, transaction: &Transaction) -> NewEntry {
+    let fields = json!({
+        "source": source, "commit_lsn": transaction.commit_lsn.to_string(), "xid": transaction.xid,
+        "last_ordinal": transaction.last_ordinal,
+    });
+    NewEntry::new(EntryKind::TxEnd, None, fields)
+}
