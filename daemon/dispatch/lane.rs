@@ -14,7 +14,7 @@ use super::deliver::Delivery;
 use super::plan::{Obstacle, Plan, plan, wanted};
 use super::target::Target;
 use crate::ledger::batch::Lane;
-use crate::ledger::outbox::{Due, due, has_older_open, holders, next_due_at};
+use crate::ledger::outbox::{Due, Outbox, has_older_open, holders};
 use crate::ledger::{Ledger, LedgerError};
 use crate::ops::pulse::Pulse;
 
@@ -65,6 +65,7 @@ impl Dispatcher {
     /// Runs until the ledger fails, or until it is told to stop and nothing is in flight. Cancelled, it abandons requests
     /// in flight: they are in doubt, which the ledger knows.
     pub async fn run(mut self) -> Result<(), LedgerError> {
+        let outbox = Outbox::prepare(self.ledger.reader()).await?;
         loop {
             self.pulse.beat();
             if *self.stopping.borrow() {
@@ -75,11 +76,11 @@ impl Dispatcher {
                 continue;
             }
             self.wake.borrow_and_update();
-            let started = self.start_due().await?;
+            let started = self.start_due(&outbox).await?;
             if started && self.capacity().await > 0 {
                 continue;
             }
-            self.wait().await?;
+            self.wait(&outbox).await?;
         }
     }
 
@@ -93,14 +94,14 @@ impl Dispatcher {
     }
 
     /// Starts what is due; true when anything was found.
-    async fn start_due(&mut self) -> Result<bool, LedgerError> {
+    async fn start_due(&mut self, outbox: &Outbox) -> Result<bool, LedgerError> {
         let capacity = self.capacity().await;
         if capacity == 0 {
             return Ok(false);
         }
         let excluded: Vec<i64> = self.busy.iter().chain(&self.blocked).copied().collect();
         let limit = i64::try_from(capacity).unwrap_or(1);
-        let found = due(self.ledger.reader(), &self.target.name, &excluded, limit).await?;
+        let found = outbox.due(self.ledger.reader(), &self.target.name, &excluded, limit).await?;
         let any = !found.is_empty();
         for due in found {
             self.start(due).await?;
@@ -161,9 +162,11 @@ impl Dispatcher {
     }
 
     /// Waits for an outcome, for something new, or for the next time anything can be due.
-    async fn wait(&mut self) -> Result<(), LedgerError> {
+    async fn wait(&mut self, outbox: &Outbox) -> Result<(), LedgerError> {
         let mut until = Instant::now() + LONGEST_WAIT;
-        if let Some(at) = next_due_at(self.ledger.reader(), &self.target.name).await? {
+        // While nothing more may be started, an outcome or the gate comes first: no need to look what is due.
+        let may_start = self.capacity().await > 0;
+        if may_start && let Some(at) = outbox.next_due_at(self.ledger.reader(), &self.target.name).await? {
             let wait: Duration = at.duration_since(Timestamp::now()).try_into().unwrap_or_default();
             until = until.min(Instant::now() + wait);
         }
@@ -173,7 +176,7 @@ impl Dispatcher {
         tokio::select! {
             Some(done) = self.in_flight.join_next(), if !self.in_flight.is_empty() => self.finished(done)?,
             stopped = self.stopping.changed() => stopped.map_err(|_| LedgerError::WriterGone)?,
-            changed = self.wake.changed() => changed.map_err(|_| LedgerError::WriterGone)?,
+            changed = self.wake.changed(), if may_start => changed.map_err(|_| LedgerError::WriterGone)?,
             () = sleep_until(until) => {}
         }
         while let Some(done) = self.in_flight.try_join_next() {

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use futures_util::future::join_all;
 use jiff::Timestamp;
@@ -11,7 +12,9 @@ use tokio_postgres::{Client, Statement};
 
 use super::LedgerError;
 use super::batch::{Batch, EntryIndex};
-use super::statements::{Prepared, dispatch_statements, entry_statements, source_statements};
+use super::statements::{
+    Parameters, Prepared, dispatch_statements, entry_statement, source_statements, tree_statement,
+};
 use super::tree::Tree;
 
 /// A batch with its place in the ledger, ready to be written.
@@ -47,9 +50,9 @@ impl Sealer {
         }
         self.tree.prune();
         let seq_of = |index: EntryIndex| first + i64::try_from(index.0).unwrap_or(i64::MAX);
-        let mut statements = Vec::new();
+        let mut statements = vec![tree_statement(&before, &self.tree)?];
         if !sealed.is_empty() {
-            entry_statements(sealed, &before, &self.tree, &mut statements)?;
+            statements.push(entry_statement(sealed));
         }
         source_statements(&mut batch, &seq_of, &mut statements);
         dispatch_statements(batch, &seq_of, &mut statements);
@@ -59,7 +62,7 @@ impl Sealer {
 
 /// The writing session: the only one that changes the ledger, as long as it holds the advisory lock.
 pub struct Session {
-    client: Client,
+    client: Arc<Client>,
     statements: HashMap<&'static str, Statement>,
 }
 
@@ -67,7 +70,7 @@ impl Session {
     /// A session on a connection that holds the lock.
     #[must_use]
     pub fn new(client: Client) -> Self {
-        Self { client, statements: HashMap::new() }
+        Self { client: Arc::new(client), statements: HashMap::new() }
     }
 
     /// True when the connection is gone.
@@ -76,22 +79,41 @@ impl Session {
         self.client.is_closed()
     }
 
-    /// Commits a batch.
-    pub async fn commit(&mut self, sealed: Sealed) -> Result<(), LedgerError> {
-        let statements = sealed.statements;
-        for (sql, _) in &statements {
-            if !self.statements.contains_key(sql) {
-                self.statements.insert(sql, self.client.prepare(sql).await?);
-            }
+    /// Makes a batch ready to be sent.
+    pub async fn prepare(&mut self, sealed: Sealed) -> Result<Ready, LedgerError> {
+        let mut statements = Vec::with_capacity(sealed.statements.len());
+        for (sql, parameters) in sealed.statements {
+            let statement = match self.statements.get(sql) {
+                Some(statement) => statement.clone(),
+                None => {
+                    let statement = self.client.prepare(sql).await?;
+                    self.statements.insert(sql, statement.clone());
+                    statement
+                }
+            };
+            statements.push((statement, parameters));
         }
+        Ok(Ready { client: self.client.clone(), statements })
+    }
+}
+
+/// A batch with its statements, ready to be sent.
+pub struct Ready {
+    client: Arc<Client>,
+    statements: Vec<(Statement, Parameters)>,
+}
+
+impl Ready {
+    /// Commits it. Everything is sent when this is first polled, so the next one may be sent while the server works on
+    /// this one; should this one fail, the next one fails too, since the tree is not where it expects it.
+    pub async fn commit(self) -> Result<(), LedgerError> {
         // Futures are polled in order and each sends its message when first polled, so BEGIN, the statements and
         // COMMIT leave in one go. After a failed statement COMMIT rolls back, hence every answer is looked at.
         type Step<'a> = Pin<Box<dyn Future<Output = Result<(), tokio_postgres::Error>> + Send + 'a>>;
         let client = &self.client;
-        let mut steps: Vec<Step<'_>> = Vec::with_capacity(statements.len() + 2);
+        let mut steps: Vec<Step<'_>> = Vec::with_capacity(self.statements.len() + 2);
         steps.push(Box::pin(client.batch_execute("begin")));
-        for (sql, parameters) in &statements {
-            let Some(statement) = self.statements.get(sql) else { continue };
+        for (statement, parameters) in &self.statements {
             steps.push(Box::pin(async move {
                 let parameters: Vec<&(dyn ToSql + Sync)> =
                     parameters.iter().map(|value| &**value as _).collect();

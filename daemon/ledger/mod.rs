@@ -37,6 +37,10 @@ pub const SCHEMA: &str = "tailwater";
 /// Key of the advisory lock (`TAILWATR` in ASCII).
 const WRITER_LOCK: i64 = 0x5441_494C_5741_5452;
 
+/// What the daemon asks is a handful of rows in the order of an index, however large the tables are; a planner without
+/// statistics would rather read everything and sort it.
+const READER_SETTINGS: &str = "set enable_bitmapscan = off";
+
 /// What can go wrong with the ledger, by remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
@@ -82,6 +86,7 @@ impl Ledger {
         client.batch_execute(&format!("create schema if not exists {SCHEMA}")).await?;
         migrations::migrations::runner().run_async(&mut client).await?;
         let reader = Arc::new(database.connect("tailwater-ledger-reader").await?);
+        reader.batch_execute(READER_SETTINGS).await?;
         let (lost_tx, lost) = watch::channel(false);
         let sealer = commit::Sealer::new(verify::load_tree(&client).await?);
         let writer = Writer::start(commit::Session::new(client), sealer, lost_tx);

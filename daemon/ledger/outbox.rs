@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use jiff::Timestamp;
 use serde_json::Value;
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Statement};
 
 use super::LedgerError;
 use super::batch::Lane;
@@ -55,6 +55,8 @@ pub struct Due {
 /// A lane is headed by its oldest open delivery, so order is kept (INV-5). A pending state is replaced by the newest
 /// pending state behind it, up to the next fact (INV-6). A lane waits while something it requires is on its way there, and
 /// while a request of its own is in doubt and waits for a person.
+///
+/// Only the heads are looked for among all open deliveries (`open`), whose number is the backlog.
 const DUE: &str = "
   with head as (
     select h.*, coalesce(n.id, h.id) as newest
@@ -67,7 +69,7 @@ const DUE: &str = "
                         and f.canonical_id = h.canonical_id and f.state in ('pending', 'sending') and f.fact
                         and f.id < n.id)
       order by n.id desc limit 1) n on true
-    where h.target = $1 and h.state in ('pending', 'sending') and h.due_at <= now() and h.id <> all ($2::bigint[])
+    where h.target = $1 and h.open and h.due_at <= now() and h.id <> all ($2::bigint[])
       and not exists (select from delivery e where e.target = h.target and e.object = h.object
                       and e.canonical_id = h.canonical_id and e.id < h.id
                       and (e.state in ('pending', 'sending') or (e.state = 'parked' and e.request is not null)))
@@ -90,15 +92,50 @@ const DUE: &str = "
   join delivery n on n.id = h.newest
   join entry e on e.seq = n.event_seq
   left join identity i on i.system = h.target and i.object = h.object and i.canonical_id = h.canonical_id
-  left join applied a on a.target = h.target and a.object = h.object and a.canonical_id = h.canonical_id
-  order by n.id";
+  left join applied a on a.target = h.target and a.object = h.object and a.canonical_id = h.canonical_id";
 
-/// Heads of lanes that are due at `target`, oldest first, except those in `busy`; at most `limit`.
-pub async fn due(client: &Client, target: &str, busy: &[i64], limit: i64) -> Result<Vec<Due>, LedgerError> {
-    let rows = client.query(DUE, &[&target, &busy, &limit]).await?;
+const NEXT_DUE_AT: &str = "select min(due_at) from delivery where target = $1 and open
+    and due_at > created_at and due_at > now()";
+
+/// What is asked whenever something may have become due: prepared, since planning costs more than answering.
+pub struct Outbox {
+    due: Statement,
+    next_due_at: Statement,
+}
+
+impl Outbox {
+    /// Prepares the statements.
+    pub async fn prepare(client: &Client) -> Result<Self, LedgerError> {
+        let (due, next_due_at) = tokio::try_join!(client.prepare(DUE), client.prepare(NEXT_DUE_AT))?;
+        Ok(Self { due, next_due_at })
+    }
+
+    /// Heads of lanes that are due at `target`, oldest first, except those in `busy`; at most `limit`.
+    pub async fn due(
+        &self,
+        client: &Client,
+        target: &str,
+        busy: &[i64],
+        limit: i64,
+    ) -> Result<Vec<Due>, LedgerError> {
+        let rows = client.query(&self.due, &[&target, &busy, &limit]).await?;
+        read_due(client, target, &rows).await
+    }
+
+    /// When the next delivery of `target` becomes due, if none is due now.
+    pub async fn next_due_at(&self, client: &Client, target: &str) -> Result<Option<Timestamp>, LedgerError> {
+        Ok(client.query_one(&self.next_due_at, &[&target]).await?.try_get(0)?)
+    }
+}
+
+async fn read_due(
+    client: &Client,
+    target: &str,
+    rows: &[tokio_postgres::Row],
+) -> Result<Vec<Due>, LedgerError> {
     let mut found = Vec::with_capacity(rows.len());
     let mut required: Vec<(usize, String)> = Vec::new();
-    for row in &rows {
+    for row in rows {
         let body: Vec<u8> = row.try_get(5)?;
         let requires: Vec<String> = row.try_get(10)?;
         required.extend(requires.iter().map(|reference| (found.len(), reference.clone())));
@@ -124,6 +161,7 @@ pub async fn due(client: &Client, target: &str, busy: &[i64], limit: i64) -> Res
         });
     }
     resolve_references(client, target, required, &mut found).await?;
+    found.sort_by_key(|due| due.id);
     Ok(found)
 }
 
@@ -150,13 +188,6 @@ async fn resolve_references(
         }
     }
     Ok(())
-}
-
-/// When the next delivery of `target` becomes due, if none is due now.
-pub async fn next_due_at(client: &Client, target: &str) -> Result<Option<Timestamp>, LedgerError> {
-    let sql = "select min(due_at) from delivery where target = $1 and state in ('pending', 'sending')
-               and due_at > created_at and due_at > now()";
-    Ok(client.query_one(sql, &[&target]).await?.try_get(0)?)
 }
 
 /// Who holds these unique values at `target`.

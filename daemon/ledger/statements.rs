@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use postgres_types::PgLsn;
-use serde_json::{Value, json};
 use tokio_postgres::types::ToSql;
 
 use super::LedgerError;
@@ -16,8 +15,10 @@ use super::position::Position;
 use super::tree::Tree;
 use crate::image::{Emission, Image};
 
+/// Parameters of a statement.
+pub type Parameters = Vec<Box<dyn ToSql + Sync + Send>>;
 /// SQL and its parameters.
-pub type Prepared = (&'static str, Vec<Box<dyn ToSql + Sync + Send>>);
+pub type Prepared = (&'static str, Parameters);
 
 macro_rules! parameters {
     ($($value:expr),* $(,)?) => {
@@ -26,13 +27,24 @@ macro_rules! parameters {
 }
 pub(super) use parameters;
 
-/// Entries, and the tree that covers them.
-pub fn entry_statements(
-    sealed: Vec<SealedEntry>,
-    before: &Tree,
-    after: &Tree,
-    out: &mut Vec<Prepared>,
-) -> Result<(), LedgerError> {
+/// Moves the tree on; with no entries it stays where it is. Either way the batch fails if the tree is not where it should
+/// be: the batch before may have failed when this one was already on its way.
+pub fn tree_statement(before: &Tree, after: &Tree) -> Result<Prepared, LedgerError> {
+    let size =
+        |tree: &Tree| i64::try_from(tree.size()).map_err(|_| LedgerError::Unreadable("tree size".into()));
+    if before.size() == after.size() {
+        return Ok(("select 1 / count(*) from tree where size = $1", parameters![size(before)?]));
+    }
+    let frontier: Vec<Vec<u8>> = after.frontier()?.iter().map(|hash| hash.to_vec()).collect();
+    Ok((
+        "with moved as (update tree set size = $1, frontier = $2, root = $3 where size = $4 returning 1)
+         select 1 / count(*) from moved",
+        parameters![size(after)?, frontier, after.root()?.to_vec(), size(before)?],
+    ))
+}
+
+/// Entries, which the tree covers. A second writer would collide on the primary key, so the tree cannot fork.
+pub fn entry_statement(sealed: Vec<SealedEntry>) -> Prepared {
     let (mut seqs, mut kinds, mut times, mut ids) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let (mut bodies, mut leaves) = (Vec::new(), Vec::new());
     for entry in sealed {
@@ -43,20 +55,11 @@ pub fn entry_statements(
         bodies.push(entry.body);
         leaves.push(entry.leaf.0.to_vec());
     }
-    let size =
-        |tree: &Tree| i64::try_from(tree.size()).map_err(|_| LedgerError::Unreadable("tree size".into()));
-    // A second writer would collide on the primary key of `entry`, so the tree cannot fork.
-    out.push((
+    (
         "insert into entry (seq, kind, recorded_at, correlation_id, body, leaf)
          select * from unnest($1::bigint[], $2::text[], $3::timestamptz[], $4::text[], $5::bytea[], $6::bytea[])",
         parameters![seqs, kinds, times, ids, bodies, leaves],
-    ));
-    let frontier: Vec<Vec<u8>> = after.frontier()?.iter().map(|hash| hash.to_vec()).collect();
-    out.push((
-        "update tree set size = $1, frontier = $2, root = $3 where size = $4",
-        parameters![size(after)?, frontier, after.root()?.to_vec(), size(before)?],
-    ));
-    Ok(())
+    )
 }
 
 /// What a source slice changes.
@@ -113,20 +116,29 @@ fn images(batch: &mut Batch, out: &mut Vec<Prepared>) {
 
 /// Several slices may have been gathered into the batch: of each row the last one counts.
 fn last_of_each_row(writes: impl Iterator<Item = ImageWrite>) -> Vec<ImageWrite> {
-    let mut places: HashMap<(Arc<str>, Arc<str>, String), usize> = HashMap::new();
-    let mut last: Vec<ImageWrite> = Vec::new();
-    for mut write in writes {
-        let place = places.entry((write.source.clone(), write.relation.clone(), write.key.clone()));
-        let index = *place.or_insert(last.len());
-        match last.get_mut(index) {
-            Some(earlier) => {
-                write.row_changed |= earlier.row_changed;
-                *earlier = write;
-            }
-            None => last.push(write),
-        }
+    let mut writes: Vec<ImageWrite> = writes.collect();
+    let mut last: HashMap<(&str, &str, &str), (usize, bool)> = HashMap::with_capacity(writes.len());
+    for (index, write) in writes.iter().enumerate() {
+        let place = last.entry((&write.source, &write.relation, &write.key)).or_default();
+        *place = (index, place.1 || write.row_changed);
     }
-    last
+    if last.len() < writes.len() {
+        let mut kept: Vec<Option<bool>> = vec![None; writes.len()];
+        for (index, row_changed) in last.into_values() {
+            if let Some(kept) = kept.get_mut(index) {
+                *kept = Some(row_changed);
+            }
+        }
+        let mut kept = kept.into_iter();
+        writes.retain_mut(|write| match kept.next().flatten() {
+            Some(row_changed) => {
+                write.row_changed = row_changed;
+                true
+            }
+            None => false,
+        });
+    }
+    writes
 }
 
 /// What is written of one table's images.
@@ -155,8 +167,13 @@ impl Columns {
 
 /// How emissions are kept with an image: `[[event type, canonical id, SHA-256], …]`.
 fn emitted_text(image: &Image) -> Option<String> {
-    let triple = |emission: &Emission| json!([emission.event_type, emission.id, emission.sha256]);
-    (!image.emitted.is_empty()).then(|| Value::Array(image.emitted.iter().map(triple).collect()).to_string())
+    // Triples of texts always have a text.
+    let text = || serde_json::to_string(&image.emitted.iter().map(triple).collect::<Vec<_>>()).ok();
+    if image.emitted.is_empty() { None } else { text() }
+}
+
+fn triple(emission: &Emission) -> [&str; 3] {
+    [&emission.event_type, &emission.id, &emission.sha256]
 }
 
 fn deliveries(writes: Vec<DeliveryWrite>, seq_of: &dyn Fn(EntryIndex) -> i64, out: &mut Vec<Prepared>) {

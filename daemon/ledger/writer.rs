@@ -5,9 +5,12 @@
 
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesOrdered;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::LedgerError;
 use super::batch::Batch;
@@ -20,6 +23,8 @@ const QUEUE: usize = 256;
 const MAX_GATHERED: usize = 400;
 /// A commit that takes longer means that the ledger is not there. Generous: a change of one row may touch every customer.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(300);
+/// Transactions sent and not yet answered: the server finds the next one waiting when it has committed one.
+const MAX_UNDER_WAY: usize = 2;
 /// How often an idle session is asked whether it still stands.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -54,8 +59,10 @@ impl Writer {
     }
 }
 
-/// A sealed batch, and who waits for it: each with the offset of its first entry.
-type Gathered = (Sealed, Vec<(oneshot::Sender<Result<i64, LedgerError>>, usize)>);
+/// Who waits for a batch, each with the offset of its first entry.
+type Waiting = Vec<(oneshot::Sender<Result<i64, LedgerError>>, usize)>;
+/// A sealed batch, and who waits for it.
+type Gathered = (Sealed, Waiting);
 
 /// Seals what has gathered whenever the committing task can take more.
 async fn seal(mut sealer: Sealer, mut requests: mpsc::Receiver<Request>, hand_over: mpsc::Sender<Gathered>) {
@@ -77,26 +84,56 @@ async fn seal(mut sealer: Sealer, mut requests: mpsc::Receiver<Request>, hand_ov
                 return;
             }
         }
+        if hand_over.is_closed() {
+            // Nobody takes what was just handed over: those who wait for it hear of that when this task ends.
+            return;
+        }
     }
 }
 
+/// Who waits for a batch, once it is committed or not.
+type Committed = (Result<(), LedgerError>, i64, Waiting);
+
 /// Commits until nothing more comes or the session breaks.
 async fn commit(mut session: Session, mut batches: mpsc::Receiver<Gathered>) {
+    let mut under_way: FuturesOrdered<BoxFuture<'static, Committed>> = FuturesOrdered::new();
     loop {
-        let (sealed, waiting) = match timeout(PROBE_INTERVAL, batches.recv()).await {
-            Ok(Some(gathered)) => gathered,
-            Ok(None) => return,
-            Err(_) if session.is_closed() => return,
-            Err(_) => continue,
-        };
-        let first = sealed.first;
-        let result = timeout(COMMIT_TIMEOUT, session.commit(sealed)).await;
-        if let Err(error) = result.unwrap_or(Err(LedgerError::WriterGone)) {
-            tracing::error!(%error, batches = waiting.len(), "ledger commit failed");
-            return;
-        }
-        for (answer, offset) in waiting {
-            let _ = answer.send(Ok(first + i64::try_from(offset).unwrap_or(i64::MAX)));
+        tokio::select! {
+            biased;
+            Some(committed) = under_way.next(), if !under_way.is_empty() => if !answer(committed) { return },
+            gathered = batches.recv(), if under_way.len() < MAX_UNDER_WAY => {
+                let Some((sealed, waiting)) = gathered else { break };
+                let first = sealed.first;
+                let ready = timeout(COMMIT_TIMEOUT, session.prepare(sealed)).await;
+                match ready.unwrap_or(Err(LedgerError::WriterGone)) {
+                    Ok(ready) => under_way.push_back(Box::pin(async move {
+                        let result = timeout(COMMIT_TIMEOUT, ready.commit()).await;
+                        (result.unwrap_or(Err(LedgerError::WriterGone)), first, waiting)
+                    })),
+                    Err(error) => {
+                        answer((Err(error), first, waiting));
+                        return;
+                    }
+                }
+            }
+            () = sleep(PROBE_INTERVAL) => if session.is_closed() { return },
         }
     }
+    while let Some(committed) = under_way.next().await {
+        if !answer(committed) {
+            return;
+        }
+    }
+}
+
+/// Tells those who wait; false when the session must end.
+fn answer((result, first, waiting): Committed) -> bool {
+    if let Err(error) = result {
+        tracing::error!(%error, batches = waiting.len(), "ledger commit failed");
+        return false;
+    }
+    for (answer, offset) in waiting {
+        let _ = answer.send(Ok(first + i64::try_from(offset).unwrap_or(i64::MAX)));
+    }
+    true
 }

@@ -1,0 +1,87 @@
+//! The ledger by itself: what its writing session and its queries promise.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use serde_json::json;
+use tailwater::demo::private::{PrivatePostgres, TemporaryDirectory};
+use tailwater::ledger::batch::Batch;
+use tailwater::ledger::entry::{EntryKind, NewEntry};
+use tailwater::ledger::outbox::Outbox;
+use tailwater::ledger::verify::{Verdict, verify};
+use tailwater::ledger::{Ledger, SCHEMA};
+use tailwater::pg::Database;
+use tailwater::pg_tls::TlsMode;
+use tokio::time::timeout;
+
+/// A server with an empty ledger.
+async fn empty_ledger() -> (TemporaryDirectory, PrivatePostgres, Ledger) {
+    let directory = TemporaryDirectory::new("test").unwrap();
+    let server = PrivatePostgres::start(directory.path(), "ledger", &["autovacuum = off"]).await.unwrap();
+    let database = Database {
+        host: "127.0.0.1".into(),
+        port: server.port,
+        user: "postgres".into(),
+        dbname: "postgres".into(),
+        password: None,
+        tls: TlsMode::Disable,
+        root_certificates: None,
+        certificate: None,
+        schema: SCHEMA,
+    };
+    let ledger = Ledger::open(&database).await.unwrap();
+    (directory, server, ledger)
+}
+
+fn note(text: &str) -> Batch {
+    let mut batch = Batch::default();
+    batch.entry(NewEntry::new(EntryKind::Operator, None, json!({"action": text})));
+    batch
+}
+
+/// The writer sends a batch before it knows what became of the one before.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_behind_a_batch_that_failed_is_written() {
+    let (_directory, server, ledger) = empty_ledger().await;
+    ledger.writer().write(note("first")).await.unwrap();
+    // PostgreSQL stores no NUL in a text.
+    let refused = Batch { forget: vec!["\0".into()], ..note("refused") };
+    let mut batches = vec![refused];
+    batches.extend((0..20).map(|_| note("behind")));
+    let writes = join_all(batches.into_iter().map(|batch| ledger.writer().write(batch)));
+    let results = timeout(Duration::from_secs(30), writes).await.expect("nobody waits for ever");
+    assert!(results.iter().all(Result::is_err), "{results:?}");
+    ledger.lost().await;
+    let mut client = server.client("postgres").await.unwrap();
+    client.batch_execute("set search_path = tailwater").await.unwrap();
+    let count: i64 = client.query_one("select count(*) from entry", &[]).await.unwrap().get(0);
+    assert_eq!(count, 1);
+    let verdict = verify(&mut client, |_, _| {}).await.unwrap();
+    assert!(matches!(verdict, Verdict::Sound { size: 1, .. }), "{verdict:?}");
+}
+
+/// What is due is found in the same few steps however much is owed, even where no statistics tell the planner so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backlog_does_not_slow_its_own_working_off() {
+    let (_directory, server, ledger) = empty_ledger().await;
+    let client = server.client("postgres").await.unwrap();
+    client
+        .batch_execute(
+            "set search_path = tailwater;
+             insert into entry (seq, kind, recorded_at, body, leaf) values (1, 'event', now(), '{}', sha256(''));
+             insert into delivery (event_seq, target, object, canonical_id, operation, fact, state)
+             select 1, 'stripe', 'customer', 'ERP-P-' || n % 20000, 'upsert', false, 'pending'
+             from generate_series(1, 40000) n",
+        )
+        .await
+        .unwrap();
+    let outbox = Outbox::prepare(ledger.reader()).await.unwrap();
+    let due = outbox.due(ledger.reader(), "stripe", &[], 10).await.unwrap();
+    assert_eq!(due.len(), 10);
+    assert!(due.iter().all(|due| due.supersedes.len() == 1), "the newer state replaces the older one");
+    assert_eq!(outbox.next_due_at(ledger.reader(), "stripe").await.unwrap(), None);
+    ledger.reader().batch_execute("select pg_stat_force_next_flush()").await.unwrap();
+    let sql = "select sum(idx_tup_read)::bigint from pg_stat_user_indexes where relname = 'delivery'";
+    let read: i64 = client.query_one(sql, &[]).await.unwrap().get(0);
+    assert!(read > 0 && read < 1_000, "{read} index entries read for 10 deliveries");
+}
