@@ -26,10 +26,8 @@ async fn fill(world: &World, partners: i32) {
     world.erp.client("erp").await.unwrap().batch_execute(&sql).await.unwrap();
 }
 
-async fn set_load(world: &World, settings: &str) {
-    let text = std::fs::read_to_string(&world.config).unwrap();
-    let text = text.replace("[targets.stripe]", &format!("[sources.erp.load]\n{settings}\n[targets.stripe]"));
-    std::fs::write(&world.config, text).unwrap();
+fn set_load(world: &World, settings: &str) {
+    world.edit_settings("[targets.stripe]", &format!("[sources.erp.load]\n{settings}\n[targets.stripe]"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -41,7 +39,7 @@ async fn a_first_load_killed_again_and_again_goes_on_while_the_erp_writes_and_re
             .await;
     let partners = 6_000;
     fill(&world, partners).await;
-    set_load(&world, "parallel = 3\nrows_per_second = 3000").await;
+    set_load(&world, "parallel = 3\nrows_per_second = 3000");
     let erp = world.erp.client("erp").await.unwrap();
     let ledger = loop {
         // The ledger's tables are made by the first start.
@@ -277,12 +275,7 @@ async fn every_common_type_comes_alike_by_copy_by_stream_in_text_and_in_binary()
     );
     assert!(daemon.terminate().success());
     // The same in binary: a re-read of every row by COPY finds no difference.
-    let settings = std::fs::read_to_string(&world.config).unwrap();
-    std::fs::write(
-        &world.config,
-        settings.replace("mapping = \"types\"", "mapping = \"types\"\nbinary = true"),
-    )
-    .unwrap();
+    world.edit_settings("mapping = \"types\"", "mapping = \"types\"\nbinary = true");
     let _daemon = world.daemon();
     let insert = row(4, "0.00012", "2000-01-01 00:00:00");
     let without_text_only =

@@ -89,12 +89,11 @@ async fn a_slot_that_does_not_fit_the_ledger_is_refused() {
     let output = world.run(&["run"]);
     assert_eq!(exit_code(&output), 78, "{}", text(&output));
     assert!(text(&output).contains("ahead of the ledger"), "{}", text(&output));
-    let settings = std::fs::read_to_string(&world.config).unwrap();
-    std::fs::write(&world.config, settings.replace("slot = \"tailwater\"", "slot = \"other\"")).unwrap();
+    world.edit_settings("slot = \"tailwater\"", "slot = \"other\"");
     let output = world.run(&["run"]);
     assert_eq!(exit_code(&output), 78, "{}", text(&output));
     assert!(text(&output).contains("put the old name back"), "{}", text(&output));
-    std::fs::write(&world.config, settings).unwrap();
+    world.edit_settings("slot = \"other\"", "slot = \"tailwater\"");
     erp.batch_execute("select pg_drop_replication_slot('tailwater')").await.unwrap();
     let output = world.run(&["run"]);
     assert_eq!(exit_code(&output), 78, "{}", text(&output));

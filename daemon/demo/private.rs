@@ -142,8 +142,13 @@ impl PrivatePostgres {
         Ok(server)
     }
 
-    /// A standby that follows this server.
-    pub async fn standby(&self, parent: &Path, name: &str) -> Result<Self, PrivateError> {
+    /// A standby that follows this server, which stops for a moment: its files are copied.
+    pub async fn standby(
+        &mut self,
+        parent: &Path,
+        name: &str,
+        settings: &[&str],
+    ) -> Result<Self, PrivateError> {
         let directory = parent.join(name);
         std::fs::create_dir(&directory)?;
         if let Some((uid, gid)) = self.user {
@@ -151,16 +156,27 @@ impl PrivatePostgres {
         }
         let binaries = self.binaries.clone();
         let mut server = Self { directory, binaries, user: self.user, port: free_port()?, running: false };
-        let data = server.data();
-        let primary = self.url("postgres", "postgres");
-        server.run(
-            "pg_basebackup",
-            &["-D", &data, "-d", &primary, "-R", "-X", "stream", "-c", "fast", "--no-sync"],
-        )?;
-        let file = Path::new(&data).join("conf.d-tailwater.conf");
-        let text = std::fs::read_to_string(&file)?
+        self.stop("fast")?;
+        let copied = Command::new("cp").args(["-a", &self.data(), &server.data()]).status()?;
+        self.resume().await?;
+        if !copied.success() {
+            return Err(io::Error::other("the files of the server could not be copied").into());
+        }
+        let data = PathBuf::from(server.data());
+        // Slots are a server's own.
+        for slot in std::fs::read_dir(data.join("pg_replslot"))? {
+            std::fs::remove_dir_all(slot?.path())?;
+        }
+        let file = data.join("conf.d-tailwater.conf");
+        let mut text = std::fs::read_to_string(&file)?
             .replace(&format!("port = {}", self.port), &format!("port = {}", server.port));
+        text.push_str(&format!(
+            "primary_conninfo = 'host=127.0.0.1 port={} user=postgres dbname=postgres'\n",
+            self.port
+        ));
+        settings.iter().for_each(|setting| text.push_str(&format!("{setting}\n")));
         std::fs::write(&file, text)?;
+        std::fs::write(data.join("standby.signal"), "")?;
         server.resume().await?;
         Ok(server)
     }

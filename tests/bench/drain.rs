@@ -11,8 +11,12 @@ use super::{long, report};
 use crate::support::{World, WorldOptions, eventually};
 
 /// Settings that a ledger of this traffic should have; fsync stays on.
-pub const LEDGER_SETTINGS: &[&str] =
-    &["max_wal_size = '8GB'", "shared_buffers = '256MB'", "checkpoint_timeout = '15min'"];
+pub const LEDGER_SETTINGS: &[&str] = &[
+    "wal_level = 'replica'",
+    "max_wal_size = '8GB'",
+    "shared_buffers = '256MB'",
+    "checkpoint_timeout = '15min'",
+];
 
 /// A world with the wide table, its slot created and nothing in it.
 pub async fn wide_world() -> World {

@@ -272,6 +272,18 @@ quota = "{zendesk_quota}"
         .await;
     }
 
+    /// Replaces `from`, which must be there, in the settings file.
+    pub fn edit_settings(&self, from: &str, to: &str) {
+        let settings = std::fs::read_to_string(&self.config).unwrap();
+        assert!(settings.contains(from), "`{from}` is not in the settings");
+        std::fs::write(&self.config, settings.replace(from, to)).unwrap();
+    }
+
+    /// Names another port for the ERP in the settings file.
+    pub fn read_from(&self, port: u16) {
+        self.edit_settings(&format!(":{}/erp", self.erp.port), &format!(":{port}/erp"));
+    }
+
     /// Waits until the source is ledgered up to now and nothing is open.
     pub async fn settled(&self, patience: Duration) {
         self.settled_to(&self.erp.client("erp").await.unwrap(), patience).await;
