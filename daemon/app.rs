@@ -15,6 +15,7 @@ use crate::ledger::verify::{Verdict, verify};
 use crate::operate::{Reread, drain_slot, find_source, recover, reread};
 use crate::ops::status;
 use crate::source::postgres::catalog::{self, Severity};
+use crate::source::postgres::connection::ReplicationConnection;
 use crate::source::postgres::script::{Names, source_sql, uninstall_sql};
 use crate::supervise::run;
 
@@ -245,6 +246,17 @@ async fn findings(config: &Config) -> (Vec<catalog::Finding>, Vec<String>) {
                 down.push(subject);
             }
             Ok(client) => {
+                if ReplicationConnection::may_copy_the_cluster(&source.database).await {
+                    found.push(catalog::Finding {
+                        severity: Severity::Warning,
+                        subject: subject.clone(),
+                        what:
+                            "the role is let in for physical replication, so it could copy the whole cluster"
+                                .into(),
+                        remedy: "in pg_hba.conf, before other lines: `tailwater source sql` has them".into(),
+                        parks: false,
+                    });
+                }
                 match catalog::check(&client, &source.mapping, &source.publication, &source.slot).await {
                     Ok(findings) => found.extend(findings),
                     Err(cause) => {

@@ -143,7 +143,7 @@ pub async fn reread(config: Config, name: Option<String>, what: Reread) -> ExitC
     let work = async {
         let client = config.ledger.connect("tailwater-reread").await.map_err(down)?;
         let asked = Request {
-            source: &source.name,
+            source: source.name.clone(),
             kind: LoadKind::Reread,
             relations: what.tables,
             lower: what.after,

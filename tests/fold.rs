@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use serde_json::json;
-use tailwater::event::{Field, Lsn, RowState, Transaction};
+use tailwater::capture::load::window::{Remainder, Windows};
+use tailwater::event::{Columns, Field, Lsn, Row, RowState, Transaction};
 use tailwater::mapping::{SourceMapping, TableSpec};
+use tailwater::source::postgres::chunk::Snapshot;
 use tailwater::source::postgres::transaction::{Assembler, Consumer, SliceLimits, StreamError};
 use tailwater::source::postgres::types::Types;
 
@@ -137,6 +139,52 @@ fn a_key_change_ends_the_old_row_and_carries_its_columns_over() {
     let script = Script::begin(10).update(Some("1"), "2", "a", "~");
     let transactions = assemble(script.commit(20), SliceLimits::default(), NOTHING);
     assert_eq!(transactions[0].changes[1].moved_from.as_deref(), Some("1"));
+}
+
+#[test]
+fn a_row_that_moves_twice_remembers_where_it_came_from() {
+    let script = Script::begin(10).update(Some("1"), "3", "a", "~").update(Some("2"), "1", "b", "~").update(
+        Some("1"),
+        "4",
+        "b",
+        "~",
+    );
+    let transactions = assemble(script.commit(20), SliceLimits::default(), NOTHING);
+    let moved: Vec<_> = transactions[0]
+        .changes
+        .iter()
+        .filter(|change| change.state != RowState::Absent)
+        .map(|change| (change.key.as_str(), change.moved_from.as_deref()))
+        .collect();
+    assert_eq!(moved, [("3", Some("1")), ("4", Some("2"))]);
+}
+
+/// A chunk is older than what the stream brought since its low watermark, column by column.
+#[test]
+fn a_chunk_completes_only_what_the_stream_never_brought_whole() {
+    let row = |note: &str| {
+        let map = json!({"id": "1", "name": "old", "note": note}).as_object().cloned().unwrap();
+        ("1".to_owned(), Row::from_map(map, &mut Columns::default()))
+    };
+    let snapshot = Snapshot::parse("100:100:").unwrap();
+    let whole = || Script::begin(10).update(None, "1", "b", "new");
+    let part = || Script::begin(30).update(None, "1", "c", "~");
+    let table = mapping().tables[0].name.clone();
+    let closed = |scripts: Vec<Vec<Bytes>>| {
+        let mut windows = Windows::default();
+        windows.open(1, table.clone());
+        for script in scripts {
+            assemble(script, SliceLimits::default(), NOTHING)
+                .iter()
+                .for_each(|transaction| windows.note(transaction));
+        }
+        windows.close(1, &snapshot, vec![row("old")]).unwrap()
+    };
+    let remainder = closed(vec![part().commit(40)]);
+    let completed: Vec<_> = remainder.completed.iter().map(|(_, row)| row.get("note").cloned()).collect();
+    assert_eq!((remainder.rows.len(), completed), (0, vec![Some(json!("old"))]));
+    let remainder = closed(vec![whole().commit(20), part().commit(40)]);
+    assert_eq!(remainder, Remainder::default(), "the stream brought `note` since");
 }
 
 #[test]

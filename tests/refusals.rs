@@ -38,6 +38,17 @@ async fn a_published_table_without_a_replica_identity_is_refused_with_the_remedy
     erp.batch_execute("alter publication tailwater drop table nopk, nothing, dropped").await.unwrap();
     let output = world.run(&["check"]);
     assert_eq!(exit_code(&output), 0, "{}", text(&output));
+    // What the role could do beyond what it must is worth a warning.
+    assert!(text(&output).contains("copy the whole cluster"), "{}", text(&output));
+    let hba = world.directory.path().join("erp/data/pg_hba.conf");
+    let lines = std::fs::read_to_string(&hba).unwrap();
+    std::fs::write(&hba, format!("host replication tailwater_src all reject\n{lines}")).unwrap();
+    erp.batch_execute("select pg_reload_conf()").await.unwrap();
+    eventually(Duration::from_secs(10), "the line to hold", async || {
+        let output = world.run(&["check"]);
+        if text(&output).contains("copy the whole cluster") { Err(text(&output)) } else { Ok(()) }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -45,6 +56,7 @@ async fn column_lists_row_filters_missing_tables_and_all_tables_are_found() {
     let world = World::start(WorldOptions::default()).await;
     let erp = world.erp.client("erp").await.unwrap();
     let cases = [
+        ("alter table res_country enable row level security", "row-level security"),
         ("alter publication tailwater set table res_partner (id, name), res_country", "column list"),
         ("alter publication tailwater set table res_partner where (active)", "row filter"),
         ("alter publication tailwater set table res_partner", "the publication does not have it"),

@@ -224,6 +224,8 @@ fn values_keep_what_json_cannot_hold_as_text() {
     let check = |oid: u32, text: &str, expected: serde_json::Value| {
         assert_eq!(decode_text(oid, text.as_bytes()), Some(expected), "{oid} {text}");
     };
+    check(114, r#"{"a": "\u0000"}"#, r#"{"a": "\u0000"}"#.into());
+    check(114, r#"{"a": "\\u0000"}"#, serde_json::json!({"a": "\\u0000"}));
     check(16, "t", true.into());
     check(23, "-5", (-5).into());
     check(20, "9007199254740993", "9007199254740993".into());

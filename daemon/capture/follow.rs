@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_postgres::Client;
 
 use super::error::CaptureError;
 use super::load::{self, Loading, emit::emit};
 use super::recover::Recovery;
-use super::tail::Tail;
+use super::tail::{STALLED, Tail};
 use super::{Source, watch};
 use crate::dispatch::retry::backoff;
 use crate::event::{Cluster, Lsn};
@@ -222,11 +222,11 @@ impl Follower {
         let mut stream = Some(stream);
         let mut idle_at: Option<Lsn> = None;
         let mut idle_written = Instant::now();
-        let mut looked = Instant::now();
-        let mut rechecked = Instant::now();
+        let mut looked = Looked { loads: Instant::now(), source: Instant::now() };
         while let Some(open) = &mut stream {
             self.pulse.beat();
             let wait = if idle_at.is_some() { IDLE_WRITE_INTERVAL } else { BEAT_INTERVAL };
+            let stalled_at = tail.stalled_at();
             let delivered = tokio::select! {
                 Some(written) = tail.in_flight.next(), if !tail.in_flight.is_empty() => {
                     tail.written(written?);
@@ -238,6 +238,10 @@ impl Follower {
                     continue;
                 }
                 () = self.ledger.lost() => return Err(LedgerError::WriterGone.into()),
+                () = sleep_until(stalled_at.unwrap_or_else(Instant::now)), if stalled_at.is_some() => {
+                    self.yielding(&mut stream, true, tail.settle()).await?;
+                    continue;
+                }
                 () = sleep(wait) => Delivered::default(),
             };
             if !delivered.transactions.is_empty() {
@@ -263,21 +267,34 @@ impl Follower {
             if self.source.releasing.is_set() {
                 return Err(CaptureError::Away("the slot is being let go".into()));
             }
-            if rechecked.elapsed() >= self.source.recheck {
-                rechecked = Instant::now();
-                let recheck = watch::recheck(&self.source, &self.ledger, client);
-                self.yielding(&mut stream, delivered.urgent, answered(recheck)).await?;
-            }
-            if tail.loading.is_none() && looked.elapsed() >= LOOK_INTERVAL {
-                looked = Instant::now();
-                let begin = async {
-                    tail.loading = load::begin(&self.source, &self.ledger, client, false).await?;
-                    Ok(())
-                };
-                self.yielding(&mut stream, delivered.urgent, answered(begin)).await?;
-            }
+            self.look_around(&mut stream, &mut tail, client, delivered.urgent, &mut looked).await?;
         }
         Err(CaptureError::Away("the server wanted to stop while the ledger was slow".into()))
+    }
+
+    /// Now and then: is the source still as it should be, was a load asked for?
+    async fn look_around(
+        &self,
+        stream: &mut Option<Stream>,
+        tail: &mut Tail,
+        client: &Client,
+        urgent: bool,
+        looked: &mut Looked,
+    ) -> Result<(), CaptureError> {
+        if looked.source.elapsed() >= self.source.recheck {
+            looked.source = Instant::now();
+            let recheck = watch::recheck(&self.source, &self.ledger, client);
+            self.yielding(stream, urgent, answered(recheck)).await?;
+        }
+        if tail.loading.is_none() && looked.loads.elapsed() >= LOOK_INTERVAL {
+            looked.loads = Instant::now();
+            let begin = async {
+                tail.loading = load::begin(&self.source, &self.ledger, client, false).await?;
+                Ok(())
+            };
+            self.yielding(stream, urgent, answered(begin)).await?;
+        }
+        Ok(())
     }
 
     /// Carries out `work` on the ledger. When the server wants to stop and the work takes too long, the connection is
@@ -291,7 +308,11 @@ impl Follower {
         let mut work = std::pin::pin!(self.pulse.during(work));
         let wanted = async {
             match stream.as_ref() {
-                Some(stream) if !urgent => stream.urgent().await,
+                // Whatever the server wants cannot be heard while nothing is read.
+                Some(stream) if !urgent => tokio::select! {
+                    () = stream.urgent() => {}
+                    () = sleep(STALLED) => {}
+                },
                 _ => {}
             }
             sleep(PATIENCE).await;
@@ -311,6 +332,12 @@ impl Follower {
     fn wake_all(&self) {
         self.wake.send_modify(|count| *count = count.wrapping_add(1));
     }
+}
+
+/// When it was last looked for what changes rarely.
+struct Looked {
+    loads: Instant,
+    source: Instant,
 }
 
 /// Work that asks the source. A network that swallows everything, which a connection alone does not notice, must hold up

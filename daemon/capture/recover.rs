@@ -10,7 +10,7 @@ use crate::event::{Cluster, Lsn};
 use crate::ledger::Ledger;
 use crate::ledger::batch::{Batch, LoadWrite};
 use crate::ledger::entry::{EntryKind, NewEntry};
-use crate::ledger::loads::{LoadKind, Request, current, request};
+use crate::ledger::loads::{LoadKind, Request, current};
 use crate::ledger::position::{Phase, Position};
 use crate::source::postgres::slot::{self, Discontinuity};
 
@@ -46,7 +46,7 @@ impl Recovery<'_> {
         });
         batch.entry(NewEntry::new(EntryKind::Gap, None, fields));
         let asked = Request {
-            source: &source.name,
+            source: source.name.clone(),
             kind: LoadKind::Recover,
             relations: tables,
             lower: None,
@@ -56,9 +56,10 @@ impl Recovery<'_> {
             reason,
             requested_by: self.requested_by.to_owned(),
         };
-        if let Some((open, _)) = current(ledger.reader(), &source.name).await? {
+        if let Some((open, _)) = current(ledger.reader(), &source.name, false).await? {
             batch.loads.push(LoadWrite::End { load: open.id, refused: true });
         }
+        batch.loads.push(LoadWrite::Ask(asked));
         let old_slot = position.slot.clone();
         let position = Position {
             cluster,
@@ -73,7 +74,6 @@ impl Recovery<'_> {
         batch.positions.push(position.clone());
         // From here on the slot is known to be ours to make anew, whatever happens.
         ledger.writer().write(batch).await?;
-        request(ledger.reader(), &asked).await?;
         for slot in [&old_slot, &source.slot] {
             if slot::exists(client, slot).await? {
                 slot::drop(client, slot).await?;

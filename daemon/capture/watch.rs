@@ -91,7 +91,7 @@ pub async fn ask_for_what_is_new(
     ledger: &Ledger,
     client: &Client,
 ) -> Result<(), CaptureError> {
-    if loads::current(ledger.reader(), &source.name).await?.is_some() {
+    if loads::current(ledger.reader(), &source.name, false).await?.is_some() {
         return Ok(());
     }
     let loaded = loads::relations(ledger.reader(), &source.name).await?;
@@ -105,6 +105,7 @@ pub async fn ask_for_what_is_new(
             known.oid == i64::from(identity.oid)
                 && known.member == i64::from(identity.member)
                 && covers(&known.columns)
+                && known.shape.as_ref().is_none_or(|shape| *shape == identity.shape)
         });
         if !same {
             asked.push(identity.table.to_string());
@@ -113,7 +114,7 @@ pub async fn ask_for_what_is_new(
     if asked.is_empty() {
         return Ok(());
     }
-    let reason = "new to the mapping, made again at the source, or back in the publication";
+    let reason = "new to the mapping, made again or altered at the source, or back in the publication";
     tracing::warn!(tables = asked.join(", "), reason, "tables are read");
     load::ask(ledger, source, LoadKind::Reread, asked, reason).await?;
     Ok(())

@@ -273,7 +273,18 @@ impl<'a> Overlay<'a> {
             }
         };
         let added = self.changed_index.get(&id);
-        Some(known.iter().chain(added.into_iter().flatten()).filter(stands).cloned().collect())
+        let found = known.iter().chain(added.into_iter().flatten());
+        let mut keys: BTreeSet<String> = found.filter(stands).cloned().collect();
+        if column.is_empty() {
+            // Rows of tables that are looked up by nothing are in no index.
+            let of_table = self
+                .changed
+                .rows
+                .iter()
+                .filter(|((of, _), changed)| of == table && changed.image.row.is_some());
+            keys.extend(of_table.map(|((_, key), _)| key.clone()));
+        }
+        Some(keys)
     }
 
     /// Sets a row; what was emitted for it stays.

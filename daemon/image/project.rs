@@ -233,11 +233,11 @@ fn with_id(data: Value, id: &str) -> Value {
 fn apply_one(overlay: &mut Overlay<'_>, change: &Change, moved: Option<Arc<Row>>) -> Option<(u64, Cause)> {
     // An inserted row has no image: it need not be looked for.
     let before = if change.inserted { None } else { overlay.row(&change.table, &change.key)? };
+    // What a row that changed its key did not send is never that of the row that had the key before.
+    let known = if change.moved_from.is_some() { moved.as_deref() } else { before.as_deref() };
     let after = match &change.state {
         RowState::Absent => None,
-        RowState::Present(sent) => {
-            Some(filled(overlay, change, sent, moved.as_deref().or(before.as_deref()))?)
-        }
+        RowState::Present(sent) => Some(filled(overlay, change, sent, known)?),
     };
     if before == after {
         return None;

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::entry::NewEntry;
-use super::loads::Part;
+use super::loads::{Part, Request};
 use super::position::Position;
 use crate::event::Row;
 use crate::image::Image;
@@ -115,7 +115,11 @@ pub enum LoadWrite {
         member: u32,
         /// Columns.
         columns: Vec<String>,
+        /// What the columns and partitions are.
+        shape: String,
     },
+    /// It is asked for.
+    Ask(Request),
 }
 
 /// An object at a target.

@@ -2,8 +2,10 @@
 //! flush to disk.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 
 use futures_util::future::join_all;
 use jiff::Timestamp;
@@ -13,7 +15,8 @@ use tokio_postgres::{Client, Statement};
 use super::LedgerError;
 use super::batch::{Batch, EntryIndex};
 use super::statements::{
-    Parameters, Prepared, dispatch_statements, entry_statement, source_statements, tree_statement,
+    Parameters, Prepared, dispatch_statements, entry_statement, guard_statements, source_statements,
+    tree_statement,
 };
 use super::tree::Tree;
 
@@ -28,13 +31,15 @@ pub struct Sealed {
 /// session ends and nothing behind it is written.
 pub struct Sealer {
     tree: Tree,
+    /// Batches sealed so far.
+    batches: u64,
 }
 
 impl Sealer {
     /// Takes over the tree as the ledger has it.
     #[must_use]
     pub fn new(tree: Tree) -> Self {
-        Self { tree }
+        Self { tree, batches: 0 }
     }
 
     /// Hashes the entries of `batch` into the tree and makes the statements that write it.
@@ -50,8 +55,11 @@ impl Sealer {
         }
         self.tree.prune();
         let seq_of = |index: EntryIndex| first + i64::try_from(index.0).unwrap_or(i64::MAX);
-        let mut statements = vec![tree_statement(&before, &self.tree)?];
+        let mut statements = Vec::new();
+        guard_statements(self.batches, &mut statements);
+        self.batches += 1;
         if !sealed.is_empty() {
+            statements.push(tree_statement(&before, &self.tree)?);
             statements.push(entry_statement(sealed));
         }
         source_statements(&mut batch, &seq_of, &mut statements);
@@ -105,11 +113,11 @@ pub struct Ready {
 
 impl Ready {
     /// Commits it. Everything is sent when this is first polled, so the next one may be sent while the server works on
-    /// this one; should this one fail, the next one fails too, since the tree is not where it expects it.
+    /// this one; should this one fail, the next one fails too.
     pub async fn commit(self) -> Result<(), LedgerError> {
-        // Futures are polled in order and each sends its message when first polled, so BEGIN, the statements and
-        // COMMIT leave in one go. After a failed statement COMMIT rolls back, hence every answer is looked at.
-        type Step<'a> = Pin<Box<dyn Future<Output = Result<(), tokio_postgres::Error>> + Send + 'a>>;
+        // Each statement leaves when it is first polled: BEGIN, the statements and COMMIT go out together. What cannot even
+        // be sent must not be committed without. After a statement that fails at the server COMMIT rolls back, hence every
+        // answer is looked at.
         let client = &self.client;
         let mut steps: Vec<Step<'_>> = Vec::with_capacity(self.statements.len() + 2);
         steps.push(Box::pin(client.batch_execute("begin")));
@@ -120,8 +128,25 @@ impl Ready {
                 client.execute(statement, &parameters).await.map(|_| ())
             }));
         }
-        steps.push(Box::pin(client.batch_execute("commit")));
-        join_all(steps).await.into_iter().collect::<Result<Vec<()>, _>>()?;
+        let mut sent = Vec::with_capacity(steps.len() + 1);
+        let mut unsent = None;
+        for mut step in steps {
+            match poll_fn(|context| Poll::Ready(step.as_mut().poll(context))).await {
+                Poll::Ready(Err(error)) => {
+                    unsent = Some(error);
+                    break;
+                }
+                Poll::Ready(Ok(())) => {}
+                Poll::Pending => sent.push(step),
+            }
+        }
+        sent.push(Box::pin(client.batch_execute(if unsent.is_some() { "rollback" } else { "commit" })));
+        let answers = join_all(sent).await;
+        unsent.map_or(Ok(()), Err)?;
+        answers.into_iter().collect::<Result<Vec<()>, _>>()?;
         Ok(())
     }
 }
+
+/// A statement on its way.
+type Step<'a> = Pin<Box<dyn Future<Output = Result<(), tokio_postgres::Error>> + Send + 'a>>;

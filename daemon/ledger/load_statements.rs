@@ -1,7 +1,7 @@
 //! The SQL of loads: rows without events, and how far each key range has come.
 
 use super::batch::{LoadWrite, QuietState, QuietWrite};
-use super::loads::Part;
+use super::loads::{Part, REQUEST};
 use super::statements::{Prepared, parameters};
 use crate::event::Row;
 
@@ -106,11 +106,24 @@ pub fn load(write: LoadWrite, out: &mut Vec<Prepared>) {
             "delete from relation where source = $1 and relation = $2",
             parameters![source, relation],
         )),
-        LoadWrite::Relation { source, relation, oid, member, columns } => out.push((
-            "insert into relation (source, relation, oid, member, columns) values ($1, $2, $3, $4, $5)
-             on conflict (source, relation) do update
-               set oid = excluded.oid, member = excluded.member, columns = excluded.columns",
-            parameters![source, relation, i64::from(oid), i64::from(member), columns],
+        LoadWrite::Relation { source, relation, oid, member, columns, shape } => out.push((
+            "insert into relation (source, relation, oid, member, columns, shape) values ($1, $2, $3, $4, $5, $6)
+             on conflict (source, relation) do update set oid = excluded.oid, member = excluded.member,
+               columns = excluded.columns, shape = excluded.shape",
+            parameters![source, relation, i64::from(oid), i64::from(member), columns, shape],
+        )),
+        LoadWrite::Ask(request) => out.push((
+            REQUEST,
+            parameters![
+                request.source,
+                request.kind.as_str(),
+                request.relations,
+                request.lower,
+                request.upper,
+                request.reason,
+                request.requested_by,
+                request.look_first,
+            ],
         )),
     }
 }

@@ -53,11 +53,19 @@ pub struct Load {
     pub started_at: Option<Timestamp>,
 }
 
+impl Load {
+    /// True when only a range of keys is read.
+    #[must_use]
+    pub fn is_ranged(&self) -> bool {
+        self.lower.is_some() || self.upper.is_some()
+    }
+}
+
 /// What is asked for.
 #[derive(Debug, Clone)]
-pub struct Request<'a> {
+pub struct Request {
     /// Source.
-    pub source: &'a str,
+    pub source: String,
     /// Why.
     pub kind: LoadKind,
     /// Tables.
@@ -112,13 +120,19 @@ fn load_of(row: &Row) -> Result<Load, LedgerError> {
     })
 }
 
-/// The load that is being read, else the oldest one asked for: with whether it has begun.
-pub async fn current(client: &Client, source: &str) -> Result<Option<(Load, bool)>, LedgerError> {
+/// The load that is being read, else the oldest one asked for: with whether it has begun. `quiet`: re-reads wait until the
+/// source has been read as a whole.
+pub async fn current(
+    client: &Client,
+    source: &str,
+    quiet: bool,
+) -> Result<Option<(Load, bool)>, LedgerError> {
     let sql = format!(
         "select {COLUMNS}, state = 'reading' from load
-         where source = $1 and state in ('requested', 'reading') order by state, id limit 1"
+         where source = $1 and state in ('requested', 'reading') and not ($2 and kind = 'reread')
+         order by state, id limit 1"
     );
-    match client.query_opt(&sql, &[&source]).await? {
+    match client.query_opt(&sql, &[&source, &quiet]).await? {
         Some(row) => Ok(Some((load_of(&row)?, row.try_get(7)?))),
         None => Ok(None),
     }
@@ -153,11 +167,13 @@ pub async fn parts(client: &Client, load: i64) -> Result<Vec<Part>, LedgerError>
     client.query(sql, &[&load]).await?.iter().map(read).collect()
 }
 
+/// Asks for a load.
+pub(super) const REQUEST: &str =
+    "insert into load (source, kind, state, relations, lower, upper, reason, requested_by, look_first)
+     values ($1, $2, 'requested', $3, $4, $5, $6, $7, $8) returning id";
+
 /// Asks for a load; gives its number.
-pub async fn request(client: &Client, request: &Request<'_>) -> Result<i64, LedgerError> {
-    let sql =
-        "insert into load (source, kind, state, relations, lower, upper, reason, requested_by, look_first)
-               values ($1, $2, 'requested', $3, $4, $5, $6, $7, $8) returning id";
+pub async fn request(client: &Client, request: &Request) -> Result<i64, LedgerError> {
     let kind = request.kind.as_str();
     let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 8] = [
         &request.source,
@@ -169,7 +185,7 @@ pub async fn request(client: &Client, request: &Request<'_>) -> Result<i64, Ledg
         &request.requested_by,
         &request.look_first,
     ];
-    Ok(client.query_one(sql, &parameters).await?.try_get(0)?)
+    Ok(client.query_one(REQUEST, &parameters).await?.try_get(0)?)
 }
 
 /// Rows of a table that a whole load did not see, in the order of their keys.
@@ -195,6 +211,8 @@ pub struct LoadedRelation {
     pub member: i64,
     /// Columns in the images.
     pub columns: Vec<String>,
+    /// What they and the partitions were; `None` when an earlier version did not note it.
+    pub shape: Option<String>,
 }
 
 /// The tables of a source as they were loaded.
@@ -202,11 +220,15 @@ pub async fn relations(
     client: &Client,
     source: &str,
 ) -> Result<HashMap<String, LoadedRelation>, LedgerError> {
-    let sql = "select relation, oid, member, columns from relation where source = $1";
+    let sql = "select relation, oid, member, columns, shape from relation where source = $1";
     let rows = client.query(sql, &[&source]).await?;
     let read = |row: &Row| -> Result<(String, LoadedRelation), LedgerError> {
-        let loaded =
-            LoadedRelation { oid: row.try_get(1)?, member: row.try_get(2)?, columns: row.try_get(3)? };
+        let loaded = LoadedRelation {
+            oid: row.try_get(1)?,
+            member: row.try_get(2)?,
+            columns: row.try_get(3)?,
+            shape: row.try_get(4)?,
+        };
         Ok((row.try_get(0)?, loaded))
     };
     rows.iter().map(read).collect()

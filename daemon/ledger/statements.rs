@@ -27,14 +27,23 @@ macro_rules! parameters {
 }
 pub(super) use parameters;
 
-/// Moves the tree on; with no entries it stays where it is. Either way the batch fails if the tree is not where it should
-/// be: the batch before may have failed when this one was already on its way.
+/// Fails the batch unless the one before, number `before`, was committed in this session: it may have failed when this
+/// one was already on its way. A setting is taken back with the transaction that made it.
+pub fn guard_statements(before: u64, out: &mut Vec<Prepared>) {
+    out.push((
+        "select 1 / (coalesce(nullif(current_setting('tailwater.batch', true), ''), '0') = $1::text)::int",
+        parameters![before.to_string()],
+    ));
+    out.push((
+        "select set_config('tailwater.batch', $1::text, false)",
+        parameters![(before + 1).to_string()],
+    ));
+}
+
+/// Moves the tree on; fails if it is not where it should be.
 pub fn tree_statement(before: &Tree, after: &Tree) -> Result<Prepared, LedgerError> {
     let size =
         |tree: &Tree| i64::try_from(tree.size()).map_err(|_| LedgerError::Unreadable("tree size".into()));
-    if before.size() == after.size() {
-        return Ok(("select 1 / count(*) from tree where size = $1", parameters![size(before)?]));
-    }
     let frontier: Vec<Vec<u8>> = after.frontier()?.iter().map(|hash| hash.to_vec()).collect();
     Ok((
         "with moved as (update tree set size = $1, frontier = $2, root = $3 where size = $4 returning 1)

@@ -56,7 +56,7 @@ pub async fn gather(config: &Config, now: Timestamp) -> Result<Value, LedgerErro
 
 /// The load that is going on or asked for.
 async fn load(client: &tokio_postgres::Client, source: &str) -> Result<Value, LedgerError> {
-    let Some((load, _)) = current(client, source).await? else { return Ok(Value::Null) };
+    let Some((load, _)) = current(client, source, false).await? else { return Ok(Value::Null) };
     let found = progress(client, load.id).await?;
     Ok(found.map_or(Value::Null, |progress| {
         json!({

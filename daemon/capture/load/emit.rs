@@ -33,9 +33,11 @@ pub async fn emit(
         intake.look_first();
     }
     let cursor = position.mapped.take().unwrap_or_default();
-    let resumed_type = cursor.get("event_type").and_then(|value| value.as_str()).map(str::to_owned);
-    let mut after = cursor.get("after").and_then(|value| value.as_str()).map(str::to_owned);
+    let text = |name: &str| cursor.get(name).and_then(|value| value.as_str()).map(str::to_owned);
     let events = source.mapping.events.iter();
+    // A type that is mapped no more says nothing of the others: they are gone through again.
+    let resumed_type = text("event_type").filter(|name| events.clone().any(|spec| spec.event_type == *name));
+    let mut after = resumed_type.as_ref().and_then(|_| text("after"));
     let skipped =
         events.skip_while(|spec| resumed_type.as_ref().is_some_and(|name| *name != spec.event_type));
     let mut writing: Option<tokio::task::JoinHandle<_>> = None;

@@ -22,7 +22,7 @@ use crate::ledger::entry::{EntryKind, NewEntry};
 use crate::ledger::loads::{self, Load, LoadKind, Part, Request};
 use crate::ledger::{Ledger, LedgerError};
 use crate::mapping::TableSpec;
-use crate::source::postgres::chunk;
+use crate::source::postgres::chunk::{self, Identity};
 use reader::Shelf;
 use window::Windows;
 
@@ -64,11 +64,11 @@ pub async fn begin(
     client: &Client,
     quiet: bool,
 ) -> Result<Option<Loading>, CaptureError> {
-    let mut current = loads::current(ledger.reader(), &source.name).await?;
+    let mut current = loads::current(ledger.reader(), &source.name, quiet).await?;
     if current.is_none() && quiet {
         let all = source.mapping.tables.iter().map(|table| table.name.to_string()).collect();
         ask(ledger, source, LoadKind::First, all, "the source is new").await?;
-        current = loads::current(ledger.reader(), &source.name).await?;
+        current = loads::current(ledger.reader(), &source.name, quiet).await?;
     }
     let Some((load, begun)) = current else { return Ok(None) };
     if !begun {
@@ -77,13 +77,14 @@ pub async fn begin(
             write(ledger, LoadWrite::End { load: load.id, refused: true }).await?;
             return Ok(None);
         };
-        note(ledger, source, &load, parts).await?;
+        note(ledger, source, client, &load, parts).await?;
     }
-    let parts: Vec<Part> =
-        loads::parts(ledger.reader(), load.id).await?.into_iter().filter(|part| !part.done).collect();
+    let parts = loads::parts(ledger.reader(), load.id).await?.into_iter();
+    // A table that is mapped no more is not waited for.
+    let is_open = |part: &Part| !part.done && source.mapping.table_named(&part.relation).is_some();
+    let parts: Vec<Part> = parts.filter(is_open).collect();
     let open_parts = parts.len();
-    let ranged = load.lower.is_some() || load.upper.is_some();
-    let to_sweep = if ranged { Vec::new() } else { load.relations.clone() };
+    let to_sweep = if load.is_ranged() { Vec::new() } else { load.relations.clone() };
     let (shelf, readers) = reader::start(source, parts);
     tracing::info!(
         load = load.id,
@@ -103,7 +104,7 @@ pub async fn ask(
     reason: &str,
 ) -> Result<(), LedgerError> {
     let request = Request {
-        source: &source.name,
+        source: source.name.clone(),
         kind,
         relations,
         lower: None,
@@ -122,13 +123,18 @@ async fn write(ledger: &Ledger, write: LoadWrite) -> Result<(), LedgerError> {
 /// The key ranges of a load; `None` when it names what cannot be read.
 async fn plan(source: &Source, client: &Client, load: &Load) -> Result<Option<Vec<Part>>, CaptureError> {
     let mut parts = Vec::new();
-    let ranged = load.lower.is_some() || load.upper.is_some();
     for relation in &load.relations {
-        let Some(table) = source.mapping.table_named(relation) else { return Ok(None) };
-        if ranged && (table.key.len() != 1 || load.relations.len() != 1) {
+        let Some(table) = source.mapping.table_named(relation) else {
+            if load.kind == LoadKind::Reread {
+                return Ok(None);
+            }
+            // It was in the mapping when the load was asked for.
+            continue;
+        };
+        if load.is_ranged() && (table.key.len() != 1 || load.relations.len() != 1) {
             return Ok(None);
         }
-        let ranges = if ranged { 1 } else { i64::try_from(source.load.parallel).unwrap_or(1) };
+        let ranges = if load.is_ranged() { 1 } else { i64::try_from(source.load.parallel).unwrap_or(1) };
         parts.extend(plan_table(client, table, load, ranges).await?);
     }
     Ok(Some(parts))
@@ -159,8 +165,15 @@ async fn plan_table(
     Ok((0..).zip(lowers.zip(uppers)).map(part).collect())
 }
 
-/// Writes down that a load begins, and who asked.
-async fn note(ledger: &Ledger, source: &Source, load: &Load, parts: Vec<Part>) -> Result<(), LedgerError> {
+/// Writes down that a load begins, who asked, and what the tables are: should one become another, or leave the publication,
+/// before the load is over, that is noticed afterwards.
+async fn note(
+    ledger: &Ledger,
+    source: &Source,
+    client: &Client,
+    load: &Load,
+    parts: Vec<Part>,
+) -> Result<(), CaptureError> {
     let mut batch = Batch::default();
     let fields = json!({
         "source": source.name, "action": "load", "load": load.id, "kind": load.kind.as_str(),
@@ -168,5 +181,23 @@ async fn note(ledger: &Ledger, source: &Source, load: &Load, parts: Vec<Part>) -
     });
     batch.entry(NewEntry::new(EntryKind::Operator, None, fields));
     batch.loads.push(LoadWrite::Begin { load: load.id, parts });
-    ledger.writer().write(batch).await.map(|_| ())
+    if !load.is_ranged() {
+        let reads = |table: &&TableSpec| load.relations.iter().any(|name| **name == *table.name);
+        let tables: Vec<TableSpec> = source.mapping.tables.iter().filter(reads).cloned().collect();
+        for Identity { table, oid, member, shape } in
+            chunk::identities(client, &tables, &source.publication).await?
+        {
+            let Some(spec) = tables.iter().find(|spec| spec.name == table) else { continue };
+            batch.loads.push(LoadWrite::Relation {
+                source: source.name.clone(),
+                relation: table.to_string(),
+                oid,
+                member,
+                columns: spec.columns.iter().map(ToString::to_string).collect(),
+                shape,
+            });
+        }
+    }
+    ledger.writer().write(batch).await?;
+    Ok(())
 }

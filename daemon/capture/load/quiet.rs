@@ -32,7 +32,7 @@ pub fn quiet_writes(
                 RowState::Absent => None,
                 RowState::Present(sent) => {
                     let mut sent = sent.clone();
-                    if let Some(Some(earlier)) = rows.get(&change.key) {
+                    if let (Some(Some(earlier)), None) = (rows.get(&change.key), &change.moved_from) {
                         sent.fill_from(earlier);
                     }
                     if change.moved_from.is_some() && sent.is_partial() {

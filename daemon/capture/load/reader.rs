@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
@@ -99,24 +100,26 @@ impl Shelf {
 /// Lets so many rows pass in a second, over all readers.
 struct Throttle {
     per_row: Duration,
-    free_at: tokio::sync::Mutex<Instant>,
+    free_at: Mutex<Instant>,
 }
 
 impl Throttle {
     fn new(rows_per_second: Option<u32>) -> Self {
         let per_row = rows_per_second.map_or(Duration::ZERO, |rate| Duration::from_secs(1) / rate.max(1));
-        Self { per_row, free_at: tokio::sync::Mutex::new(Instant::now()) }
+        Self { per_row, free_at: Mutex::new(Instant::now()) }
     }
 
-    async fn pass(&self, rows: usize) {
+    /// Until the rows that have passed are paid for.
+    async fn wait(&self) {
+        let free_at = self.free_at.lock().ok().map(|free_at| *free_at);
+        sleep_until(free_at.unwrap_or_else(Instant::now)).await;
+    }
+
+    fn charge(&self, rows: usize) {
         let rows = u32::try_from(rows).unwrap_or(u32::MAX);
-        let begins = {
-            let mut free_at = self.free_at.lock().await;
-            let begins = (*free_at).max(Instant::now());
-            *free_at = begins + self.per_row.saturating_mul(rows);
-            begins
-        };
-        sleep_until(begins).await;
+        if let Ok(mut free_at) = self.free_at.lock() {
+            *free_at = (*free_at).max(Instant::now()) + self.per_row.saturating_mul(rows);
+        }
     }
 }
 
@@ -164,10 +167,12 @@ impl Reader {
                 tables.insert(chunk, table.name.clone());
             }
             let mark = |kind: &str| format!("{} {chunk} {kind}", self.shelf.session);
+            // Waited for before the chunk is begun: what the stream brings meanwhile has to be remembered.
+            self.throttle.wait().await;
             chunk::emit(client, &mark("low")).await?;
             let after = part.cursor.as_deref().or(part.lower.as_deref());
             let (rows, snapshot) = chunk::read(client, table, after, part.upper.as_deref(), limit).await?;
-            self.throttle.pass(rows.len()).await;
+            self.throttle.charge(rows.len());
             let count = i64::try_from(rows.len()).unwrap_or(i64::MAX);
             let mut read = part.clone();
             read.rows += count;
@@ -197,5 +202,10 @@ fn limit_for(rows: &[(String, Row)]) -> i64 {
 }
 
 fn width(row: &Row) -> usize {
-    row.iter().map(|(name, value)| name.len() + value.as_str().map_or(8, str::len)).sum()
+    let size = |value: &Value| match value {
+        Value::String(text) => text.len(),
+        Value::Array(_) | Value::Object(_) => value.to_string().len(),
+        Value::Null | Value::Bool(_) | Value::Number(_) => 8,
+    };
+    row.iter().map(|(name, value)| name.len() + size(value)).sum()
 }

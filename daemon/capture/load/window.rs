@@ -6,12 +6,14 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use crate::event::{Row, RowState, SentRow, Transaction};
+use crate::event::{Change, Row, RowState, SentRow, Transaction};
 use crate::source::postgres::chunk::Snapshot;
 
 /// Transactions remembered. One that was committed so long ago is visible to everybody, short of synchronous replication
 /// that has stalled for as many transactions.
 const MAX_REMEMBERED: usize = 100_000;
+/// Changed rows remembered for a chunk (INV-8).
+const MAX_CHANGED: usize = 20_000;
 
 #[derive(Debug)]
 struct Window {
@@ -20,6 +22,8 @@ struct Window {
     /// Rows changed meanwhile, with what was sent where some of it was not.
     changed: HashMap<String, Option<SentRow>>,
     truncated: bool,
+    /// More rows changed than are remembered.
+    overflowed: bool,
     /// Transactions that had come when the low watermark did.
     before: u64,
 }
@@ -42,30 +46,53 @@ pub struct Remainder {
     pub completed: Vec<(String, Row)>,
 }
 
+impl Window {
+    fn changed(&mut self, change: &Change) {
+        if self.changed.len() >= MAX_CHANGED {
+            self.overflowed = true;
+            return;
+        }
+        let earlier = self.changed.get(&change.key);
+        let part = match (&change.state, earlier) {
+            // What the stream once brought whole, or under another key, is newer in the images than in the chunk.
+            (_, Some(None)) => None,
+            (RowState::Present(sent), earlier) if sent.is_partial() && change.moved_from.is_none() => {
+                let mut sent = sent.clone();
+                if let Some(Some(earlier)) = earlier {
+                    sent.fill_from(earlier);
+                }
+                Some(sent)
+            }
+            _ => None,
+        };
+        self.changed.insert(change.key.clone(), part);
+    }
+}
+
 impl Windows {
     /// The low watermark of a chunk.
     pub fn open(&mut self, chunk: u64, table: Arc<str>) {
         let before = self.count;
-        self.open.push(Window { chunk, table, changed: HashMap::new(), truncated: false, before });
+        self.open.push(Window {
+            chunk,
+            table,
+            changed: HashMap::new(),
+            truncated: false,
+            overflowed: false,
+            before,
+        });
     }
 
     /// A transaction, or a slice of one.
     pub fn note(&mut self, transaction: &Transaction) {
         for window in &mut self.open {
             window.truncated |= transaction.truncated.iter().any(|(table, _)| *table == window.table);
-            for change in transaction.changes.iter().filter(|change| change.table == window.table) {
-                let part = match &change.state {
-                    RowState::Present(sent) if sent.is_partial() => {
-                        let mut sent = sent.clone();
-                        if let Some(Some(earlier)) = window.changed.get(&change.key) {
-                            sent.fill_from(earlier);
-                        }
-                        Some(sent)
-                    }
-                    _ => None,
-                };
-                window.changed.insert(change.key.clone(), part);
-            }
+            let table = window.table.clone();
+            transaction
+                .changes
+                .iter()
+                .filter(|change| change.table == table)
+                .for_each(|change| window.changed(change));
         }
         if transaction.complete {
             self.count += 1;
@@ -77,13 +104,13 @@ impl Windows {
     }
 
     /// The high watermark of a chunk: what is left of it. `None` when it has to be read again, because its low watermark
-    /// was not seen, or because it could not see a transaction that had come before.
+    /// was not seen, because it could not see a transaction that had come before, or because too much changed meanwhile.
     pub fn close(&mut self, chunk: u64, snapshot: &Snapshot, rows: Vec<(String, Row)>) -> Option<Remainder> {
         let place = self.open.iter().position(|window| window.chunk == chunk)?;
         let window = self.open.swap_remove(place);
         let since = usize::try_from(self.count - window.before).unwrap_or(usize::MAX);
         let mut before = self.recent.iter().rev().skip(since);
-        if before.any(|xid| !snapshot.sees(*xid)) {
+        if window.overflowed || before.any(|xid| !snapshot.sees(*xid)) {
             return None;
         }
         if window.truncated {

@@ -14,7 +14,6 @@ use crate::event::{Change, RowState, Transaction};
 use crate::ledger::batch::{Batch, LoadWrite, QuietState, QuietWrite};
 use crate::ledger::loads::unseen;
 use crate::ledger::position::Phase;
-use crate::source::postgres::chunk::{Identity, identities};
 
 /// Rows swept in one ledger transaction.
 const SWEPT_ROWS: i64 = 500;
@@ -125,7 +124,6 @@ impl Tail {
                 self.sweep(load, relation, &mut ordinal).await?;
             }
         }
-        batch.loads.extend(self.loaded_relations().await?);
         batch.loads.push(LoadWrite::End { load, refused: false });
         self.send(batch, None);
         self.settle().await?;
@@ -167,31 +165,6 @@ impl Tail {
             self.send(batch, None);
             self.settle().await?;
         }
-    }
-
-    /// What of each table is in the images from now on.
-    async fn loaded_relations(&mut self) -> Result<Vec<LoadWrite>, CaptureError> {
-        let Some(loading) = &self.loading else { return Ok(Vec::new()) };
-        let client = self.source.database.connect("tailwater-source").await?;
-        let tables = self
-            .source
-            .mapping
-            .tables
-            .iter()
-            .filter(|table| loading.to_sweep.contains(&table.name.to_string()));
-        let tables: Vec<_> = tables.cloned().collect();
-        let found = identities(&client, &tables, &self.source.publication).await?;
-        let write = |Identity { table, oid, member }| {
-            let spec = tables.iter().find(|spec| spec.name == table)?;
-            Some(LoadWrite::Relation {
-                source: self.source.name.clone(),
-                relation: table.to_string(),
-                oid,
-                member,
-                columns: spec.columns.iter().map(ToString::to_string).collect(),
-            })
-        };
-        Ok(found.into_iter().filter_map(write).collect())
     }
 }
 

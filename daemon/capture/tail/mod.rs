@@ -3,12 +3,14 @@
 mod loading;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
 use serde_json::json;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::Source;
 use super::error::CaptureError;
@@ -23,6 +25,9 @@ use crate::ledger::position::Position;
 use crate::ledger::{Ledger, LedgerError};
 use crate::source::postgres::chunk::read_back;
 use crate::source::postgres::stream::Confirmer;
+
+/// A ledger that takes nothing for so long counts as away: the source must not wait for it (INV-9).
+pub const STALLED: Duration = Duration::from_secs(10);
 
 /// A batch that is durable now.
 pub struct Written {
@@ -44,6 +49,8 @@ pub struct Tail {
     pub loading: Option<Loading>,
     confirmer: Confirmer,
     wake: Arc<dyn Fn() + Send + Sync>,
+    /// When a batch last became durable, or was sent with none before it.
+    progress_at: Instant,
     /// Batches sent so far, and how many had been when the images last aged.
     sent: usize,
     aged_at: usize,
@@ -70,6 +77,7 @@ impl Tail {
             loading,
             confirmer,
             wake,
+            progress_at: Instant::now(),
             sent: 0,
             aged_at: 0,
         }
@@ -187,8 +195,17 @@ impl Tail {
         let (end_lsn, owes) = (self.position.end_lsn, !batch.deliveries.is_empty());
         let writer = self.ledger.writer().clone();
         let write = async move { writer.write(batch).await.map(|_| Written { end_lsn, owes, verdict }) };
+        if self.in_flight.is_empty() {
+            self.progress_at = Instant::now();
+        }
         self.in_flight.push_back(Box::pin(write));
         self.sent += 1;
+    }
+
+    /// When the ledger will have taken nothing for [`STALLED`]; `None` while nothing waits.
+    #[must_use]
+    pub fn stalled_at(&self) -> Option<Instant> {
+        (!self.in_flight.is_empty()).then(|| self.progress_at + STALLED)
     }
 
     /// Waits until everything sent is durable.
@@ -200,7 +217,8 @@ impl Tail {
     }
 
     /// A batch has become durable: the source and the dispatchers hear of it.
-    pub fn written(&self, written: Written) {
+    pub fn written(&mut self, written: Written) {
+        self.progress_at = Instant::now();
         self.confirmer.confirm(written.end_lsn);
         if let Some(verdict) = written.verdict {
             // The reader may have ended with the load.

@@ -28,7 +28,7 @@ pub(super) fn decode(scalar: Scalar, bytes: &[u8]) -> Result<Value, ValueError> 
         Scalar::Json => scalar_text(Scalar::Json, text()?)?,
         Scalar::Jsonb => {
             let rest = bytes.strip_prefix(&[1]).ok_or(WRONG)?;
-            scalar_text(Scalar::Json, std::str::from_utf8(rest).map_err(|_| ValueError::NotUtf8)?)?
+            scalar_text(Scalar::Jsonb, std::str::from_utf8(rest).map_err(|_| ValueError::NotUtf8)?)?
         }
         Scalar::Bytea => Value::from(format!("\\x{}", crate::event::hex(bytes))),
         Scalar::Bool => match bytes {

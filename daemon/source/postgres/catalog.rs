@@ -235,6 +235,7 @@ async fn identities(client: &Client, publication: &str) -> Result<Vec<Finding>, 
 /// Mapped columns that do not exist, and keys that are not the primary key.
 async fn columns(client: &Client, mapping: &SourceMapping) -> Result<Vec<Finding>, tokio_postgres::Error> {
     let mut findings = generated(client, mapping).await?;
+    findings.extend(hidden(client, mapping).await?);
     let sql = "select a.attname::text, coalesce(a.attnum = any (i.indkey), false), has_column_privilege(c.oid, a.attnum, 'select')
                from pg_class c join pg_namespace n on n.oid = c.relnamespace
                join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
@@ -252,6 +253,25 @@ async fn columns(client: &Client, mapping: &SourceMapping) -> Result<Vec<Finding
             ));
         }
         findings.extend(table_findings(table, &existing));
+    }
+    Ok(findings)
+}
+
+/// Row-level security hides rows from loads, which must not pass for deleted.
+async fn hidden(client: &Client, mapping: &SourceMapping) -> Result<Vec<Finding>, tokio_postgres::Error> {
+    let sql =
+        "select current_user::text from pg_class where oid = to_regclass($1) and row_security_active(oid)";
+    let mut findings = Vec::new();
+    for table in &mapping.tables {
+        if let Some(row) = client.query_opt(sql, &[&qualified(table)]).await? {
+            let role: String = row.try_get(0)?;
+            findings.push(finding(
+                Severity::Error,
+                &qualified(table),
+                "row-level security applies to our role: rows that it hides could not be read",
+                format!("alter role {} bypassrls", quote(&role)),
+            ));
+        }
     }
     Ok(findings)
 }

@@ -236,6 +236,9 @@ pub struct Identity {
     pub oid: u32,
     /// OID of its membership in the publication: another one means that it had left it.
     pub member: u32,
+    /// Numbers and types of the mapped columns, and the partitions: they change without a word in the stream, and what is
+    /// in the images may then be something else.
+    pub shape: String,
 }
 
 /// What the mapped tables are that exist and are published.
@@ -244,12 +247,20 @@ pub async fn identities(
     tables: &[TableSpec],
     publication: &str,
 ) -> Result<Vec<Identity>, tokio_postgres::Error> {
-    let sql = "select r.prrelid, r.oid from pg_publication_rel r join pg_publication p on p.oid = r.prpubid
+    let sql = "select r.prrelid, r.oid, concat_ws('; ',
+                 (select string_agg(attnum || ':' || atttypid, ' ' order by attnum) from pg_attribute
+                  where attrelid = r.prrelid and attname = any ($3::text[]) and attnum > 0 and not attisdropped),
+                 (select string_agg(relid::oid::text, ' ' order by relid::oid) from pg_partition_tree(r.prrelid)
+                  where relid <> r.prrelid))
+               from pg_publication_rel r join pg_publication p on p.oid = r.prpubid
                where p.pubname = $1 and r.prrelid = to_regclass($2)";
     let mut found = Vec::new();
     for table in tables {
-        if let Some(row) = client.query_opt(sql, &[&publication, &qualified(table)]).await? {
-            found.push(Identity { table: table.name.clone(), oid: row.try_get(0)?, member: row.try_get(1)? });
+        let columns: Vec<&str> = table.columns.iter().map(|column| &**column).collect();
+        let row = client.query_opt(sql, &[&publication, &qualified(table), &columns]).await?;
+        if let Some(row) = row {
+            let (oid, member, shape) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+            found.push(Identity { table: table.name.clone(), oid, member, shape });
         }
     }
     Ok(found)

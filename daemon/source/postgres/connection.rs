@@ -105,6 +105,15 @@ pub type TextRow = Vec<Option<String>>;
 impl ReplicationConnection {
     /// Connects and authenticates with `replication=database`.
     pub async fn open(database: &Database) -> Result<Self, ConnectionError> {
+        Self::open_for("database", database).await
+    }
+
+    /// True when the role is let in for physical replication: then it can copy the whole cluster (`pg_basebackup`).
+    pub async fn may_copy_the_cluster(database: &Database) -> bool {
+        Self::open_for("true", database).await.is_ok()
+    }
+
+    async fn open_for(kind: &'static str, database: &Database) -> Result<Self, ConnectionError> {
         let thread = ReaderThread::start()?;
         let database = database.clone();
         let handle = thread.handle().clone();
@@ -112,7 +121,7 @@ impl ReplicationConnection {
             let (transport, binding) = connect(&database).await?;
             let mut connection =
                 Self { transport, buffer: BytesMut::with_capacity(64 << 10), bound: false, thread };
-            connection.start_up(&database, binding).await?;
+            connection.start_up(kind, &database, binding).await?;
             Ok(connection)
         });
         match timeout(ANSWER_TIMEOUT, opened).await {
@@ -124,6 +133,7 @@ impl ReplicationConnection {
 
     async fn start_up(
         &mut self,
+        kind: &str,
         database: &Database,
         binding: Option<Vec<u8>>,
     ) -> Result<(), ConnectionError> {
@@ -131,7 +141,7 @@ impl ReplicationConnection {
         let parameters = [
             ("user", database.user.as_str()),
             ("database", database.dbname.as_str()),
-            ("replication", "database"),
+            ("replication", kind),
             ("application_name", "tailwater"),
             ("options", SESSION_OPTIONS),
         ];

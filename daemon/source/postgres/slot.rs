@@ -238,7 +238,10 @@ pub async fn follows(
     }
     let rows = connection.query(&format!("TIMELINE_HISTORY {}", cluster.timeline)).await?;
     let content = rows.first().and_then(|row| row.get(1)).and_then(Clone::clone).unwrap_or_default();
-    Ok(switched_at(&content, known.timeline).is_some_and(|switched_at| position.end_lsn <= switched_at))
+    let Some(switched_at) = switched_at(&content, known.timeline) else { return Ok(false) };
+    // Of a transaction that is ledgered in part, the end must have come across as well.
+    let whole = position.ordinal.is_none() || position.commit_lsn < switched_at;
+    Ok(whole && position.end_lsn <= switched_at)
 }
 
 /// Where `timeline` ended, by a timeline history file: lines of timeline, LSN, reason.

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
+use bytes::{BufMut, BytesMut};
 use jiff::Timestamp;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::{Notify, mpsc, watch};
@@ -24,6 +24,8 @@ use crate::event::{Lsn, Transaction};
 const MAX_GATHERED_ROWS: u64 = 400;
 /// Bytes of messages gathered before the reader waits for the receiver (INV-8).
 const MAX_GATHERED_BYTES: usize = 512 << 10;
+/// Longest read. What waits behind it waits in the socket.
+const READ_BYTES: usize = 512 << 10;
 /// A read this large means that more is waiting.
 const FULL_READ_BYTES: usize = 32 << 10;
 /// Pause after a full read: the socket fills meanwhile, and both sides wake up an eighth as often.
@@ -108,7 +110,7 @@ impl Stream {
         let (gathered, rows, bytes) = (Delivered::default(), 0, 0);
         let reader = Reader {
             read,
-            buffer,
+            buffer: buffer.to_vec(),
             consumer,
             handover,
             asked,
@@ -188,7 +190,8 @@ async fn answer(
 
 struct Reader<C> {
     read: ReadHalf<Box<dyn Transport>>,
-    buffer: BytesMut,
+    /// Frames not yet worked off.
+    buffer: Vec<u8>,
     consumer: C,
     handover: mpsc::Sender<Delivered>,
     asked: Arc<Notify>,
@@ -205,8 +208,10 @@ impl<C: Consumer> Reader<C> {
         loop {
             self.take_frames()?;
             let full = self.is_full();
+            self.make_room();
             let waiting = !self.gathered.transactions.is_empty() || self.gathered.idle_at.is_some();
             let handover = self.handover.clone();
+            let mut room = (&mut self.buffer).limit(READ_BYTES);
             tokio::select! {
                 biased;
                 permit = handover.reserve(), if waiting => match permit {
@@ -220,7 +225,7 @@ impl<C: Consumer> Reader<C> {
                 () = sleep(self.silence), if !full => {
                     return Err(ConnectionError::Silent { seconds: self.silence.as_secs() }.into());
                 }
-                read = self.read.read_buf(&mut self.buffer), if !full => {
+                read = self.read.read_buf(&mut room), if !full => {
                     let count = read.map_err(ConnectionError::from)?;
                     if count == 0 {
                         return Err(ConnectionError::Closed.into());
@@ -230,7 +235,6 @@ impl<C: Consumer> Reader<C> {
                     }
                 }
             }
-            self.buffer.reserve(64 << 10);
         }
     }
 
@@ -246,8 +250,18 @@ impl<C: Consumer> Reader<C> {
         let mut taken = 0;
         let result = self.work_off(&buffer, &mut taken);
         self.buffer = buffer;
-        self.buffer.advance(taken);
+        self.buffer.drain(..taken);
         result
+    }
+
+    /// For one more read. Room that only a huge row needed is given back.
+    fn make_room(&mut self) {
+        if self.buffer.len() < READ_BYTES {
+            self.buffer.shrink_to(4 * READ_BYTES);
+        }
+        if self.buffer.capacity() - self.buffer.len() < READ_BYTES {
+            self.buffer.reserve_exact(READ_BYTES);
+        }
     }
 
     fn work_off(&mut self, buffer: &[u8], taken: &mut usize) -> Result<(), StreamEnd> {

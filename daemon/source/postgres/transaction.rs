@@ -228,8 +228,10 @@ impl Assembler {
             }
             self.record(Change::new(&table, old_key, ordinal, RowState::Absent))?;
         }
+        // It may have moved before.
+        let moved_from = old_key.map(|old_key| self.origin_of(&table, &old_key).unwrap_or(old_key));
         let change = Change::new(&table, &key, ordinal, RowState::Present(row));
-        self.record(Change { moved_from: old_key, inserted, ..change })
+        self.record(Change { moved_from, inserted, ..change })
     }
 
     fn delete(&mut self, oid: u32, old: Tuple<'_>) -> Result<(), StreamError> {
@@ -266,6 +268,13 @@ impl Assembler {
             || (open.transaction.commit_lsn == ledgered_lsn
                 && last_ordinal.is_none_or(|last| ordinal <= last));
         Ok((!held).then_some(ordinal))
+    }
+
+    /// The key that the row at `key` had before this transaction, if it moved there.
+    fn origin_of(&self, table: &str, key: &str) -> Option<String> {
+        let open = self.open.as_ref()?;
+        let index = open.places.find(&open.transaction.changes, table, key)?;
+        open.transaction.changes.get(index)?.moved_from.clone()
     }
 
     fn state_of(&self, table: &str, key: &str) -> Option<&RowState> {

@@ -152,9 +152,23 @@ pub(super) fn scalar_text(scalar: Scalar, text: &str) -> Result<Value, ValueErro
         },
         Scalar::Integer => integer(text.parse().map_err(|_| wrong())?),
         Scalar::Float4 | Scalar::Float8 => float(text.parse().map_err(|_| wrong())?),
-        Scalar::Json | Scalar::Jsonb => serde_json::from_str(text).map_err(|_| wrong())?,
+        // `json` is kept as it was written, and may hold what `jsonb`, in which images are kept, cannot.
+        Scalar::Json => match serde_json::from_str(text).map_err(|_| wrong())? {
+            value if holds_nul(&value) => Value::String(text.to_owned()),
+            value => value,
+        },
+        Scalar::Jsonb => serde_json::from_str(text).map_err(|_| wrong())?,
         _ => Value::String(text.to_owned()),
     })
+}
+
+fn holds_nul(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.contains('\0'),
+        Value::Array(items) => items.iter().any(holds_nul),
+        Value::Object(map) => map.iter().any(|(name, value)| name.contains('\0') || holds_nul(value)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+    }
 }
 
 /// A number where JSON is exact, else text.
