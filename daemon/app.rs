@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cli::{Cli, Command, ConfigArgs, LedgerCommand, SourceCommand};
+use crate::config::source::SourceConfig;
 use crate::config::{Config, load};
 use crate::dispatch::dedup::Dedup;
 use crate::ledger::LedgerError;
@@ -217,58 +218,29 @@ async fn check(args: &ConfigArgs, as_json: bool) -> ExitCode {
 
 /// Findings, and the subjects among them that are merely down.
 async fn findings(config: &Config) -> (Vec<catalog::Finding>, Vec<String>) {
-    let error = |subject: &str, what: String, remedy: &str| catalog::Finding {
-        severity: Severity::Error,
-        subject: subject.to_owned(),
-        what,
-        remedy: remedy.to_owned(),
-        parks: false,
-    };
     let (mut found, mut down) = (Vec::new(), Vec::new());
     if let Err(cause) = config.ledger.connect("tailwater-check").await {
-        found.push(error("ledger", cause.to_string(), "start the server, or correct `url` in [ledger]"));
+        found.push(finding(
+            Severity::Error,
+            "ledger",
+            cause.to_string(),
+            "start the server, or correct `url` in [ledger]",
+        ));
         down.push("ledger".to_owned());
     }
     if !Dedup::new(&config.redis_url).is_up().await {
-        found.push(catalog::Finding {
-            severity: Severity::Warning,
-            subject: "redis".into(),
-            what: "does not answer; the ledger decides alone, which is slower".into(),
-            remedy: "start Redis, or correct `url` in [redis]".into(),
-            parks: false,
-        });
+        let what = "does not answer; the ledger decides alone, which is slower".to_owned();
+        found.push(finding(Severity::Warning, "redis", what, "start Redis, or correct `url` in [redis]"));
     }
     for source in &config.sources {
-        let subject = format!("source {}", source.name);
-        match source.database.connect("tailwater-check").await {
-            Err(cause) => {
-                found.push(error(&subject, cause.to_string(), "start the server, or correct `url`"));
-                down.push(subject);
-            }
-            Ok(client) => {
-                if ReplicationConnection::may_copy_the_cluster(&source.database).await {
-                    found.push(catalog::Finding {
-                        severity: Severity::Warning,
-                        subject: subject.clone(),
-                        what:
-                            "the role is let in for physical replication, so it could copy the whole cluster"
-                                .into(),
-                        remedy: "in pg_hba.conf, before other lines: `tailwater source sql` has them".into(),
-                        parks: false,
-                    });
-                }
-                match catalog::check(&client, &source.mapping, &source.publication, &source.slot).await {
-                    Ok(findings) => found.extend(findings),
-                    Err(cause) => {
-                        found.push(error(&subject, crate::pg::describe(&cause), "see `tailwater source sql`"))
-                    }
-                }
-            }
-        }
+        let (findings, is_down) = source_findings(source).await;
+        found.extend(findings);
+        down.extend(is_down);
     }
     for target in &config.targets {
         if let Err(cause) = target.api_key.read() {
-            found.push(error(
+            found.push(finding(
+                Severity::Error,
                 &format!("target {}", target.name),
                 cause.to_string(),
                 "write the key into that file, mode 0600",
@@ -276,4 +248,31 @@ async fn findings(config: &Config) -> (Vec<catalog::Finding>, Vec<String>) {
         }
     }
     (found, down)
+}
+
+/// Findings of a source, and its subject when it is merely down.
+async fn source_findings(source: &SourceConfig) -> (Vec<catalog::Finding>, Option<String>) {
+    let subject = format!("source {}", source.name);
+    let error = |what, remedy| finding(Severity::Error, &subject, what, remedy);
+    let client = match source.database.connect("tailwater-check").await {
+        Ok(client) => client,
+        Err(cause) => {
+            return (vec![error(cause.to_string(), "start the server, or correct `url`")], Some(subject));
+        }
+    };
+    let mut found = match catalog::check(&client, &source.mapping, &source.publication, &source.slot).await {
+        Ok(findings) => findings,
+        Err(cause) => vec![error(crate::pg::describe(&cause), "see `tailwater source sql`")],
+    };
+    if ReplicationConnection::may_copy_the_cluster(&source.database).await {
+        let what =
+            "the role is let in for physical replication, so it could copy the whole cluster".to_owned();
+        let remedy = "put the lines for pg_hba.conf from `tailwater source sql` before all others";
+        found.push(finding(Severity::Warning, &subject, what, remedy));
+    }
+    (found, None)
+}
+
+fn finding(severity: Severity, subject: &str, what: String, remedy: &str) -> catalog::Finding {
+    catalog::Finding { severity, subject: subject.to_owned(), what, remedy: remedy.to_owned(), parks: false }
 }
