@@ -215,6 +215,25 @@ fn keepalives_and_data_are_told_apart() {
     assert!(decode_stream_message(b"").is_err());
 }
 
+/// Found by fuzzing: a hundred million rows of no columns took gigabytes.
+#[test]
+fn an_array_that_promises_more_than_it_holds_is_an_error() {
+    let array = |lengths: &[u32]| {
+        let mut bytes = BytesMut::new();
+        bytes.put_u32(lengths.len() as u32);
+        bytes.put_u64(23);
+        for length in lengths {
+            bytes.put_u32(*length);
+            bytes.put_u32(1);
+        }
+        Types::default().form(1007).decode_binary(&bytes).ok()
+    };
+    assert_eq!(array(&[]), Some(serde_json::json!([])));
+    assert_eq!(array(&[100_000_000, 0]), None);
+    assert_eq!(array(&[1 << 31, 1 << 31, 1 << 31]), None);
+    assert_eq!(array(&[3]), None);
+}
+
 fn decode_text(oid: u32, bytes: &[u8]) -> Option<serde_json::Value> {
     Types::default().form(oid).decode_text(bytes).ok()
 }

@@ -101,6 +101,11 @@ pub(super) fn decode_binary(scalar: Scalar, bytes: &[u8]) -> Result<Value, Value
         lengths.push(usize::try_from(fields.i32("length").map_err(wrong)?).unwrap_or(usize::MAX));
         let _lower_bound = fields.i32("bound").map_err(wrong)?;
     }
+    // Each element takes four bytes at least, and an empty array has no dimensions: lengths that promise more are made up.
+    let elements = lengths.iter().try_fold(1_usize, |product, length| product.checked_mul(*length));
+    if elements.is_none_or(|elements| elements == 0 || elements > bytes.len() / 4) {
+        return Err(ValueError::WrongForm("binary"));
+    }
     let list =
         if lengths.is_empty() { Value::Array(Vec::new()) } else { nested(scalar, &lengths, &mut fields)? };
     fields.end().map_err(wrong)?;
