@@ -245,6 +245,7 @@ fn values_keep_what_json_cannot_hold_as_text() {
     };
     check(114, r#"{"a": "\u0000"}"#, r#"{"a": "\u0000"}"#.into());
     check(114, r#"{"a": "\\u0000"}"#, serde_json::json!({"a": "\\u0000"}));
+    check(3802, r#"{"a": 1e400}"#, r#"{"a": 1e400}"#.into());
     check(16, "t", true.into());
     check(23, "-5", (-5).into());
     check(20, "9007199254740993", "9007199254740993".into());

@@ -129,7 +129,7 @@ impl Form {
             Scalar::Bool => matches!(text, "t" | "f"),
             Scalar::Integer => text.parse::<i64>().is_ok(),
             Scalar::Float4 | Scalar::Float8 => text.parse::<f64>().is_ok(),
-            Scalar::Json | Scalar::Jsonb => serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok(),
+            Scalar::Json | Scalar::Jsonb => is_json(text),
             _ => true,
         };
         if holds { Ok(()) } else { Err(wrong) }
@@ -152,14 +152,18 @@ pub(super) fn scalar_text(scalar: Scalar, text: &str) -> Result<Value, ValueErro
         },
         Scalar::Integer => integer(text.parse().map_err(|_| wrong())?),
         Scalar::Float4 | Scalar::Float8 => float(text.parse().map_err(|_| wrong())?),
-        // `json` is kept as it was written, and may hold what `jsonb`, in which images are kept, cannot.
-        Scalar::Json => match serde_json::from_str(text).map_err(|_| wrong())? {
-            value if holds_nul(&value) => Value::String(text.to_owned()),
-            value => value,
+        Scalar::Json | Scalar::Jsonb => match serde_json::from_str(text) {
+            Ok(value) if !holds_nul(&value) => value,
+            // `json` may hold what `jsonb`, in which images are kept, cannot; both may hold numbers beyond any float.
+            _ if is_json(text) => Value::String(text.to_owned()),
+            _ => return Err(wrong()),
         },
-        Scalar::Jsonb => serde_json::from_str(text).map_err(|_| wrong())?,
         _ => Value::String(text.to_owned()),
     })
+}
+
+fn is_json(text: &str) -> bool {
+    serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok()
 }
 
 fn holds_nul(value: &Value) -> bool {
