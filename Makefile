@@ -25,7 +25,7 @@ bench: dependencies release
 # transaction of ten million rows (takes 60 GB of disk below TMPDIR, and most of an hour).
 soak: dependencies
 	TAILWATER_KILLS=200 TAILWATER_DOWN_SECONDS=60 TAILWATER_TIMES=50 \
-		$(CARGO) test --locked -- --nocapture --test-threads=1 crash:: faults:: loads::
+		$(CARGO) test --locked -- --nocapture --test-threads=1 crash:: faults:: loads:: source::
 	TAILWATER_LARGE_ROWS=10000000 $(CARGO) test --locked --release --test tests -- --nocapture large_transaction
 
 # What depends on the ERP's PostgreSQL, against versions 14 to 18. Needs npm, which brings the binaries.
