@@ -269,7 +269,7 @@ impl Follower {
             }
             self.look_around(&mut stream, &mut tail, client, delivered.urgent, &mut looked).await?;
         }
-        Err(CaptureError::Away("the server wanted to stop while the ledger was slow".into()))
+        Err(CaptureError::Away("the ledger was slow".into()))
     }
 
     /// Now and then: is the source still as it should be, was a load asked for?
@@ -297,7 +297,7 @@ impl Follower {
         Ok(())
     }
 
-    /// Carries out `work` on the ledger. When the server wants to stop and the work takes too long, the connection is
+    /// Carries out `work` on the ledger. When the server wants to stop, or might, and the work takes too long, the connection is
     /// closed first (INV-9); the work still comes to its end, so that nothing is half known.
     async fn yielding(
         &self,
@@ -321,7 +321,7 @@ impl Follower {
             done = &mut work => return done,
             () = wanted => {}
         }
-        tracing::warn!(source_name = %self.source.name, "the ledger is slow and the server waits; the connection is closed");
+        tracing::warn!(source_name = %self.source.name, "the ledger is slow; the connection is closed, so that the server need not wait");
         *stream = None;
         tokio::select! {
             done = work => done,

@@ -9,7 +9,6 @@ create table load (
   lower        text,                             -- of the key, exclusive; one relation with one key column only
   upper        text,                             -- inclusive
   reason       text,
-  look_first   boolean not null default false,   -- targets may know objects that the ledger has forgotten
   requested_by text not null,
   requested_at timestamptz not null default now(),
   started_at   timestamptz,
