@@ -1,5 +1,7 @@
 //! Commands. With `supervise`, the only file that knows every module.
 
+use std::collections::BTreeSet;
+use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -7,7 +9,7 @@ use clap::{CommandFactory, Parser};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::cli::{Cli, Command, ConfigArgs, LedgerCommand, SourceCommand};
+use crate::cli::{Cli, Command, ConfigArgs, LedgerCommand, MappingsCommand, SourceCommand};
 use crate::config::source::SourceConfig;
 use crate::config::{Config, load};
 use crate::dispatch::dedup::Dedup;
@@ -17,8 +19,10 @@ use crate::operate::{Reread, drain_slot, find_source, recover, reread};
 use crate::ops::status;
 use crate::source::postgres::catalog::{self, Severity};
 use crate::source::postgres::connection::ReplicationConnection;
+use crate::source::postgres::presence::Presence;
 use crate::source::postgres::script::{Names, source_sql, uninstall_sql};
 use crate::supervise::run;
+use crate::workbench;
 
 /// Wrong usage of the command line.
 pub const EX_USAGE: u8 = 64;
@@ -73,8 +77,18 @@ async fn dispatch(command: Command) -> ExitCode {
         Command::Ledger(LedgerCommand::Verify { config, json }) => {
             with_config(&config, |config| verify_ledger(config, json)).await
         }
+        Command::Mappings(command) => mappings(&command),
         Command::Demo { keep, seconds, plain } => crate::demo::run(keep, seconds, plain).await,
         Command::Man => print_man(),
+    }
+}
+
+fn mappings(command: &MappingsCommand) -> ExitCode {
+    match command {
+        MappingsCommand::Check { files } => workbench::mappings::check(&files.dir),
+        MappingsCommand::Test { files } => workbench::mappings::test(&files.dir),
+        MappingsCommand::Diff { files, against } => workbench::mappings::diff(&files.dir, against),
+        MappingsCommand::Docs { files, format } => workbench::mappings::docs(&files.dir, *format),
     }
 }
 
@@ -87,9 +101,9 @@ pub fn fail(code: u8, message: &str) -> ExitCode {
 }
 
 /// Prints to standard output.
-#[allow(clippy::print_stdout)]
 pub fn say(text: &str) {
-    print!("{text}");
+    // Whoever read it may have seen enough (`| head`).
+    let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
 fn print_man() -> ExitCode {
@@ -233,7 +247,7 @@ async fn findings(config: &Config) -> (Vec<catalog::Finding>, Vec<String>) {
         found.push(finding(Severity::Warning, "redis", what, "start Redis, or correct `url` in [redis]"));
     }
     for source in &config.sources {
-        let (findings, is_down) = source_findings(source).await;
+        let (findings, is_down) = source_findings(source, config).await;
         found.extend(findings);
         down.extend(is_down);
     }
@@ -251,7 +265,7 @@ async fn findings(config: &Config) -> (Vec<catalog::Finding>, Vec<String>) {
 }
 
 /// Findings of a source, and its subject when it is merely down.
-async fn source_findings(source: &SourceConfig) -> (Vec<catalog::Finding>, Option<String>) {
+async fn source_findings(source: &SourceConfig, config: &Config) -> (Vec<catalog::Finding>, Option<String>) {
     let subject = format!("source {}", source.name);
     let error = |what, remedy| finding(Severity::Error, &subject, what, remedy);
     let client = match source.database.connect("tailwater-check").await {
@@ -260,10 +274,17 @@ async fn source_findings(source: &SourceConfig) -> (Vec<catalog::Finding>, Optio
             return (vec![error(cause.to_string(), "start the server, or correct `url`")], Some(subject));
         }
     };
-    let mut found = match catalog::check(&client, &source.mapping, &source.publication, &source.slot).await {
-        Ok(findings) => findings,
-        Err(cause) => vec![error(crate::pg::describe(&cause), "see `tailwater source sql`")],
+    let looked = async {
+        let known = known_tables(config, &source.name).await;
+        let presence = Presence::of(&client, &source.mapping, &source.publication, known).await?;
+        let mapping = presence.narrow(&source.mapping);
+        let mut found = catalog::check(&client, &mapping, &source.publication, &source.slot).await?;
+        found.extend(presence.findings(&source.mapping, &source.publication));
+        Ok(found)
     };
+    let mut found = looked.await.unwrap_or_else(|cause: tokio_postgres::Error| {
+        vec![error(crate::pg::describe(&cause), "see `tailwater source sql`")]
+    });
     if ReplicationConnection::may_copy_the_cluster(&source.database).await {
         let what =
             "the role is let in for physical replication, so it could copy the whole cluster".to_owned();
@@ -271,6 +292,15 @@ async fn source_findings(source: &SourceConfig) -> (Vec<catalog::Finding>, Optio
         found.push(finding(Severity::Warning, &subject, what, remedy));
     }
     (found, None)
+}
+
+/// Tables of which the ledger has images; none when it does not answer, which is a finding of its own.
+async fn known_tables(config: &Config, source: &str) -> BTreeSet<String> {
+    let known = async {
+        let client = config.ledger.connect("tailwater-check").await?;
+        crate::ledger::loads::relations(&client, source).await
+    };
+    known.await.map(|tables| tables.into_keys().collect()).unwrap_or_default()
 }
 
 fn finding(severity: Severity, subject: &str, what: String, remedy: &str) -> catalog::Finding {

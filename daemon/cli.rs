@@ -77,6 +77,9 @@ pub enum Command {
     /// About the ledger.
     #[command(subcommand)]
     Ledger(LedgerCommand),
+    /// For those who write mapping files: check them, try them on examples, compare versions, print the reference.
+    #[command(subcommand)]
+    Mappings(MappingsCommand),
     /// Show it at work: a private PostgreSQL, Redis, an Odoo-shaped database and simulated Stripe and Zendesk.
     Demo {
         /// Leave everything running at the end and print the connection strings.
@@ -92,6 +95,59 @@ pub enum Command {
     /// Print the manual page (roff).
     #[command(hide = true)]
     Man,
+}
+
+/// Where the mapping files are.
+#[derive(Debug, Args)]
+pub struct MappingsArgs {
+    /// Directory with sources/, canonical/, connectors/ and routes/.
+    #[arg(long, short, value_name = "DIR", default_value = "/usr/share/tailwater/mappings")]
+    pub dir: PathBuf,
+}
+
+/// `tailwater mappings …`.
+#[derive(Debug, Subcommand)]
+pub enum MappingsCommand {
+    /// Check all files, every mistake at once, each with its place and what to write instead. Needs no settings and no
+    /// server; `tailwater check` compares the mapping with the ERP's tables besides.
+    Check {
+        /// Where the files are.
+        #[command(flatten)]
+        files: MappingsArgs,
+    },
+    /// Try the mappings on the examples beside them (sources/NAME/examples/*.yaml): rows in, events and requests out.
+    Test {
+        /// Where the files are.
+        #[command(flatten)]
+        files: MappingsArgs,
+    },
+    /// Say what changes for those who read the events. Exit 1 when something would break them.
+    Diff {
+        /// Where the files are.
+        #[command(flatten)]
+        files: MappingsArgs,
+        /// Another directory of mappings, or a revision in git.
+        #[arg(long, value_name = "DIR|REV")]
+        against: String,
+    },
+    /// Print the reference of all events.
+    Docs {
+        /// Where the files are.
+        #[command(flatten)]
+        files: MappingsArgs,
+        /// For people, or for tools.
+        #[arg(long, value_enum, default_value_t = DocsFormat::Markdown)]
+        format: DocsFormat,
+    },
+}
+
+/// Forms of the reference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum DocsFormat {
+    /// Markdown.
+    Markdown,
+    /// AsyncAPI 3.0, as JSON.
+    Asyncapi,
 }
 
 /// `tailwater source …`.

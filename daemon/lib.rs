@@ -23,3 +23,5 @@ pub mod pg_tls;
 pub mod source;
 pub mod supervise;
 pub mod target;
+pub mod trial;
+pub mod workbench;

@@ -6,7 +6,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use serde_json::json;
 use tailwater::capture::load::window::{Remainder, Windows};
 use tailwater::event::{Columns, Field, Lsn, Row, RowState, Transaction};
-use tailwater::mapping::{SourceMapping, TableSpec};
+use tailwater::mapping::{Constants, SourceMapping, TableSpec};
 use tailwater::source::postgres::chunk::Snapshot;
 use tailwater::source::postgres::transaction::{Assembler, Consumer, SliceLimits, StreamError};
 use tailwater::source::postgres::types::Types;
@@ -21,8 +21,10 @@ fn mapping() -> Arc<SourceMapping> {
     Arc::new(SourceMapping {
         name: "m".into(),
         sha256: String::new(),
+        parts: Vec::new(),
         tables: vec![table],
         events: Vec::new(),
+        constants: Constants::of("erp"),
     })
 }
 

@@ -19,9 +19,11 @@ use crate::dispatch::retry::backoff;
 use crate::event::{Cluster, Lsn};
 use crate::ledger::batch::Batch;
 use crate::ledger::position::{Phase, Position};
-use crate::ledger::{Ledger, LedgerError, images};
+use crate::ledger::{Ledger, LedgerError, images, loads};
 use crate::ops::pulse::Pulse;
+use crate::source::postgres::catalog::Finding;
 use crate::source::postgres::connection::ReplicationConnection;
+use crate::source::postgres::presence::Presence;
 use crate::source::postgres::slot::{self, Discontinuity};
 use crate::source::postgres::stream::{Delivered, Stream};
 use crate::source::postgres::transaction::{Assembler, SliceLimits};
@@ -56,12 +58,18 @@ pub struct Follower {
 
 impl Follower {
     /// Runs until the ledger fails or a person has to act; a source that is away is tried again.
-    pub async fn run(self) -> Result<(), CaptureError> {
-        images::create_indexes(self.ledger.reader(), &self.source.mapping.lookup_columns()).await?;
-        let mut failures = 0;
+    pub async fn run(mut self) -> Result<(), CaptureError> {
+        let (mut failures, mut narrowed) = (0, false);
         loop {
             let started = Instant::now();
-            let Err(error) = self.session().await else { continue };
+            let ended = match narrowed {
+                true => self.session().await,
+                false => self.pulse.clone().during(answered(self.narrow())).await,
+            };
+            let Err(error) = ended else {
+                narrowed = true;
+                continue;
+            };
             let CaptureError::Away(reason) = error else { return Err(error) };
             if started.elapsed() > Duration::from_secs(30) {
                 failures = 0;
@@ -75,6 +83,23 @@ impl Follower {
                 () = self.ledger.lost() => return Err(LedgerError::WriterGone.into()),
             }
         }
+    }
+
+    /// Leaves out the mapping files that do not count for this database, and makes the indexes that the others need.
+    async fn narrow(&mut self) -> Result<(), CaptureError> {
+        let client = self.source.database.connect("tailwater-source").await?;
+        let known = loads::relations(self.ledger.reader(), &self.source.name).await?.into_keys().collect();
+        let Source { mapping, publication, .. } = &*self.source;
+        let presence = Presence::of(&client, mapping, publication, known).await?;
+        for Finding { subject, what, remedy, .. } in presence.findings(mapping, publication) {
+            tracing::warn!(subject, what, remedy, "a mapping file is left out");
+        }
+        let mapping = presence.narrow(mapping);
+        images::create_indexes(self.ledger.reader(), &mapping.lookup_columns()).await?;
+        let types: Vec<&str> = mapping.events.iter().map(|event| event.event_type.as_str()).collect();
+        tracing::info!(source_name = %self.source.name, events = types.join(", "), "mapping");
+        self.source = Arc::new(self.source.with_mapping(mapping));
+        Ok(())
     }
 
     /// One connection, from its checks to its end.
@@ -222,9 +247,15 @@ impl Follower {
         let mut stream = Some(stream);
         let mut idle_at: Option<Lsn> = None;
         let mut idle_written = Instant::now();
+        let mut urgent_since = None;
         let mut looked = Looked { loads: Instant::now(), source: Instant::now() };
         while let Some(open) = &mut stream {
             self.pulse.beat();
+            if tail.has_work() {
+                self.work_off(&mut stream, &mut tail, &mut urgent_since).await?;
+                continue;
+            }
+            urgent_since = None;
             let wait = if idle_at.is_some() { IDLE_WRITE_INTERVAL } else { BEAT_INTERVAL };
             let stalled_at = tail.stalled_at();
             let delivered = tokio::select! {
@@ -245,11 +276,12 @@ impl Follower {
                 () = sleep(wait) => Delivered::default(),
             };
             if !delivered.transactions.is_empty() {
-                let taken = tail.take(&delivered.transactions);
-                self.yielding(&mut stream, delivered.urgent, taken).await?;
+                tail.take(delivered.transactions);
+                self.yielding(&mut stream, delivered.urgent, tail.go_on()).await?;
             }
             idle_at = delivered.idle_at.or(idle_at).filter(|lsn| *lsn > tail.position.end_lsn);
             if let Some(lsn) = idle_at
+                && !tail.has_work()
                 && (delivered.urgent || idle_written.elapsed() >= IDLE_WRITE_INTERVAL)
             {
                 tail.idle(lsn);
@@ -293,6 +325,29 @@ impl Follower {
                 Ok(())
             };
             self.yielding(stream, urgent, answered(begin)).await?;
+        }
+        Ok(())
+    }
+
+    /// Works off some of what was taken over. That may be the objects of a large transaction, and then take longer than a
+    /// server that wants to stop may be kept waiting; the rest of them is gone through once it is back.
+    async fn work_off(
+        &self,
+        stream: &mut Option<Stream>,
+        tail: &mut Tail,
+        urgent_since: &mut Option<Instant>,
+    ) -> Result<(), CaptureError> {
+        let mut work = std::pin::pin!(tail.go_on());
+        if let (None, Some(open)) = (&urgent_since, stream.as_ref()) {
+            tokio::select! {
+                done = self.pulse.during(&mut work) => return done,
+                () = open.urgent() => *urgent_since = Some(Instant::now()),
+                () = sleep(STALLED) => {}
+            }
+        }
+        self.yielding(stream, true, work).await?;
+        if urgent_since.is_some_and(|since| since.elapsed() > PATIENCE) {
+            return Err(CaptureError::Away("the server wants to stop".into()));
         }
         Ok(())
     }

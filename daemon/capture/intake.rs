@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use super::Source;
 use crate::event::{CanonicalEvent, Cluster, EventRecord, Operation, Origin, Transaction};
-use crate::image::{Emitted, Images, Missing, Overlay, OverlayChanges, Projection, RowId};
-use crate::ledger::batch::{Batch, DeliveryWrite, ImageWrite, Lane};
+use crate::image::{Emitted, Images, Missing, Overlay, OverlayChanges, Projection, RowId, Touch};
+use crate::ledger::batch::{Batch, DeliveryWrite, ImageWrite, Lane, SpillWrite};
 use crate::ledger::entry::NewEntry;
+use crate::ledger::spill::Spilled;
 use crate::ledger::{Ledger, LedgerError, images};
-use crate::mapping::EventKind;
 use crate::mapping::expression::EvaluationError;
 use crate::mapping::route::Route;
+use crate::mapping::{EventKind, EventSpec};
 use crate::source::postgres::chunk::{ChunkError, read_back};
 
 /// Rounds of loading after which something must be wrong: each round resolves one level of joins.
@@ -34,9 +35,11 @@ pub enum IntakeError {
 /// What came of a try to work a slice out.
 pub enum Prepared {
     /// To be written. The images have taken it over already: should the write fail, they are thrown away with the rest.
-    Batch(Batch),
+    Batch(Box<Batch>),
     /// This has to be loaded first, perhaps nothing; everything written so far must be in the ledger by then.
     Needs(Missing),
+    /// The transaction of this index touches too many objects to be worked out at once.
+    TooLarge(usize),
 }
 
 /// Works out slices of one source over its images.
@@ -74,43 +77,98 @@ impl Intake {
         self.look_first = true;
     }
 
-    /// Works out streamed transactions. `settled`: everything written so far is in the ledger.
+    /// Works out streamed transactions of at most `most` objects each. `settled`: everything written so far is in the ledger.
     pub async fn transactions(
         &mut self,
         transactions: &[Transaction],
         settled: bool,
+        most: usize,
     ) -> Result<Prepared, IntakeError> {
-        self.prepare(settled, |projection, overlay| {
+        let mut too_large = None;
+        let prepared = self.prepare(settled, |projection, overlay| {
             let mut emitted = Vec::new();
-            for transaction in transactions {
-                emitted.extend(projection.transaction(overlay, transaction));
+            for (index, transaction) in transactions.iter().enumerate() {
+                match projection.transaction(overlay, transaction, most) {
+                    Some(events) => emitted.extend(events),
+                    None => {
+                        too_large = Some(index);
+                        break;
+                    }
+                }
             }
-            emitted
+            (too_large.is_none()).then_some(emitted)
+        });
+        let prepared = prepared.await?;
+        Ok(too_large.map_or(prepared, Prepared::TooLarge))
+    }
+
+    /// Takes a transaction, or a slice of one, into the images, and notes which objects it touches.
+    pub async fn spill(&mut self, transaction: &Transaction) -> Result<Prepared, IntakeError> {
+        let projection = self.projection();
+        let mut overlay = Overlay::new(&self.images);
+        let touched = projection.touched(&mut overlay, transaction);
+        let (missing, changes) = overlay.finish();
+        if !missing.is_empty() {
+            return self.needs(missing);
+        }
+        self.rounds = 0;
+        let mut batch = Batch { images: self.image_writes(&changes), ..Batch::default() };
+        for (spec, roots) in self.source.mapping.events.iter().zip(touched) {
+            let write = |(key, touch): (String, Touch)| SpillWrite {
+                source: self.source.name.clone(),
+                event_type: spec.event_type.clone(),
+                root: spec.table.to_string(),
+                key,
+                ordinal: touch.ordinal,
+                causes: touch.causes,
+            };
+            batch.spilled.extend(roots.into_iter().map(write));
+        }
+        self.images.absorb(changes);
+        Ok(Prepared::Batch(Box::new(batch)))
+    }
+
+    /// Works out spilled objects of `transaction`, all of which is in the images now.
+    pub async fn spilled(
+        &mut self,
+        spec: &EventSpec,
+        objects: &[Spilled],
+        transaction: &Transaction,
+    ) -> Result<Prepared, IntakeError> {
+        self.prepare(true, |projection, overlay| {
+            let events = objects.iter().flat_map(|object| {
+                let touch = Touch { ordinal: object.ordinal, causes: object.causes.clone() };
+                projection.of_touched(overlay, spec, &object.key, touch, transaction)
+            });
+            Some(events.collect())
         })
         .await
     }
 
-    /// Works out whatever `project` says.
+    fn projection(&self) -> Projection<'_> {
+        let cluster = &self.origin.cluster;
+        Projection { mapping: &self.source.mapping, source: &self.source.name, cluster }
+    }
+
+    fn needs(&mut self, missing: Missing) -> Result<Prepared, IntakeError> {
+        self.rounds += 1;
+        if self.rounds > MAX_ROUNDS { Err(IntakeError::Endless) } else { Ok(Prepared::Needs(missing)) }
+    }
+
+    /// Works out whatever `project` says; when that is nothing, nothing is changed.
     pub async fn prepare(
         &mut self,
         settled: bool,
-        project: impl Fn(&Projection<'_>, &mut Overlay<'_>) -> Vec<Emitted>,
+        project: impl FnOnce(&Projection<'_>, &mut Overlay<'_>) -> Option<Vec<Emitted>>,
     ) -> Result<Prepared, IntakeError> {
-        let projection = Projection {
-            mapping: &self.source.mapping,
-            source: &self.source.name,
-            cluster: &self.origin.cluster,
-        };
+        let projection = self.projection();
         let mut overlay = Overlay::new(&self.images);
-        let emitted = project(&projection, &mut overlay);
+        let Some(emitted) = project(&projection, &mut overlay) else {
+            return Ok(Prepared::Needs(Missing::default()));
+        };
         let (missing, changes) = overlay.finish();
         if !missing.is_empty() {
-            self.rounds += 1;
-            return if self.rounds > MAX_ROUNDS {
-                Err(IntakeError::Endless)
-            } else {
-                Ok(Prepared::Needs(missing))
-            };
+            return self.needs(missing);
         }
         let source = self.source.clone();
         let ways: Vec<Vec<Way<'_>>> = emitted.iter().map(|emitted| ways(&source, &emitted.event)).collect();
@@ -129,7 +187,7 @@ impl Intake {
         let mut batch = self.batch(emitted, ways, &owed);
         batch.images = self.image_writes(&changes);
         self.images.absorb(changes);
-        Ok(Prepared::Batch(batch))
+        Ok(Prepared::Batch(Box::new(batch)))
     }
 
     /// True when the images should age before the next slice.
@@ -172,8 +230,11 @@ impl Intake {
     fn batch(&self, emitted: Vec<Emitted>, ways: Vec<Vec<Way<'_>>>, owed: &HashSet<Lane>) -> Batch {
         let mut newly_owed: HashSet<Lane> = HashSet::new();
         let mut batch = Batch::default();
-        for (Emitted { event, fault }, ways) in emitted.into_iter().zip(ways) {
+        for (Emitted { event, fault, heals }, ways) in emitted.into_iter().zip(ways) {
             let entry = batch.next_entry();
+            if heals {
+                batch.healed.extend(ways.iter().map(|way| (way.lane.clone(), entry)));
+            }
             for Way { lane, route, unless_owed } in ways {
                 let takes = match owed.contains(&lane) || newly_owed.contains(&lane) {
                     true => route.takes(&event, true),
@@ -200,7 +261,11 @@ impl Intake {
                     look_first: self.look_first && event.operation == Operation::Create,
                 });
             }
-            batch.entry(NewEntry::event(EventRecord { event, origin: self.origin.clone() }));
+            if let Some(fault) = &fault {
+                tracing::warn!(event = %event.event_id, object = %event.id, reason = %fault, "a document is held back");
+            }
+            let origin = self.origin.clone();
+            batch.entry(NewEntry::event(EventRecord { event, origin, fault, heals }));
         }
         batch
     }

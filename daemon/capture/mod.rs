@@ -21,6 +21,7 @@ use crate::mapping::{EventKind, SourceMapping};
 use crate::pg::Database;
 
 /// A source as it is configured.
+#[derive(Clone)]
 pub struct Source {
     /// Name in the settings.
     pub name: String,
@@ -66,6 +67,12 @@ impl Source {
             binary: config.binary,
             releasing: guard::Releasing::default(),
         }
+    }
+
+    /// The same with only those mapping files that count for what the source has.
+    #[must_use]
+    pub fn with_mapping(&self, mapping: SourceMapping) -> Self {
+        Self { mapping: Arc::new(mapping), ..self.clone() }
     }
 
     /// Where an event may go: each target of each route for its type.

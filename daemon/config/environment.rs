@@ -14,7 +14,7 @@ pub fn overlay(root: &mut Node, variables: impl Iterator<Item = (String, String)
     found.sort();
     for (name, value) in found {
         let path: Vec<String> = name.trim_start_matches(PREFIX).split("__").map(str::to_lowercase).collect();
-        let at = At { file: PathBuf::from(format!("environment variable {name}")), line: 0 };
+        let at = At { file: PathBuf::from(format!("environment variable {name}")), line: 0, column: 0 };
         set(root, &path, &at, value);
     }
 }

@@ -17,6 +17,8 @@ pub struct Problem {
     pub file: PathBuf,
     /// First line is 1; 0 when the whole file is meant.
     pub line: usize,
+    /// First column is 1; 0 when the whole line is meant.
+    pub column: usize,
     /// What is wrong.
     pub what: String,
     /// What to write instead.
@@ -25,7 +27,11 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}: {}", self.file.display(), self.line, self.what)?;
+        write!(f, "{}:{}:", self.file.display(), self.line)?;
+        if self.column > 0 {
+            write!(f, "{}:", self.column)?;
+        }
+        write!(f, " {}", self.what)?;
         if !self.instead.is_empty() {
             write!(f, "\n  instead: {}", self.instead)?;
         }
@@ -43,6 +49,7 @@ impl Problems {
         self.0.push(Problem {
             file: at.file.clone(),
             line: at.line,
+            column: at.column,
             what: what.into(),
             instead: instead.into(),
         });
@@ -68,15 +75,17 @@ impl Problems {
 pub struct At {
     /// The file as the person named it.
     pub file: PathBuf,
-    /// First line is 1.
+    /// First line is 1; 0 when the whole file is meant.
     pub line: usize,
+    /// First column is 1; 0 when the whole line is meant.
+    pub column: usize,
 }
 
 impl At {
     /// The file as a whole.
     #[must_use]
     pub fn file(path: &Path) -> Self {
-        Self { file: path.to_path_buf(), line: 0 }
+        Self { file: path.to_path_buf(), line: 0, column: 0 }
     }
 }
 

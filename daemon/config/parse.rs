@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use saphyr::{LoadableYamlNode, MarkedYaml, Scalar, YamlData};
+use saphyr::{LoadableYamlNode, MarkedYaml, Marker, Scalar, YamlData};
 use serde_json::Value;
 use toml::de::{DeTable, DeValue};
 
@@ -13,9 +13,9 @@ impl Node {
     pub fn from_toml(path: &Path, text: &str, problems: &mut Problems) -> Option<Self> {
         let (table, errors) = DeTable::parse_recoverable(text);
         for error in &errors {
-            let line = error.span().map_or(0, |span| line_of(text, span.start));
+            let at = error.span().map_or_else(|| At::file(path), |span| place(path, text, span.start));
             problems.add(
-                &At { file: path.to_path_buf(), line },
+                &at,
                 format!("not valid TOML: {}", error.message().lines().next().unwrap_or_default()),
                 "see https://toml.io/en/v1.0.0",
             );
@@ -23,8 +23,8 @@ impl Node {
         if !errors.is_empty() {
             return None;
         }
-        let line = line_of(text, table.span().start);
-        Some(toml_table(path, text, line, table.get_ref()))
+        let at = place(path, text, table.span().start);
+        Some(toml_table(path, text, at, table.get_ref()))
     }
 
     /// Parses one YAML document.
@@ -42,7 +42,7 @@ impl Node {
                 None
             }
             Err(error) => {
-                let at = At { file: path.to_path_buf(), line: error.marker().line() };
+                let at = marked(path, error.marker());
                 problems.add(
                     &at,
                     format!("not valid YAML: {}", error.info()),
@@ -54,20 +54,27 @@ impl Node {
     }
 }
 
-fn line_of(text: &str, offset: usize) -> usize {
-    text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
+fn place(path: &Path, text: &str, offset: usize) -> At {
+    let before = text.get(..offset).unwrap_or(text);
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().map_or(0, |start| start.chars().count()) + 1;
+    At { file: path.to_path_buf(), line, column }
 }
 
-fn toml_table(path: &Path, text: &str, line: usize, table: &DeTable<'_>) -> Node {
+fn marked(path: &Path, marker: &Marker) -> At {
+    At { file: path.to_path_buf(), line: marker.line(), column: marker.col() + 1 }
+}
+
+fn toml_table(path: &Path, text: &str, at: At, table: &DeTable<'_>) -> Node {
     let entries = table.iter().map(|(key, value)| {
-        let line = line_of(text, key.span().start);
-        (key.get_ref().to_string(), toml_value(path, text, line, value.get_ref()))
+        let at = place(path, text, key.span().start);
+        (key.get_ref().to_string(), toml_value(path, text, at, value.get_ref()))
     });
-    Node { at: At { file: path.to_path_buf(), line }, content: Content::Map(entries.collect()) }
+    Node { content: Content::Map(entries.collect()), at }
 }
 
-fn toml_value(path: &Path, text: &str, line: usize, value: &DeValue<'_>) -> Node {
-    let scalar = |value| Node { at: At { file: path.to_path_buf(), line }, content: Content::Scalar(value) };
+fn toml_value(path: &Path, text: &str, at: At, value: &DeValue<'_>) -> Node {
+    let scalar = |value| Node { at: at.clone(), content: Content::Scalar(value) };
     match value {
         DeValue::String(text) => scalar(Value::String(text.to_string())),
         DeValue::Boolean(value) => scalar(Value::Bool(*value)),
@@ -79,21 +86,18 @@ fn toml_value(path: &Path, text: &str, line: usize, value: &DeValue<'_>) -> Node
             number.as_str().parse::<f64>().map_or_else(|_| Value::String(number.to_string()), Value::from),
         ),
         DeValue::Datetime(instant) => scalar(Value::String(instant.to_string())),
-        DeValue::Table(table) => toml_table(path, text, line, table),
-        DeValue::Array(items) => Node {
-            at: At { file: path.to_path_buf(), line },
-            content: Content::List(
-                items
-                    .iter()
-                    .map(|item| toml_value(path, text, line_of(text, item.span().start), item.get_ref()))
-                    .collect(),
-            ),
-        },
+        DeValue::Table(table) => toml_table(path, text, at, table),
+        DeValue::Array(items) => {
+            let item = |item: &toml::Spanned<DeValue<'_>>| {
+                toml_value(path, text, place(path, text, item.span().start), item.get_ref())
+            };
+            Node { content: Content::List(items.iter().map(item).collect()), at }
+        }
     }
 }
 
 fn yaml_node(path: &Path, node: &MarkedYaml<'_>, problems: &mut Problems) -> Node {
-    let at = At { file: path.to_path_buf(), line: node.span.start.line() };
+    let at = marked(path, &node.span.start);
     let content = match &node.data {
         YamlData::Value(scalar) => Content::Scalar(yaml_scalar(scalar)),
         YamlData::Sequence(items) => {
@@ -102,13 +106,13 @@ fn yaml_node(path: &Path, node: &MarkedYaml<'_>, problems: &mut Problems) -> Nod
         YamlData::Mapping(entries) => {
             let mut list = Vec::with_capacity(entries.len());
             for (key, value) in entries {
-                let line = At { file: path.to_path_buf(), line: key.span.start.line() };
+                let at = marked(path, &key.span.start);
                 if let YamlData::Value(Scalar::String(name)) = &key.data {
                     let mut child = yaml_node(path, value, problems);
-                    child.at = line;
+                    child.at = at;
                     list.push((name.to_string(), child));
                 } else {
-                    problems.add(&line, "a key must be a plain string", "quote the key");
+                    problems.add(&at, "a key must be a plain string", "quote the key");
                 }
             }
             Content::Map(list)

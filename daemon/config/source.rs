@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::database::read_database;
 use super::node::{Fields, Node, Problems};
-use crate::mapping::{self, SourceMapping};
+use crate::mapping::{self, Constants, SourceMapping};
 use crate::pg::Database;
 
 /// A source.
@@ -107,8 +107,9 @@ pub(super) fn read_source(
     let guard = read_guard(&mut fields, problems);
     let binary = fields.optional("binary").and_then(|node| node.boolean(problems)).unwrap_or(false);
     let recheck = read_time(&mut fields, "recheck", problems).unwrap_or(Duration::from_secs(60));
+    let constants = read_constants(name, &mut fields, problems);
     fields.finish(problems);
-    let mapping = mapping.and_then(|mapping| mapping::file::load(mappings, &mapping, problems));
+    let mapping = mapping.and_then(|mapping| mapping::file::load(mappings, &mapping, constants, problems));
     Some(SourceConfig {
         name: name.to_owned(),
         database: database?,
@@ -126,6 +127,21 @@ pub(super) fn read_source(
 fn is_slot_name(name: &str) -> bool {
     (1..=63).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+}
+
+/// What mapping files may refer to.
+fn read_constants(name: &str, fields: &mut Fields, problems: &mut Problems) -> Constants {
+    let mut constants = Constants::of(name);
+    if let Some(language) = fields.optional("language").and_then(|node| node.string(problems)) {
+        constants.language = language.into();
+    }
+    if let Some(company) = fields.optional("company").and_then(|node| node.whole(1, problems)) {
+        constants.company = company.into();
+    }
+    let companies = fields.optional("companies").map(|node| node.list(problems)).unwrap_or_default();
+    let companies = companies.iter().filter_map(|node| node.whole(1, problems));
+    constants.companies = companies.filter_map(|id| i64::try_from(id).ok()).collect();
+    constants
 }
 
 fn read_load(fields: &mut Fields, problems: &mut Problems) -> LoadSettings {

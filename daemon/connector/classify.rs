@@ -6,7 +6,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::Value;
 
-use crate::mapping::expression::{Expression, Scope};
+use crate::mapping::expression::Expression;
+use crate::mapping::scope::Scope;
 
 /// A server that asks for more is asked again after a day.
 const MAX_WAIT_S: f64 = 86_400.0;

@@ -9,8 +9,9 @@ use super::{
     Auth, Connector, Encoding, Find, FollowUp, FollowUpStep, Idempotency, ObjectSpec, Strategy, Unique, Write,
 };
 use crate::config::node::{Fields, Node, Problems, nearest};
-use crate::mapping::expression::{Expression, Variables, open_variables};
+use crate::mapping::expression::Expression;
 use crate::mapping::file::{check_format, read};
+use crate::mapping::shape::{Variables, open_variables};
 use crate::mapping::template::Template;
 
 /// Variables of bodies and paths.

@@ -5,7 +5,9 @@ use serde_json::{Map, Value, json};
 
 use super::Encoding;
 use crate::config::node::{Node, Problems};
-use crate::mapping::expression::{EvaluationError, Expression, Scope, Variables};
+use crate::mapping::expression::{EvaluationError, Expression};
+use crate::mapping::scope::Scope;
+use crate::mapping::shape::Variables;
 
 /// A piece of a path.
 #[derive(Debug)]

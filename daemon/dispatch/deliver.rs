@@ -290,7 +290,7 @@ impl Delivery {
             (Strategy::CreateOrUpdate { create, .. }, "create") => create,
             (Strategy::CreateOrUpdate { update, .. }, _) => update,
         };
-        let scope = crate::mapping::expression::Scope::new([("answer", answer)]);
+        let scope = crate::mapping::scope::Scope::new([("answer", answer)]);
         match write.id.evaluate(&scope) {
             Ok(Value::String(id)) if !id.is_empty() && !id.contains('\0') => Some(id),
             Ok(Value::Number(id)) => Some(id.to_string()),

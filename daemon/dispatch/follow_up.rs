@@ -15,7 +15,8 @@ use crate::connector::request::Request;
 use crate::ledger::LedgerError;
 use crate::ledger::batch::Batch;
 use crate::ledger::outbox::held_by;
-use crate::mapping::expression::{EvaluationError, Scope};
+use crate::mapping::expression::EvaluationError;
+use crate::mapping::scope::Scope;
 
 impl Delivery {
     /// Carries out what the connector's `follow_up` says. A request that fails makes the whole write uncertain.

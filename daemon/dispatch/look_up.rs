@@ -12,7 +12,7 @@ use crate::connector::classify::Class;
 use crate::connector::request::Request;
 use crate::ledger::LedgerError;
 use crate::ledger::batch::{Batch, ClosedWrite, EntryIndex};
-use crate::mapping::expression::Scope;
+use crate::mapping::scope::Scope;
 
 impl Delivery {
     /// Looks the object up by our id to learn what became of its creation.

@@ -8,7 +8,8 @@ use crate::connector::{Connector, ObjectSpec, Strategy, Unique};
 use crate::event::{canonical_bytes, sha256_hex};
 use crate::ledger::batch::Lane;
 use crate::ledger::outbox::Due;
-use crate::mapping::expression::{EvaluationError, Scope};
+use crate::mapping::expression::EvaluationError;
+use crate::mapping::scope::Scope;
 
 /// See the module's text.
 #[derive(Debug, Clone, PartialEq)]

@@ -89,6 +89,10 @@ pub struct EventRecord {
     pub event: CanonicalEvent,
     /// Where it comes from.
     pub origin: Arc<Origin>,
+    /// What is wrong with it: then it is held back, and waits for a later change of the object.
+    pub fault: Option<String>,
+    /// It is that later change.
+    pub heals: bool,
 }
 
 impl EventRecord {
@@ -101,6 +105,8 @@ impl EventRecord {
             correlation_id: &event.event_id,
             data: &event.data,
             event_id: &event.event_id,
+            fault: self.fault.as_deref(),
+            heals: self.heals.then_some(true),
             id: &event.id,
             kind,
             mapping_sha256: &origin.mapping_sha256,
@@ -144,6 +150,10 @@ struct Body<'a> {
     correlation_id: &'a str,
     data: &'a Value,
     event_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fault: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    heals: Option<bool>,
     id: &'a str,
     kind: &'a str,
     mapping_sha256: &'a str,

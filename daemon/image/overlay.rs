@@ -24,6 +24,8 @@ pub struct Emission {
     pub id: String,
     /// SHA-256 of its data, in hexadecimal.
     pub sha256: String,
+    /// It was held back: something is wrong with it.
+    pub held: bool,
 }
 
 /// What is kept of a row.

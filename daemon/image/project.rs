@@ -9,12 +9,13 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::document::{joined, parents};
 use super::overlay::{Emission, Overlay};
 use crate::event::{
     CanonicalEvent, Cause, Change, ChangePosition, Cluster, Field, Operation, Row, RowState, SentRow,
-    Transaction, canonical_bytes, event_id, key_text, sha256_hex,
+    Transaction, canonical_bytes, event_id, sha256_hex,
 };
-use crate::mapping::{EventSpec, Join, JoinKind, Joined, SourceMapping};
+use crate::mapping::{EventSpec, SourceMapping};
 
 /// An event, or why the object could not be worked out: then it is parked, not skipped (INV-7).
 #[derive(Debug, Clone, PartialEq)]
@@ -23,6 +24,8 @@ pub struct Emitted {
     pub event: CanonicalEvent,
     /// Why it must not be delivered.
     pub fault: Option<String>,
+    /// The one before it was held back: whatever waits of it is replaced by this one.
+    pub heals: bool,
 }
 
 /// What the projection needs to know of the source.
@@ -45,29 +48,68 @@ struct Stamp {
     snapshot: bool,
 }
 
-/// Roots of one event type touched by a transaction: key to (last ordinal, causes).
-type Roots = BTreeMap<String, (u64, Vec<Cause>)>;
+/// Objects of one event type touched by a transaction, by the key of their root row.
+pub type Roots = BTreeMap<String, Touch>;
+
+/// What touched an object.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Touch {
+    /// Ordinal of the last change.
+    pub ordinal: u64,
+    /// The row changes.
+    pub causes: Vec<Cause>,
+}
 
 impl Projection<'_> {
-    /// Applies a transaction to `overlay` and gives its events, deletes first, then in the order of the mapping.
+    /// Applies a transaction to `overlay` and gives its events, deletes first, then in the order of the mapping; `None` when
+    /// it touches more than `most` objects.
     ///
     /// While the overlay misses anything the result is incomplete and must be thrown away.
-    pub fn transaction(&self, overlay: &mut Overlay<'_>, transaction: &Transaction) -> Vec<Emitted> {
-        let changed = self.apply(overlay, transaction);
+    pub fn transaction(
+        &self,
+        overlay: &mut Overlay<'_>,
+        transaction: &Transaction,
+        most: usize,
+    ) -> Option<Vec<Emitted>> {
+        let touched = self.touched(overlay, transaction);
+        if touched.iter().map(BTreeMap::len).sum::<usize>() > most {
+            return None;
+        }
         let mut emitted = Vec::new();
-        for spec in &self.mapping.events {
-            for (key, (ordinal, causes)) in self.roots(overlay, spec, &changed) {
-                let stamp = Stamp {
-                    position: transaction.position(ordinal),
-                    committed_at: transaction.committed_at,
-                    xid: (!transaction.snapshot).then_some(transaction.xid),
-                    snapshot: transaction.snapshot,
-                };
-                emitted.extend(self.object(overlay, spec, &key, causes, &stamp));
+        for (spec, roots) in self.mapping.events.iter().zip(touched) {
+            for (key, touch) in roots {
+                emitted.extend(self.of_touched(overlay, spec, &key, touch, transaction));
             }
         }
         emitted.sort_by_key(|emitted| emitted.event.operation != Operation::Delete);
-        emitted
+        Some(emitted)
+    }
+
+    /// Applies a transaction, or a slice of one, and gives the objects that it touches, for each event of the mapping.
+    pub fn touched(&self, overlay: &mut Overlay<'_>, transaction: &Transaction) -> Vec<Roots> {
+        let changed = self.apply(overlay, transaction);
+        self.mapping.events.iter().map(|spec| roots(overlay, spec, &changed)).collect()
+    }
+
+    /// The events of an object that `transaction` touched.
+    pub fn of_touched(
+        &self,
+        overlay: &mut Overlay<'_>,
+        spec: &EventSpec,
+        key: &str,
+        touch: Touch,
+        transaction: &Transaction,
+    ) -> Vec<Emitted> {
+        let stamp = Stamp {
+            position: transaction.position(touch.ordinal),
+            committed_at: transaction.committed_at,
+            xid: (!transaction.snapshot).then_some(transaction.xid),
+            snapshot: transaction.snapshot,
+        };
+        if spec.on_delete {
+            return self.departure(overlay, spec, key, touch.causes, &stamp).into_iter().collect();
+        }
+        self.object(overlay, spec, key, touch.causes, &stamp)
     }
 
     /// The events of the first load for these root rows.
@@ -85,6 +127,9 @@ impl Projection<'_> {
             xid: None,
             snapshot: true,
         };
+        if spec.on_delete {
+            return Vec::new();
+        }
         keys.iter().flat_map(|key| self.object(overlay, spec, key, Vec::new(), &stamp)).collect()
     }
 
@@ -111,25 +156,6 @@ impl Projection<'_> {
         changed
     }
 
-    fn roots(&self, overlay: &Overlay<'_>, spec: &EventSpec, changed: &[(u64, Cause)]) -> Roots {
-        let mut roots = Roots::new();
-        for (ordinal, cause) in changed {
-            let mut keys = BTreeSet::new();
-            if *cause.table == *spec.table {
-                keys.insert(cause.key.clone());
-            }
-            for join in spec.joins.iter().filter(|join| *join.table == *cause.table) {
-                keys.extend(roots_through(overlay, spec, join, cause));
-            }
-            for key in keys {
-                let (last, causes) = roots.entry(key).or_default();
-                *last = (*last).max(*ordinal);
-                causes.push(cause.clone());
-            }
-        }
-        roots
-    }
-
     /// The events of the object that a row is, when its data is not what was last emitted: one as a rule, two when the
     /// row has become another object.
     fn object(
@@ -142,82 +168,141 @@ impl Projection<'_> {
     ) -> Vec<Emitted> {
         let Some(image) = overlay.image(&spec.table, key) else { return Vec::new() };
         let (row, known) = (image.row.clone(), image.emission(&spec.event_type).cloned());
-        let (now, fault) = match row {
-            Some(row) => match self.evaluated(overlay, spec, key, &row) {
-                Some(evaluated) => evaluated,
-                None => return Vec::new(),
-            },
-            None => (None, None),
+        let Some(now) = row.map_or(Some(Evaluated::Nothing), |row| self.evaluated(overlay, spec, key, &row))
+        else {
+            return Vec::new();
+        };
+        let (now, fault) = match now {
+            Evaluated::Nothing => (None, None),
+            Evaluated::Object(id, data) => {
+                let fault = spec.schema.violation(&data);
+                (Some((id, data)), fault)
+            }
+            Evaluated::Fault(id, reason) => (Some((id.clone(), with_id(Value::Null, &id))), Some(reason)),
         };
         let emission = now.as_ref().map(|(id, data)| Emission {
             event_type: spec.event_type.clone(),
             id: id.clone(),
             sha256: sha256_hex(&canonical_bytes(data)),
+            held: fault.is_some(),
         });
         if emission == known {
             return Vec::new();
         }
-        let mut emitted = Vec::new();
-        let mut emit = |operation, id: String, data, fault: Option<String>, causes| {
-            let event_id = event_id(self.source, self.cluster, &stamp.position, &spec.event_type, &id);
-            let event = CanonicalEvent {
-                event_id,
-                event_type: spec.event_type.clone(),
-                operation,
-                id,
-                data,
-                position: stamp.position.clone(),
-                committed_at: stamp.committed_at,
-                xid: stamp.xid,
-                snapshot: stamp.snapshot,
-                causes,
-            };
-            emitted.push(Emitted { event, fault });
-        };
+        let heals = known.as_ref().is_some_and(|known| known.held);
         let stays = known.as_ref().is_some_and(|known| now.as_ref().is_some_and(|(id, _)| *id == known.id));
+        let mut emitted = Vec::new();
         if let Some(known) = known.filter(|_| !stays) {
-            emit(Operation::Delete, known.id, Value::Null, None, causes.clone());
+            let event = self.event(spec, stamp, (Operation::Delete, known.id, Value::Null), causes.clone());
+            emitted.push(Emitted { event, fault: None, heals });
         }
         if let Some((id, data)) = now {
-            let fault = fault.or_else(|| spec.schema.violation(&data));
             let operation = if stays { Operation::Update } else { Operation::Create };
-            emit(operation, id, data, fault, causes);
+            let event = self.event(spec, stamp, (operation, id, data), causes);
+            emitted.push(Emitted { event, fault, heals: heals && stays });
         }
         overlay.set_emission(&spec.table, key, &spec.event_type, emission);
         emitted
     }
 
-    /// Canonical id and data of the object that `row` is, if it is one, and why they could not be worked out; `None` when
-    /// something has to be loaded first.
-    #[allow(clippy::type_complexity)] // A name for this pair would say no more than its parts.
-    fn evaluated(
+    /// The event of a row that has gone.
+    fn departure(
         &self,
         overlay: &Overlay<'_>,
         spec: &EventSpec,
         key: &str,
-        row: &Row,
-    ) -> Option<(Option<(String, Value)>, Option<String>)> {
-        let source = Value::String(self.source.to_uppercase());
-        let id = match spec.canonical_id(&source, row) {
+        causes: Vec<Cause>,
+        stamp: &Stamp,
+    ) -> Option<Emitted> {
+        let gone = causes.iter().find(|cause| cause.table == spec.table && cause.after.is_none())?;
+        let row = gone.before.clone()?;
+        let (id, data, fault) = match self.evaluated(overlay, spec, key, &row)? {
+            Evaluated::Nothing => return None,
+            Evaluated::Object(id, data) => {
+                let fault = spec.schema.violation(&data);
+                (id, data, fault)
+            }
+            Evaluated::Fault(id, reason) => (id.clone(), with_id(Value::Null, &id), Some(reason)),
+        };
+        let event = self.event(spec, stamp, (Operation::Create, id, data), causes);
+        Some(Emitted { event, fault, heals: false })
+    }
+
+    fn event(
+        &self,
+        spec: &EventSpec,
+        stamp: &Stamp,
+        (operation, id, data): (Operation, String, Value),
+        causes: Vec<Cause>,
+    ) -> CanonicalEvent {
+        CanonicalEvent {
+            event_id: event_id(self.source, self.cluster, &stamp.position, &spec.event_type, &id),
+            event_type: spec.event_type.clone(),
+            operation,
+            id,
+            data,
+            position: stamp.position.clone(),
+            committed_at: stamp.committed_at,
+            xid: stamp.xid,
+            snapshot: stamp.snapshot,
+            causes,
+        }
+    }
+
+    /// What the row is; `None` when something has to be loaded first.
+    fn evaluated(&self, overlay: &Overlay<'_>, spec: &EventSpec, key: &str, row: &Row) -> Option<Evaluated> {
+        let constants = &self.mapping.constants;
+        if !spec.may_be(constants, row) {
+            return Some(Evaluated::Nothing);
+        }
+        let id = match spec.canonical_id(constants, row) {
             Ok(id) => id,
             // A row without a canonical id cannot be told apart from others; it is reported under its key.
             Err(error) => {
                 let id = format!("{}-{}-{key}", self.source.to_uppercase(), spec.table);
-                return Some((Some((id.clone(), with_id(Value::Null, &id))), Some(error.to_string())));
+                return Some(Evaluated::Fault(id, error.to_string()));
             }
         };
-        let joined = joined(overlay, spec, key, row)?;
-        Some(match spec.evaluate(&source, row, &joined) {
-            Ok(data) => (
-                data.map(|data| {
-                    let data = with_id(data, &id);
-                    (id, data)
-                }),
-                None,
-            ),
-            Err(error) => (Some((id.clone(), with_id(Value::Null, &id))), Some(error.to_string())),
+        let joined = joined(overlay, &spec.joins, key, row)?;
+        Some(match spec.evaluate(constants, row, &joined) {
+            Ok(Some(data)) => {
+                let data = with_id(data, &id);
+                Evaluated::Object(id, data)
+            }
+            Ok(None) => Evaluated::Nothing,
+            Err(error) => Evaluated::Fault(id, error.to_string()),
         })
     }
+}
+
+/// The objects that changed rows belong to.
+fn roots(overlay: &Overlay<'_>, spec: &EventSpec, changed: &[(u64, Cause)]) -> Roots {
+    let mut roots = Roots::new();
+    for (ordinal, cause) in changed {
+        let mut keys = BTreeSet::new();
+        if *cause.table == *spec.table {
+            keys.insert(cause.key.clone());
+        }
+        if !spec.on_delete {
+            keys.extend(parents(overlay, &spec.table, &spec.joins, cause));
+        }
+        for key in keys {
+            let touch = roots.entry(key).or_default();
+            touch.ordinal = touch.ordinal.max(*ordinal);
+            touch.causes.push(cause.clone());
+        }
+    }
+    roots
+}
+
+/// What a row is.
+enum Evaluated {
+    /// No such object.
+    Nothing,
+    /// An object: canonical id and data.
+    Object(String, Value),
+    /// It may be one, but could not be worked out: canonical id and reason.
+    Fault(String, String),
 }
 
 fn with_id(data: Value, id: &str) -> Value {
@@ -268,68 +353,4 @@ fn filled(overlay: &Overlay<'_>, change: &Change, sent: &SentRow, known: Option<
         }
     }
     Some(Arc::new(filled.into_iter().collect()))
-}
-
-/// Root keys that a changed joined row belongs to, now or before.
-fn roots_through(overlay: &Overlay<'_>, spec: &EventSpec, join: &Join, cause: &Cause) -> BTreeSet<String> {
-    let versions = || [cause.before.as_deref(), cause.after.as_deref()].into_iter().flatten();
-    match &join.kind {
-        JoinKind::By(column) => overlay.keys_where(&spec.table, column, &cause.key).unwrap_or_default(),
-        JoinKind::Children(column) => versions().filter_map(|row| reference_in(row, column)).collect(),
-        JoinKind::Through { alias, column } => {
-            let Some(links) = spec.join(alias) else { return BTreeSet::new() };
-            let JoinKind::Children(back) = &links.kind else { return BTreeSet::new() };
-            let keys = overlay.keys_where(&links.table, column, &cause.key).unwrap_or_default();
-            let rows = keys.iter().filter_map(|key| overlay.row(&links.table, key).flatten());
-            rows.filter_map(|row| reference_in(&row, back)).collect()
-        }
-    }
-}
-
-fn reference_in(row: &Row, column: &str) -> Option<String> {
-    row.get(column).filter(|value| !value.is_null()).map(key_text)
-}
-
-/// The rows of all joins; `None` when something has to be loaded first. Every join is asked, so that one batch loads all
-/// that is missing.
-fn joined(overlay: &Overlay<'_>, spec: &EventSpec, key: &str, row: &Row) -> Option<Vec<(Arc<str>, Joined)>> {
-    let mut values: Vec<(Arc<str>, Joined)> = Vec::with_capacity(spec.joins.len());
-    let mut complete = true;
-    for join in &spec.joins {
-        let value = match &join.kind {
-            JoinKind::By(column) => by(overlay, join, row, column),
-            JoinKind::Children(column) => {
-                overlay.keys_where(&join.table, column, key).and_then(|keys| rows(overlay, join, &keys))
-            }
-            JoinKind::Through { alias, column } => match values.iter().find(|(name, _)| name == alias) {
-                Some((_, Joined::Many(links))) => {
-                    let keys: BTreeSet<String> =
-                        links.iter().filter_map(|link| reference_in(link, column)).collect();
-                    rows(overlay, join, &keys)
-                }
-                _ => None,
-            },
-        };
-        match value {
-            Some(value) => values.push((join.alias.clone(), value)),
-            None => complete = false,
-        }
-    }
-    complete.then_some(values)
-}
-
-/// The row a column points to; when it points nowhere a row of nulls, so that `country.code` is null.
-fn by(overlay: &Overlay<'_>, join: &Join, row: &Row, column: &str) -> Option<Joined> {
-    let found = match reference_in(row, column) {
-        Some(key) => overlay.row(&join.table, &key)?,
-        None => None,
-    };
-    let nulls = || Arc::new(Row::new(join.columns.as_slice().into(), Vec::new()));
-    Some(Joined::One(found.unwrap_or_else(nulls)))
-}
-
-fn rows(overlay: &Overlay<'_>, join: &Join, keys: &BTreeSet<String>) -> Option<Joined> {
-    let found: Vec<Option<Option<Arc<Row>>>> = keys.iter().map(|key| overlay.row(&join.table, key)).collect();
-    let loaded = found.into_iter().collect::<Option<Vec<_>>>()?;
-    Some(Joined::Many(loaded.into_iter().flatten().collect()))
 }

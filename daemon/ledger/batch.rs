@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::entry::NewEntry;
 use super::loads::{Part, Request};
 use super::position::Position;
-use crate::event::Row;
+use crate::event::{Cause, Row};
 use crate::image::Image;
 
 /// An entry of this batch, by its index in [`Batch::entries`]: its `seq` is known only when the batch is committed.
@@ -55,6 +55,34 @@ pub struct QuietWrite {
     pub truncated: bool,
     /// Row key and what is said of it; each key once.
     pub rows: Vec<(String, QuietState)>,
+}
+
+/// An object that a large transaction touched, until all of the transaction is there.
+#[derive(Debug, Clone)]
+pub struct SpillWrite {
+    /// Source name.
+    pub source: String,
+    /// Type with version.
+    pub event_type: String,
+    /// Table of the row that the object is.
+    pub root: String,
+    /// Key of that row.
+    pub key: String,
+    /// Ordinal of the last change.
+    pub ordinal: u64,
+    /// The row changes behind it.
+    pub causes: Vec<Cause>,
+}
+
+/// Spilled objects that have been worked out.
+#[derive(Debug, Clone)]
+pub struct SpillDone {
+    /// Source name.
+    pub source: String,
+    /// Type with version and root table; `None` for everything of the source.
+    pub of: Option<(String, String)>,
+    /// Keys.
+    pub keys: Vec<String>,
 }
 
 /// A step of a load.
@@ -236,8 +264,14 @@ pub struct Batch {
     pub images: Vec<ImageWrite>,
     /// Rows without events.
     pub quiet: Vec<QuietWrite>,
+    /// Objects to be worked out later.
+    pub spilled: Vec<SpillWrite>,
+    /// Objects that have been.
+    pub unspilled: Vec<SpillDone>,
     /// Steps of loads, after the rows they are about.
     pub loads: Vec<LoadWrite>,
+    /// Objects whose document was held back, and the event that makes up for it: what is parked of them is replaced.
+    pub healed: Vec<(Lane, EntryIndex)>,
     /// Newly owed.
     pub deliveries: Vec<DeliveryWrite>,
     /// Where a source stands afterwards.
@@ -277,7 +311,10 @@ impl Batch {
         self.entries.extend(other.entries);
         self.images.extend(other.images);
         self.quiet.extend(other.quiet);
+        self.spilled.extend(other.spilled);
+        self.unspilled.extend(other.unspilled);
         self.loads.extend(other.loads);
+        self.healed.extend(other.healed.into_iter().map(|(lane, entry)| (lane, moved(entry))));
         self.deliveries.extend(other.deliveries.into_iter().map(|mut write| {
             write.event = moved(write.event);
             write

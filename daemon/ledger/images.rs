@@ -55,9 +55,14 @@ async fn load_rows(
 
 /// The form in which statements write it.
 fn emissions(text: &str) -> Option<Vec<Emission>> {
-    let triples: Vec<(String, String, String)> = serde_json::from_str(text).ok()?;
-    let emission = |(event_type, id, sha256)| Emission { event_type, id, sha256 };
-    Some(triples.into_iter().map(emission).collect())
+    let lists: Vec<Vec<String>> = serde_json::from_str(text).ok()?;
+    let emission = |list: Vec<String>| {
+        let held = list.len() > 3;
+        let [event_type, id, sha256] =
+            <[String; 3]>::try_from(list.into_iter().take(3).collect::<Vec<_>>()).ok()?;
+        Some(Emission { event_type, id, sha256, held })
+    };
+    lists.into_iter().map(emission).collect()
 }
 
 /// One query for each (table, column), so that its partial index is used.

@@ -11,6 +11,7 @@ pub mod load_statements;
 pub mod loads;
 pub mod outbox;
 pub mod position;
+pub mod spill;
 pub mod statements;
 pub mod status;
 pub mod tree;

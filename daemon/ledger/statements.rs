@@ -12,6 +12,7 @@ use super::batch::{AppliedWrite, Batch, DeliveryWrite, EntryIndex, ImageWrite, L
 use super::entry::SealedEntry;
 use super::load_statements::{load, quiet};
 use super::position::Position;
+use super::spill::spill;
 use super::tree::Tree;
 use crate::image::{Emission, Image};
 
@@ -78,7 +79,11 @@ pub fn source_statements(batch: &mut Batch, seq_of: &dyn Fn(EntryIndex) -> i64, 
     }
     images(batch, out);
     batch.quiet.drain(..).for_each(|write| quiet(write, out));
+    spill(batch, out);
     batch.loads.drain(..).for_each(|write| load(write, out));
+    if !batch.healed.is_empty() {
+        healed(batch, seq_of, out);
+    }
     if !batch.deliveries.is_empty() {
         deliveries(std::mem::take(&mut batch.deliveries), seq_of, out);
     }
@@ -174,15 +179,34 @@ impl Columns {
     }
 }
 
-/// How emissions are kept with an image: `[[event type, canonical id, SHA-256], …]`.
+/// How emissions are kept with an image: `[[event type, canonical id, SHA-256], …]`, with `held` behind those held back.
 fn emitted_text(image: &Image) -> Option<String> {
-    // Triples of texts always have a text.
-    let text = || serde_json::to_string(&image.emitted.iter().map(triple).collect::<Vec<_>>()).ok();
+    // Lists of texts always have a text.
+    let text = || serde_json::to_string(&image.emitted.iter().map(texts).collect::<Vec<_>>()).ok();
     if image.emitted.is_empty() { None } else { text() }
 }
 
-fn triple(emission: &Emission) -> [&str; 3] {
-    [&emission.event_type, &emission.id, &emission.sha256]
+fn texts(emission: &Emission) -> Vec<&str> {
+    let held = emission.held.then_some("held");
+    [&*emission.event_type, &emission.id, &emission.sha256].into_iter().chain(held).collect()
+}
+
+/// Closes what was parked of an object before it could be sent: a request in doubt stays.
+fn healed(batch: &mut Batch, seq_of: &dyn Fn(EntryIndex) -> i64, out: &mut Vec<Prepared>) {
+    let (mut targets, mut objects, mut ids, mut seqs) = (vec![], vec![], vec![], vec![]);
+    for (lane, entry) in std::mem::take(&mut batch.healed) {
+        targets.push(lane.target);
+        objects.push(lane.object);
+        ids.push(lane.canonical_id);
+        seqs.push(seq_of(entry));
+    }
+    out.push((
+        "update delivery d set state = 'superseded', reason = 'replaced by entry ' || w.seq
+         from unnest($1::text[], $2::text[], $3::text[], $4::bigint[]) as w(target, object, id, seq)
+         where d.target = w.target and d.object = w.object and d.canonical_id = w.id and d.event_seq < w.seq
+           and d.state = 'parked' and d.request is null",
+        parameters![targets, objects, ids, seqs],
+    ));
 }
 
 fn deliveries(writes: Vec<DeliveryWrite>, seq_of: &dyn Fn(EntryIndex) -> i64, out: &mut Vec<Prepared>) {

@@ -2,66 +2,78 @@
 //!
 //! ```yaml
 //! format: 1
+//! only_with: { contract_contract: [recurring_next_date] }  # the file counts only where the source has these
 //! tables:
-//!   res_partner: { key: [id], columns: [id, name] }       # `schema.table` for other schemas than public
+//!   res_partner: { key: [id], columns: [id, name] }        # `schema.table` for other schemas than public
 //! events:
 //!   customer.v1:
 //!     table: res_partner
-//!     kind: state                                         # or fact
+//!     kind: state                                          # or fact
+//!     on: delete                                           # the event is made when the row goes; default: change
 //!     id: "source + '-P-' + string(row.id)"
-//!     joins:
-//!       country: { table: res_country, by: country_id }
-//!       links: { table: res_partner_tag_rel, children: partner_id }
-//!       tags: { table: res_tag, through: links.tag_id }
-//!     when: "row.active"
-//!     data: { name: row.name }
+//!     company: row.company_id                              # which company's it is, null for all
+//!     joins: { country: { table: res_country, by: country_id } }     # see `join`
+//!     let: { known: "row.name != null" }                   # values that several expressions use
+//!     when: "row.active && known"
+//!     data: { name: row.name, country: country.code }      # see `template`
 //! ```
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::expression::{Expression, Variables};
+use super::expression::Expression;
+use super::join::{self, row_shape};
 use super::schema::Schema;
+use super::shape::{Shape, Variables};
 use super::template::Template;
-use super::{EventKind, EventSpec, Join, JoinKind, SourceMapping, TableSpec};
-use crate::config::node::{At, Fields, Node, Problems, nearest};
+use super::{Constants, EventKind, EventSpec, Part, SourceMapping, TableSpec, Tables, merged};
+use crate::config::node::{At, Fields, Node, Problems};
 use crate::event::sha256_hex;
 
 /// Loads every YAML file of `mappings/sources/<name>`.
-pub fn load(mappings: &Path, name: &str, problems: &mut Problems) -> Option<SourceMapping> {
+pub fn load(
+    mappings: &Path,
+    name: &str,
+    constants: Constants,
+    problems: &mut Problems,
+) -> Option<SourceMapping> {
     let directory = mappings.join("sources").join(name);
-    let files = yaml_files(&directory, problems);
-    let mut mapping = SourceMapping {
-        name: name.to_owned(),
-        sha256: String::new(),
-        tables: Vec::new(),
-        events: Vec::new(),
-    };
     let mut all_text = String::new();
-    let mut nodes = Vec::new();
-    for path in &files {
+    let mut read_files = Vec::new();
+    let paths = yaml_files(&directory, problems);
+    for path in &paths {
         let text = read(path, problems)?;
         all_text.push_str(&text);
-        nodes.extend(Node::from_yaml(path, &text, problems));
-    }
-    let mut sections = Vec::new();
-    for node in &nodes {
+        let Some(node) = Node::from_yaml(path, &text, problems) else { continue };
         let mut fields = node.fields(problems);
         check_format(&mut fields, problems);
-        for (table, body) in fields.optional("tables").map(|node| node.entries(problems)).unwrap_or_default()
-        {
-            read_table(&table, &body, &mut mapping, problems);
-        }
-        sections.extend(fields.optional("events").map(|node| node.entries(problems)).unwrap_or_default());
+        let only_with = fields.optional("only_with").map(|node| node.entries(problems)).unwrap_or_default();
+        read_files.push((path, only_with, fields));
+    }
+    // What is always there comes first, as customers do.
+    read_files.sort_by_key(|(_, only_with, _)| !only_with.is_empty());
+    let (mut parts, mut sections) = (Vec::new(), Vec::new());
+    for (path, only_with, mut fields) in read_files {
+        let only_with = only_with.iter().map(|(table, body)| required_table(table, body, problems)).collect();
+        let declared = fields.optional("tables").map(|node| node.entries(problems)).unwrap_or_default();
+        let tables = read_tables(&declared, &parts, problems);
+        let events = fields.optional("events").map(|node| node.entries(problems)).unwrap_or_default();
         fields.finish(problems);
+        sections.extend(events.into_iter().map(|(event_type, body)| (parts.len(), event_type, body)));
+        let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        parts.push(Part { file, only_with, tables });
     }
-    for (event_type, body) in &sections {
-        if let Some(spec) = read_event(mappings, event_type, body, &mapping, problems) {
-            mapping.events.push(spec);
-        }
+    let mut events = Vec::new();
+    for (part, event_type, body) in &sections {
+        // A file that always counts cannot lean on one that may not.
+        let seen = parts.iter().enumerate().filter(|(other, of)| other == part || of.only_with.is_empty());
+        let tables = merged(seen.map(|(_, part)| part));
+        let mut reader = EventReader { mappings, tables: Tables(&tables), part: *part, problems };
+        events.extend(reader.read(event_type, body).map(Arc::new));
     }
-    mapping.sha256 = sha256_hex(all_text.as_bytes());
-    Some(mapping)
+    let (name, sha256) = (name.to_owned(), sha256_hex(all_text.as_bytes()));
+    Some(SourceMapping { name, sha256, tables: merged(parts.iter()), parts, events, constants })
 }
 
 /// YAML files of a directory, by name.
@@ -107,32 +119,43 @@ pub fn check_format(fields: &mut Fields, problems: &mut Problems) {
     }
 }
 
-fn read_table(name: &str, body: &Node, mapping: &mut SourceMapping, problems: &mut Problems) {
-    let mut fields = body.fields(problems);
-    let key = names(fields.required("key", "[id]", problems), problems);
-    let mut columns = names(fields.required("columns", "[id, name]", problems), problems);
-    fields.finish(problems);
-    for column in &key {
-        if !columns.contains(column) {
-            problems.add(
-                &body.at,
-                format!("key column `{column}` is not among the columns"),
-                "add it to `columns`",
-            );
-        }
-    }
+fn table_spec(name: &str, key: Vec<Arc<str>>, mut columns: Vec<Arc<str>>) -> TableSpec {
     let (schema, table) = name.split_once('.').unwrap_or(("public", name));
-    if mapping.table(schema, table).is_some() {
-        problems.add(
-            &body.at,
-            format!("table `{name}` is declared twice"),
-            "one declaration with all columns",
-        );
-        return;
-    }
     columns.sort_unstable();
     columns.dedup();
-    mapping.tables.push(TableSpec { schema: schema.into(), name: table.into(), key, columns });
+    TableSpec { schema: schema.into(), name: table.into(), key, columns }
+}
+
+fn required_table(name: &str, body: &Node, problems: &mut Problems) -> TableSpec {
+    table_spec(name, Vec::new(), names(Some(body.clone()), problems))
+}
+
+/// Tables of one file. A table may be declared in several files, each with the columns it needs.
+fn read_tables(declared: &[(String, Node)], earlier: &[Part], problems: &mut Problems) -> Vec<TableSpec> {
+    let mut tables: Vec<TableSpec> = Vec::new();
+    for (name, body) in declared {
+        let mut fields = body.fields(problems);
+        let key = names(fields.required("key", "[id]", problems), problems);
+        let columns = names(fields.required("columns", "[id, name]", problems), problems);
+        fields.finish(problems);
+        for column in key.iter().filter(|column| !columns.contains(column)) {
+            let what = format!("key column `{column}` is not among the columns");
+            problems.add(&body.at, what, "add it to `columns`");
+        }
+        let spec = table_spec(name, key, columns);
+        if tables.iter().any(|table| table.name == spec.name) {
+            let what = format!("table `{name}` is declared twice");
+            problems.add(&body.at, what, "one declaration with all columns");
+            continue;
+        }
+        let elsewhere = earlier.iter().flat_map(|part| &part.tables).find(|table| table.name == spec.name);
+        if elsewhere.is_some_and(|table| table.key != spec.key || table.schema != spec.schema) {
+            let what = format!("table `{name}` has another key or schema in another file");
+            problems.add(&body.at, what, "the same key in all files");
+        }
+        tables.push(spec);
+    }
+    tables
 }
 
 fn names(node: Option<Node>, problems: &mut Problems) -> Vec<Arc<str>> {
@@ -140,144 +163,116 @@ fn names(node: Option<Node>, problems: &mut Problems) -> Vec<Arc<str>> {
     strings.into_iter().map(Arc::from).collect()
 }
 
-fn read_event(
-    mappings: &Path,
-    event_type: &str,
-    body: &Node,
-    mapping: &SourceMapping,
-    problems: &mut Problems,
-) -> Option<EventSpec> {
-    let mut fields = body.fields(problems);
-    let table = fields.required("table", "res_partner", problems);
-    let table = table.and_then(|node| find_table(&node, mapping, problems));
-    let kind =
-        fields.required("kind", "state", problems).and_then(|node| match node.string(problems)?.as_str() {
-            "state" => Some(EventKind::State),
-            "fact" => Some(EventKind::Fact),
-            other => {
-                problems.add(&node.at, format!("unknown kind `{other}`"), "state or fact");
-                None
-            }
-        });
-    let joins = fields.optional("joins").map(|node| node.entries(problems)).unwrap_or_default();
-    let id = fields.required("id", "\"source + '-P-' + string(row.id)\"", problems);
-    let when = fields.required("when", "\"true\"", problems);
-    let data = fields.required("data", "{ name: row.name }", problems);
-    fields.finish(problems);
-    let schema = Schema::load(mappings, event_type, &body.at, problems);
-    let Some((object, _)) = event_type.rsplit_once(".v") else {
-        problems.add(
-            &body.at,
-            format!("event type `{event_type}` has no version"),
-            format!("{event_type}.v1"),
-        );
-        return None;
-    };
-    let table = table?;
-    let mut variables = Variables::new();
-    variables.insert("source".into(), None);
-    variables.insert("row".into(), Some(table.columns.iter().map(ToString::to_string).collect()));
-    let id = id.and_then(|node| Expression::compile(&node, &variables, problems));
-    let joins = read_joins(&joins, table, mapping, &mut variables, problems);
-    let when = when.and_then(|node| Expression::compile(&node, &variables, problems));
-    let data_at = data.as_ref().map(|node| node.at.clone());
-    let data = data.and_then(|node| Template::compile(&node, &variables, problems));
-    if let (Some(schema), Some(data), Some(at)) = (&schema, &data, &data_at) {
-        schema.check_fields(data.keys(), at, problems);
-    }
-    Some(EventSpec {
-        event_type: event_type.to_owned(),
-        object: object.to_owned(),
-        table: table.name.clone(),
-        kind: kind?,
-        joins,
-        id: id?,
-        when: when?,
-        data: data?,
-        schema: schema?,
-    })
+/// Reads the events of one file.
+struct EventReader<'a> {
+    mappings: &'a Path,
+    tables: Tables<'a>,
+    part: usize,
+    problems: &'a mut Problems,
 }
 
-fn find_table<'a>(node: &Node, mapping: &'a SourceMapping, problems: &mut Problems) -> Option<&'a TableSpec> {
-    let name = node.string(problems)?;
-    let found = mapping.table_named(&name);
-    if found.is_none() {
-        let known: Vec<&str> = mapping.tables.iter().map(|table| &*table.name).collect();
-        let instead = nearest(&name, &known)
-            .map_or_else(|| "declare it under `tables`".to_owned(), |near| format!("did you mean `{near}`?"));
-        problems.add(&node.at, format!("table `{name}` is not declared"), instead);
-    }
-    found
-}
-
-fn read_joins(
-    entries: &[(String, Node)],
-    root: &TableSpec,
-    mapping: &SourceMapping,
-    variables: &mut Variables,
-    problems: &mut Problems,
-) -> Vec<Join> {
-    let mut joins: Vec<Join> = Vec::new();
-    for (alias, body) in entries {
+impl EventReader<'_> {
+    fn read(&mut self, event_type: &str, body: &Node) -> Option<EventSpec> {
+        let problems = &mut *self.problems;
         let mut fields = body.fields(problems);
-        let table = fields.required("table", "res_country", problems);
-        let table = table.and_then(|node| find_table(&node, mapping, problems));
-        let ways = ["by", "children", "through"].map(|way| (way, fields.optional(way)));
+        let table = fields.required("table", "res_partner", problems);
+        let table = table.and_then(|node| self.tables.find(&node, problems));
+        let kind = fields.required("kind", "state", problems);
+        let kind = kind.and_then(|node| {
+            one_of("kind", &node, &[("state", EventKind::State), ("fact", EventKind::Fact)], problems)
+        });
+        let on = fields.optional("on");
+        let on_delete =
+            on.and_then(|node| one_of("on", &node, &[("change", false), ("delete", true)], problems));
+        let joins = fields.optional("joins").map(|node| node.entries(problems)).unwrap_or_default();
+        let id = fields.required("id", "\"source + '-P-' + string(row.id)\"", problems);
+        let company = fields.optional("company");
+        let lets = fields.optional("let").map(|node| node.entries(problems)).unwrap_or_default();
+        let when = fields.required("when", "\"true\"", problems);
+        let data = fields.required("data", "{ name: row.name }", problems);
         fields.finish(problems);
-        let Some(table) = table else { continue };
-        let mut given = ways.into_iter().filter_map(|(way, node)| node.map(|node| (way, node)));
-        let (Some((way, node)), None) = (given.next(), given.next()) else {
-            problems.add(&body.at, "a join has exactly one of `by`, `children`, `through`", "by: country_id");
-            continue;
-        };
-        let Some(text) = node.string(problems) else { continue };
-        let members = table.columns.iter().map(ToString::to_string).collect();
-        let kind = match way {
-            "by" => has_column(root, &text, &node.at, problems).map(JoinKind::By),
-            "children" => has_column(table, &text, &node.at, problems).map(JoinKind::Children),
-            _ => through(&text, &joins, mapping, &node.at, problems),
-        };
-        let Some(kind) = kind else { continue };
-        variables.insert(alias.clone(), matches!(kind, JoinKind::By(_)).then_some(members));
-        let (alias, columns) = (alias.as_str().into(), table.columns.clone());
-        joins.push(Join { alias, table: table.name.clone(), columns, kind });
+        let schema = Schema::load(self.mappings, event_type, &body.at, problems);
+        let object = object_of(event_type, body, problems)?;
+        let table = table?;
+        let mut variables = own_variables(table);
+        let id = id.and_then(|node| Expression::compile(&node, &variables, problems));
+        let (joins, shapes) = join::read(&joins, table, &self.tables, 0, problems);
+        for (alias, node) in shapes.keys().filter(|alias| variables.contains_key(*alias)).zip([body]) {
+            problems.add(&node.at, format!("a join cannot be called `{alias}`"), "another alias");
+        }
+        variables.extend(shapes);
+        let company = company.and_then(|node| Expression::compile(&node, &variables, problems));
+        let lets = self.lets(&lets, &mut variables);
+        let problems = &mut *self.problems;
+        let when = when.and_then(|node| Expression::compile(&node, &variables, problems));
+        let data_at = data.as_ref().map(|node| node.at.clone());
+        let data = data.and_then(|node| Template::compile(&node, &variables, problems));
+        if let (Some(schema), Some(data), Some(at)) = (&schema, &data, &data_at) {
+            schema.check_fields(data.keys(), at, problems);
+        }
+        let when = when?;
+        let needs =
+            |name: &str| when.names(name) || company.as_ref().is_some_and(|company| company.names(name));
+        let inner = joins.iter().map(|join| &*join.alias).chain(lets.iter().map(|(name, _)| name.as_str()));
+        let early = !inner.into_iter().any(needs);
+        Some(EventSpec {
+            event_type: event_type.to_owned(),
+            object,
+            part: self.part,
+            table: table.name.clone(),
+            kind: kind?,
+            on_delete: on_delete.unwrap_or(false),
+            joins,
+            id: id?,
+            company,
+            lets,
+            when,
+            early,
+            data: data?,
+            schema: schema?,
+        })
     }
-    joins
+
+    /// Each value may use those before it.
+    fn lets(&mut self, entries: &[(String, Node)], variables: &mut Variables) -> Vec<(String, Template)> {
+        let mut lets = Vec::with_capacity(entries.len());
+        for (name, node) in entries {
+            if variables.contains_key(name) {
+                self.problems.add(&node.at, format!("`{name}` is taken already"), "another name");
+            }
+            if let Some(template) = Template::compile(node, variables, self.problems) {
+                lets.push((name.clone(), template));
+            }
+            variables.insert(name.clone(), Shape::Any);
+        }
+        lets
+    }
 }
 
-fn through(
-    text: &str,
-    joins: &[Join],
-    mapping: &SourceMapping,
-    at: &At,
-    problems: &mut Problems,
-) -> Option<JoinKind> {
-    let links = text.split_once('.').and_then(|(alias, column)| {
-        let join =
-            joins.iter().find(|join| &*join.alias == alias && matches!(join.kind, JoinKind::Children(_)))?;
-        Some((join, mapping.table_named(&join.table)?, column))
-    });
-    let Some((join, table, column)) = links else {
-        problems.add(
-            at,
-            format!("`{text}` does not name a `children` join above"),
-            "through: links.category_id",
-        );
-        return None;
-    };
-    let column = has_column(table, column, at, problems)?;
-    Some(JoinKind::Through { alias: join.alias.clone(), column })
+/// `customer` of `customer.v1`.
+fn object_of(event_type: &str, body: &Node, problems: &mut Problems) -> Option<String> {
+    let object = event_type.rsplit_once(".v").map(|(object, _)| object.to_owned());
+    if object.is_none() {
+        let what = format!("event type `{event_type}` has no version");
+        problems.add(&body.at, what, format!("{event_type}.v1"));
+    }
+    object
 }
 
-fn has_column(table: &TableSpec, name: &str, at: &At, problems: &mut Problems) -> Option<Arc<str>> {
-    let found = table.columns.iter().find(|column| &***column == name).cloned();
+/// What an expression knows before any join.
+fn own_variables(table: &TableSpec) -> Variables {
+    let names = ["source", "language", "company"].map(|name| (name.to_owned(), Shape::Any));
+    let row = ("row".to_owned(), row_shape(table, BTreeMap::new()));
+    names.into_iter().chain([row]).collect()
+}
+
+/// One of several words, or a problem.
+fn one_of<T: Copy>(key: &str, node: &Node, choices: &[(&str, T)], problems: &mut Problems) -> Option<T> {
+    let text = node.string(problems)?;
+    let found = choices.iter().find(|(name, _)| *name == text).map(|(_, value)| *value);
     if found.is_none() {
-        let known: Vec<&str> = table.columns.iter().map(|column| &**column).collect();
-        let instead = nearest(name, &known).map_or_else(
-            || format!("one of: {}", known.join(", ")),
-            |near| format!("did you mean `{near}`?"),
-        );
-        problems.add(at, format!("table `{}` declares no column `{name}`", table.name), instead);
+        let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
+        problems.add(&node.at, format!("unknown {key} `{text}`"), names.join(" or "));
     }
     found
 }

@@ -2,10 +2,16 @@
 //!
 //! Pure: no sockets, no SQL, no clock. What is wrong in a file is found at load, all of it at once (INV-11).
 
+mod decimal;
+pub mod event;
 pub mod expression;
 pub mod file;
+pub mod function;
+pub mod join;
 pub mod route;
 pub mod schema;
+pub mod scope;
+pub mod shape;
 mod simple;
 pub mod template;
 
@@ -13,10 +19,12 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::event::Row;
-use expression::{EvaluationError, Expression, Scope, Variable};
-use schema::Schema;
-use template::Template;
+pub use event::{EventKind, EventSpec};
+pub use join::{Join, JoinKind};
+pub use scope::{Joined, JoinedRow};
+
+use crate::config::node::{Node, Problems};
+use shape::suggestion;
 
 /// A table the mapping reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,114 +39,90 @@ pub struct TableSpec {
     pub columns: Vec<Arc<str>>,
 }
 
-/// How rows of another table belong to the root row.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum JoinKind {
-    /// The one row whose key stands in this column of the root row.
-    By(Arc<str>),
-    /// All rows that hold the root's key in this column.
-    Children(Arc<str>),
-    /// For each row of another join (`alias`), the row whose key stands in its `column`.
-    Through {
-        /// Alias of a `Children` join.
-        alias: Arc<str>,
-        /// Column of that join's table.
-        column: Arc<str>,
-    },
+impl TableSpec {
+    /// Takes over the columns of another declaration of the same table.
+    fn merge(&mut self, other: &Self) {
+        self.columns.extend(other.columns.iter().cloned());
+        self.columns.sort_unstable();
+        self.columns.dedup();
+    }
 }
 
-/// Rows of another table that an event needs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Join {
-    /// Name in expressions.
-    pub alias: Arc<str>,
-    /// Table.
-    pub table: Arc<str>,
-    /// Its columns.
-    pub columns: Vec<Arc<str>>,
-    /// How they belong.
-    pub kind: JoinKind,
-}
-
-/// Whether only the newest event of an object counts, or each one (INV-6).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EventKind {
-    /// May be coalesced to the newest.
-    State,
-    /// Each must arrive.
-    Fact,
-}
-
-/// How rows of a table become events of one type.
+/// Tables that the events of a file may name.
 #[derive(Debug)]
-pub struct EventSpec {
-    /// Type with version: `customer.v1`.
-    pub event_type: String,
-    /// Type without version: `customer`.
-    pub object: String,
-    /// Root table.
-    pub table: Arc<str>,
-    /// State or fact.
-    pub kind: EventKind,
-    /// Rows of other tables.
-    pub joins: Vec<Join>,
-    /// Canonical id of the object.
-    pub id: Expression,
-    /// Which rows are such an object.
-    pub when: Expression,
-    /// The data.
-    pub data: Template,
-    /// What the data must satisfy.
-    pub schema: Schema,
-}
+pub struct Tables<'a>(pub &'a [TableSpec]);
 
-impl EventSpec {
-    /// The canonical id of the object behind `row`.
-    pub fn canonical_id(&self, source: &Value, row: &Row) -> Result<String, EvaluationError> {
-        let scope = Scope::over([("row", Variable::Row(row)), ("source", Variable::Value(source))]);
-        match self.id.evaluate(&scope)? {
-            Value::String(id) if !id.is_empty() => Ok(id),
-            _ => Err(EvaluationError { text: "id".into(), reason: "the canonical id is not a text".into() }),
+impl<'a> Tables<'a> {
+    /// The table that `node` names, or a problem.
+    pub fn find(&self, node: &Node, problems: &mut Problems) -> Option<&'a TableSpec> {
+        let name = node.string(problems)?;
+        let found = self.0.iter().find(|table| *table.name == *name);
+        if found.is_none() {
+            let known: Vec<&str> = self.0.iter().map(|table| &*table.name).collect();
+            let near = suggestion(&name, &known, "declare it under `tables`; declared are");
+            problems.add(&node.at, format!("table `{name}` is not declared"), near);
         }
-    }
-
-    /// The data of the object, `None` when the row is not such an object.
-    pub fn evaluate(
-        &self,
-        source: &Value,
-        row: &Row,
-        joined: &[(Arc<str>, Joined)],
-    ) -> Result<Option<Value>, EvaluationError> {
-        let own = [("row", Variable::Row(row)), ("source", Variable::Value(source))];
-        let joined = joined.iter().map(|(alias, joined)| (&**alias, Variable::Joined(joined)));
-        let scope = Scope::over(own.into_iter().chain(joined));
-        if !self.when.holds(&scope)? {
-            return Ok(None);
-        }
-        self.data.render(&scope).map(Some)
+        found
     }
 }
 
-/// Rows that a join found.
+/// What of the settings of a source its mapping may refer to.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Joined {
-    /// The row of a `by` join.
-    One(Arc<Row>),
-    /// The rows of a `children` or `through` join.
-    Many(Vec<Arc<Row>>),
+pub struct Constants {
+    /// `source`: the source's name in upper case, with which canonical ids begin.
+    pub source: Value,
+    /// `language`: in which translated texts are wanted.
+    pub language: Value,
+    /// `company`: whose values are taken where a row belongs to no company.
+    pub company: Value,
+    /// Companies whose documents are wanted; all when empty.
+    pub companies: Vec<i64>,
+}
+
+impl Constants {
+    /// For the source of this name: Odoo's first company, in English.
+    #[must_use]
+    pub fn of(source: &str) -> Self {
+        Self {
+            source: Value::String(source.to_uppercase()),
+            language: Value::from("en_US"),
+            company: Value::from(1),
+            companies: Vec::new(),
+        }
+    }
+
+    fn variables(&self) -> [(&'static str, scope::Variable<'_>); 3] {
+        [("source", &self.source), ("language", &self.language), ("company", &self.company)]
+            .map(|(name, value)| (name, scope::Variable::Value(value)))
+    }
+}
+
+/// One file below `mappings/sources/NAME/`.
+#[derive(Debug, Clone)]
+pub struct Part {
+    /// File name.
+    pub file: String,
+    /// The file counts only where the source has these tables with these columns.
+    pub only_with: Vec<TableSpec>,
+    /// Tables it declares.
+    pub tables: Vec<TableSpec>,
 }
 
 /// All mapping files of one source.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct SourceMapping {
     /// Directory name: `odoo`.
     pub name: String,
     /// SHA-256 over the files, recorded with each event.
     pub sha256: String,
+    /// Files.
+    pub parts: Vec<Part>,
     /// Tables by order of declaration.
     pub tables: Vec<TableSpec>,
     /// Events by order of declaration, which is also their order within a transaction.
-    pub events: Vec<EventSpec>,
+    pub events: Vec<Arc<EventSpec>>,
+    /// What expressions may refer to.
+    pub constants: Constants,
 }
 
 impl SourceMapping {
@@ -154,34 +138,47 @@ impl SourceMapping {
         self.tables.iter().find(|table| &*table.name == name)
     }
 
+    /// The same with only those files for which `counts` holds.
+    #[must_use]
+    pub fn narrowed(&self, counts: impl Fn(&Part) -> bool) -> Self {
+        let counting: Vec<bool> = self.parts.iter().map(counts).collect();
+        let parts = self.parts.iter().zip(&counting).filter(|(_, counts)| **counts).map(|(part, _)| part);
+        let events = self.events.iter().filter(|event| counting.get(event.part).copied().unwrap_or(false));
+        Self { tables: merged(parts), events: events.cloned().collect(), ..self.clone() }
+    }
+
     /// Columns by whose value images are looked up: (table, column), each once.
     #[must_use]
     pub fn lookup_columns(&self) -> Vec<(Arc<str>, Arc<str>)> {
         let mut found = Vec::new();
         for event in &self.events {
-            for join in &event.joins {
-                let wanted = match &join.kind {
-                    JoinKind::By(column) => Some((event.table.clone(), column.clone())),
-                    JoinKind::Children(column) => Some((join.table.clone(), column.clone())),
-                    JoinKind::Through { alias, column } => {
-                        event.join(alias).map(|links| (links.table.clone(), column.clone()))
-                    }
-                };
-                if let Some(pair) = wanted
-                    && !found.contains(&pair)
-                {
-                    found.push(pair);
-                }
-            }
+            lookups(&event.table, &event.joins, &mut found);
         }
         found
     }
 }
 
-impl EventSpec {
-    /// The join with this alias.
-    #[must_use]
-    pub fn join(&self, alias: &str) -> Option<&Join> {
-        self.joins.iter().find(|join| &*join.alias == alias)
+fn lookups(parent: &Arc<str>, joins: &[Join], found: &mut Vec<(Arc<str>, Arc<str>)>) {
+    for join in joins {
+        let pair = match &join.kind {
+            JoinKind::By(column) => (parent.clone(), column.clone()),
+            JoinKind::Children(column) => (join.table.clone(), column.clone()),
+        };
+        if !found.contains(&pair) {
+            found.push(pair);
+        }
+        lookups(&join.table, &join.joins, found);
     }
+}
+
+/// The tables of several files, each once with all its columns.
+fn merged<'a>(parts: impl Iterator<Item = &'a Part>) -> Vec<TableSpec> {
+    let mut tables: Vec<TableSpec> = Vec::new();
+    for table in parts.flat_map(|part| &part.tables) {
+        match tables.iter_mut().find(|known| known.name == table.name && known.schema == table.schema) {
+            Some(known) => known.merge(table),
+            None => tables.push(table.clone()),
+        }
+    }
+    tables
 }

@@ -16,8 +16,10 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::expression::{EvaluationError, Expression, Scope, Variables, open_variables};
+use super::expression::{EvaluationError, Expression};
 use super::file::{check_format, read, yaml_files};
+use super::scope::Scope;
+use super::shape::{Variables, open_variables};
 use crate::config::node::{Node, Problems};
 use crate::event::{CanonicalEvent, Operation};
 

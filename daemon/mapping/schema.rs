@@ -1,10 +1,18 @@
 //! Canonical schemas: `mappings/canonical/<object>.<version>.json`, JSON Schema 2020-12.
+//!
+//! `x-invariants` says in CEL what JSON Schema cannot, over `data`: a total is the sum of its lines, what is paid has no rest.
+//! Each has a `rule` and what it `says` when it does not hold.
 
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::config::node::{At, Problems, nearest};
+use super::expression::Expression;
+use super::scope::Scope;
+use super::shape::{Shape, Variables, suggestion};
+use crate::config::node::{At, Content, Node, Problems};
 
 /// A compiled canonical schema.
 #[derive(Debug)]
@@ -12,6 +20,9 @@ pub struct Schema {
     validator: jsonschema::Validator,
     properties: Vec<String>,
     required: Vec<String>,
+    invariants: Vec<(Expression, String)>,
+    /// What expressions see of the data.
+    pub shape: Shape,
 }
 
 impl Schema {
@@ -23,10 +34,7 @@ impl Schema {
             Err(error) => {
                 let known = known_types(directory);
                 let known: Vec<&str> = known.iter().map(String::as_str).collect();
-                let instead = nearest(event_type, &known).map_or_else(
-                    || format!("one of: {}", known.join(", ")),
-                    |near| format!("did you mean `{near}`?"),
-                );
+                let instead = suggestion(event_type, &known, "one of");
                 problems.add(
                     at,
                     format!("no schema for `{event_type}`: {}: {error}", path.display()),
@@ -38,13 +46,18 @@ impl Schema {
         let schema: Value = match serde_json::from_str(&text) {
             Ok(schema) => schema,
             Err(error) => {
-                let at = At { file: path, line: error.line() };
+                let at = At { file: path, line: error.line(), column: error.column() };
                 problems.add(&at, format!("not valid JSON: {error}"), "a JSON Schema");
                 return None;
             }
         };
         match jsonschema::validator_for(&schema) {
-            Ok(validator) => Some(Self { validator, properties: keys(&schema), required: names(&schema) }),
+            Ok(validator) => {
+                let shape = shape(&schema);
+                let invariants = invariants(&schema, &shape, &path, problems);
+                let (properties, required) = (keys(&schema), names(&schema));
+                Some(Self { validator, properties, required, invariants, shape })
+            }
             Err(error) => {
                 problems.add(
                     &At::file(&path),
@@ -62,10 +75,7 @@ impl Schema {
         let known: Vec<&str> = self.properties.iter().map(String::as_str).collect();
         for field in &fields {
             if !known.contains(field) {
-                let instead = nearest(field, &known).map_or_else(
-                    || format!("one of: {}", known.join(", ")),
-                    |near| format!("did you mean `{near}`?"),
-                );
+                let instead = suggestion(field, &known, "one of");
                 problems.add(at, format!("the canonical schema has no field `{field}`"), instead);
             }
         }
@@ -83,12 +93,50 @@ impl Schema {
     /// What is wrong with `data`: paths and rules, never values (INV-12).
     #[must_use]
     pub fn violation(&self, data: &Value) -> Option<String> {
-        if self.validator.is_valid(data) {
-            return None;
+        if !self.validator.is_valid(data) {
+            let error = self.validator.iter_errors(data).next()?;
+            return Some(format!("{}: does not satisfy {}", error.instance_path(), error.schema_path()));
         }
-        let error = self.validator.iter_errors(data).next()?;
-        Some(format!("{}: does not satisfy {}", error.instance_path(), error.schema_path()))
+        let scope = Scope::new([("data", data)]);
+        self.invariants.iter().find_map(|(rule, says)| match rule.holds(&scope) {
+            Ok(true) => None,
+            Ok(false) => Some(says.clone()),
+            Err(error) => Some(error.to_string()),
+        })
     }
+}
+
+fn invariants(
+    schema: &Value,
+    shape: &Shape,
+    path: &Path,
+    problems: &mut Problems,
+) -> Vec<(Expression, String)> {
+    let variables: Variables = [("data".to_owned(), shape.clone())].into();
+    let listed = schema.get("x-invariants").and_then(Value::as_array).into_iter().flatten();
+    let compiled = listed.filter_map(|item| {
+        let (Some(Value::String(rule)), Some(Value::String(says))) = (item.get("rule"), item.get("says"))
+        else {
+            problems.add(
+                &At::file(path),
+                "an invariant has `rule` and `says`",
+                "{\"rule\": \"data.paid\", \"says\": \"…\"}",
+            );
+            return None;
+        };
+        let node = Node { at: At::file(path), content: Content::Scalar(Value::String(rule.clone())) };
+        Expression::compile(&node, &variables, problems).map(|rule| (rule, says.clone()))
+    });
+    compiled.collect()
+}
+
+/// What expressions see of data that satisfies `schema`.
+fn shape(schema: &Value) -> Shape {
+    if let Some(properties) = schema.get("properties").and_then(Value::as_object) {
+        let members = properties.iter().map(|(name, schema)| (name.clone(), shape(schema)));
+        return Shape::Members(Arc::new(members.collect::<BTreeMap<_, _>>()));
+    }
+    schema.get("items").map_or(Shape::Any, |items| Shape::List(Arc::new(shape(items))))
 }
 
 fn keys(schema: &Value) -> Vec<String> {

@@ -1,36 +1,46 @@
-//! The part of CEL that most expressions are made of, evaluated over JSON as it lies: a member of a variable, constants,
-//! `+` of texts, `string()`, comparison, logic, the conditional.
+//! The part of CEL that most expressions are made of, compiled once and evaluated over the values as they lie: references
+//! through rows and objects, constants, lists, `+` of texts, `string()`, `size()`, comparison, logic, the conditional, and the
+//! functions of [`super::function`].
 //!
 //! Whatever does not come out here (another operator, another type, a missing member) gives `None`, and the whole
 //! expression is left to the CEL interpreter. So this changes how fast a value is found, never which.
+
+use std::borrow::Cow;
 
 use cel::IdedExpr;
 use cel::common::ast::{Expr, LiteralValue};
 use serde_json::Value;
 
-use super::expression::Scope;
+use super::function::{self, Function};
+use super::scope::{Scope, Variable};
 
 /// An expression of that part.
 #[derive(Debug)]
 pub enum Simple {
     /// Worked out when it was compiled.
     Constant(Value),
-    /// `variable`
-    Variable(String),
-    /// `variable.member`
-    Member(String, String),
+    /// `variable.member.member`, `variable['member']`
+    Path(String, Vec<String>),
+    /// `[a, b]`
+    List(Vec<Simple>),
     /// `a + b` of two texts.
     Concatenation(Box<[Simple; 2]>),
     /// `string(a)`
     Text(Box<Simple>),
+    /// `size(a)`
+    Size(Box<Simple>),
     /// `a == b`, or `a != b` when the flag is false.
     Equality(bool, Box<[Simple; 2]>),
+    /// `a in [b, c]`
+    In(Box<Simple>, Vec<Simple>),
     /// `a || b`, or `a && b` when the flag is false.
     Logic(bool, Box<[Simple; 2]>),
     /// `!a`
     Not(Box<Simple>),
     /// `a ? b : c`
     Conditional(Box<[Simple; 3]>),
+    /// `function(a, b)`
+    Call(&'static Function, Vec<Simple>),
 }
 
 impl Simple {
@@ -39,62 +49,122 @@ impl Simple {
         let sub = Self::compile;
         match &expr.expr {
             Expr::Literal(literal) => constant(literal).map(Self::Constant),
-            Expr::List(list) if list.elements.is_empty() => Some(Self::Constant(Value::Array(Vec::new()))),
-            Expr::Ident(name) => Some(Self::Variable(name.clone())),
-            Expr::Select(select) => match &select.operand.expr {
-                Expr::Ident(name) if !select.test => Some(Self::Member(name.clone(), select.field.clone())),
-                _ => None,
-            },
+            Expr::List(list) => list.elements.iter().map(sub).collect::<Option<_>>().map(Self::List),
+            Expr::Ident(_) | Expr::Select(_) => path(expr),
             Expr::Call(call) if call.target.is_none() => {
                 match (call.func_name.as_str(), call.args.as_slice()) {
+                    ("_[_]", [_, _]) => path(expr),
                     ("_+_", [a, b]) => Some(Self::Concatenation(Box::new([sub(a)?, sub(b)?]))),
                     ("string", [a]) => Some(Self::Text(Box::new(sub(a)?))),
+                    ("size", [a]) => Some(Self::Size(Box::new(sub(a)?))),
                     ("_==_", [a, b]) => Some(Self::Equality(true, Box::new([sub(a)?, sub(b)?]))),
                     ("_!=_", [a, b]) => Some(Self::Equality(false, Box::new([sub(a)?, sub(b)?]))),
+                    ("@in", [a, b]) => match sub(b)? {
+                        Self::List(items) => Some(Self::In(Box::new(sub(a)?), items)),
+                        _ => None,
+                    },
                     ("_||_", [a, b]) => Some(Self::Logic(true, Box::new([sub(a)?, sub(b)?]))),
                     ("_&&_", [a, b]) => Some(Self::Logic(false, Box::new([sub(a)?, sub(b)?]))),
                     ("!_", [a]) => Some(Self::Not(Box::new(sub(a)?))),
                     ("_?_:_", [a, b, c]) => Some(Self::Conditional(Box::new([sub(a)?, sub(b)?, sub(c)?]))),
-                    _ => None,
+                    (name, args) => {
+                        let function = function::named(name).filter(|known| known.arity == args.len())?;
+                        Some(Self::Call(function, args.iter().map(sub).collect::<Option<_>>()?))
+                    }
                 }
             }
             _ => None,
         }
     }
 
+    /// What a reference stands for; `None` for any other expression.
+    pub fn reference<'a>(&self, scope: &Scope<'a>) -> Option<Variable<'a>> {
+        let Self::Path(name, members) = self else { return None };
+        members.iter().try_fold(scope.variable(name)?, |variable, member| variable.member(member))
+    }
+
     /// The value; `None` when the interpreter has to decide.
-    pub fn evaluate(&self, scope: &Scope<'_>) -> Option<Value> {
-        Some(match self {
-            Self::Constant(value) => value.clone(),
-            Self::Variable(name) => scalar(scope.value(name)?)?.clone(),
-            Self::Member(name, member) => scalar(scope.member(name, member)?)?.clone(),
+    pub fn evaluate<'a>(&'a self, scope: &Scope<'a>) -> Option<Cow<'a, Value>> {
+        Some(Cow::Owned(match self {
+            Self::Constant(value) => return Some(Cow::Borrowed(value)),
+            Self::Path(..) => match self.reference(scope)? {
+                Variable::Value(value) if is_faithful(value) => return Some(Cow::Borrowed(value)),
+                _ => return None,
+            },
+            Self::List(items) => Value::Array(values(items, scope)?),
             Self::Concatenation(parts) => {
                 let [a, b] = &**parts;
-                match (a.evaluate(scope)?, b.evaluate(scope)?) {
-                    (Value::String(a), Value::String(b)) => Value::String(a + &b),
+                match (a.evaluate(scope)?.into_owned(), &*b.evaluate(scope)?) {
+                    (Value::String(a), Value::String(b)) => Value::String(a + b),
                     _ => return None,
                 }
             }
-            Self::Text(part) => match part.evaluate(scope)? {
+            Self::Text(part) => match part.evaluate(scope)?.into_owned() {
                 text @ Value::String(_) => text,
                 Value::Number(number) if number.is_i64() => Value::String(number.to_string()),
                 _ => return None,
             },
+            Self::Size(part) => Value::from(part.size(scope)?),
             Self::Equality(equal, parts) => {
                 let [a, b] = &**parts;
-                Value::Bool(same(&a.evaluate(scope)?, &b.evaluate(scope)?)? == *equal)
+                Value::Bool(same(&*a.evaluate(scope)?, &*b.evaluate(scope)?)? == *equal)
+            }
+            Self::In(part, items) => {
+                let value = part.evaluate(scope)?;
+                // Every item is compared, since one that cannot be leaves the whole to the interpreter.
+                let found = items.iter().map(|item| same(&value, &*item.evaluate(scope)?));
+                Value::Bool(found.collect::<Option<Vec<bool>>>()?.contains(&true))
             }
             Self::Logic(any, parts) => {
                 let [a, b] = &**parts;
-                let (a, b) = (truth(a.evaluate(scope)?)?, truth(b.evaluate(scope)?)?);
+                let (a, b) = (truth(&*a.evaluate(scope)?)?, truth(&*b.evaluate(scope)?)?);
                 Value::Bool(if *any { a || b } else { a && b })
             }
-            Self::Not(part) => Value::Bool(!truth(part.evaluate(scope)?)?),
+            Self::Not(part) => Value::Bool(!truth(&*part.evaluate(scope)?)?),
             Self::Conditional(parts) => {
                 let [condition, yes, no] = &**parts;
-                if truth(condition.evaluate(scope)?)? { yes.evaluate(scope)? } else { no.evaluate(scope)? }
+                let chosen = if truth(&*condition.evaluate(scope)?)? { yes } else { no };
+                return chosen.evaluate(scope);
             }
-        })
+            Self::Call(function, args) => (function.call)(&values(args, scope)?).ok()?,
+        }))
+    }
+
+    fn size(&self, scope: &Scope<'_>) -> Option<usize> {
+        match self.reference(scope)? {
+            Variable::Many(rows) => Some(rows.len()),
+            Variable::Value(Value::Array(items)) => Some(items.len()),
+            Variable::Value(Value::String(text)) => Some(text.chars().count()),
+            _ => None,
+        }
+    }
+}
+
+fn values(parts: &[Simple], scope: &Scope<'_>) -> Option<Vec<Value>> {
+    parts.iter().map(|part| part.evaluate(scope).map(Cow::into_owned)).collect()
+}
+
+fn path(expr: &IdedExpr) -> Option<Simple> {
+    let mut members = Vec::new();
+    let mut at = expr;
+    loop {
+        match &at.expr {
+            Expr::Ident(name) => {
+                members.reverse();
+                return Some(Simple::Path(name.clone(), members));
+            }
+            Expr::Select(select) if !select.test => {
+                members.push(select.field.clone());
+                at = &select.operand;
+            }
+            Expr::Call(call) if call.target.is_none() && call.func_name == "_[_]" => {
+                let [operand, index] = call.args.as_slice() else { return None };
+                let Expr::Literal(LiteralValue::String(name)) = &index.expr else { return None };
+                members.push(name.inner().to_owned());
+                at = operand;
+            }
+            _ => return None,
+        }
     }
 }
 
@@ -108,17 +178,18 @@ fn constant(literal: &LiteralValue) -> Option<Value> {
     }
 }
 
-/// Lists, maps and whole numbers beyond 64 bits have forms of their own in CEL.
-fn scalar(value: &Value) -> Option<&Value> {
+/// True when the interpreter would give the value back as it is: whole numbers beyond 64 bits it takes for floats.
+fn is_faithful(value: &Value) -> bool {
     match value {
-        Value::Null | Value::Bool(_) | Value::String(_) => Some(value),
-        Value::Number(number) if number.is_i64() || number.is_f64() => Some(value),
-        _ => None,
+        Value::Null | Value::Bool(_) | Value::String(_) => true,
+        Value::Number(number) => number.is_i64() || number.is_f64(),
+        Value::Array(items) => items.iter().all(is_faithful),
+        Value::Object(map) => map.values().all(is_faithful),
     }
 }
 
-fn truth(value: Value) -> Option<bool> {
-    if let Value::Bool(truth) = value { Some(truth) } else { None }
+fn truth(value: &Value) -> Option<bool> {
+    value.as_bool()
 }
 
 /// Equality within one type, and with null.

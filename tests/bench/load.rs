@@ -22,7 +22,17 @@ async fn events(world: &World) -> i64 {
     world.ledger_client().await.query_one(sql, &[]).await.unwrap().get(0)
 }
 
-/// One transaction of `rows`; the daemon's peak memory, in MiB. Killed once when a third is ledgered.
+/// Last ordinal ledgered, objects that wait for the rest of their transaction, events so far: all of one instant.
+async fn midway(world: &World, before: i64) -> (Option<i64>, i64, i64) {
+    let sql =
+        "select ordinal, (select count(*) from spill), (select count(*) from entry where kind = 'event')
+               from position";
+    let row = world.ledger_client().await.query_one(sql, &[]).await.unwrap();
+    (row.get(0), row.get(1), row.get::<_, i64>(2) - before)
+}
+
+/// One transaction of `rows`; the daemon's peak memory, in MiB. Killed once when a third of the rows is ledgered, and once when a
+/// third of the events is made.
 async fn one_transaction(world: &World, first: i64, rows: i64, kill: bool) -> f64 {
     let client = world.erp.client("erp").await.unwrap();
     let before = events(world).await;
@@ -31,18 +41,31 @@ async fn one_transaction(world: &World, first: i64, rows: i64, kill: bool) -> f6
     let end = wal_end(&client).await;
     let mut daemon = world.daemon();
     if kill {
-        eventually(Duration::from_secs(3_600), "a third of it", async || {
-            let so_far = events(world).await - before;
-            if so_far * 3 > rows { Ok(()) } else { Err(format!("{so_far}\n{}", world.log())) }
+        let patience = Duration::from_secs(3_600);
+        eventually(patience, "a third of the rows", async || {
+            let (_, waiting, _) = midway(world, before).await;
+            if waiting * 3 > rows { Ok(()) } else { Err(format!("{waiting}\n{}", world.log())) }
         })
         .await;
         daemon.kill();
-        // A commit may still be on its way; both figures are of one instant.
-        let sql = "select ordinal, (select count(*) from entry where kind = 'event') from position";
-        let row = world.ledger_client().await.query_one(sql, &[]).await.unwrap();
-        let (ordinal, midway): (Option<i64>, i64) = (row.get(0), row.get::<_, i64>(1) - before);
-        assert!(midway < rows, "killed too late: {midway} of {rows}");
-        assert_eq!(ordinal, Some(midway - 1), "it resumes inside the transaction");
+        let (ordinal, waiting, made) = midway(world, before).await;
+        assert!(waiting < rows, "killed too late: {waiting} of {rows}");
+        assert_eq!(ordinal, Some(waiting - 1), "it resumes inside the transaction");
+        assert_eq!(made, 0, "nothing is told of half a transaction");
+        daemon = world.daemon();
+        eventually(patience, "a third of the events", async || {
+            let (_, _, made) = midway(world, before).await;
+            if made * 3 > rows { Ok(()) } else { Err(format!("{made}\n{}", world.log())) }
+        })
+        .await;
+        daemon.kill();
+        let (ordinal, waiting, made) = midway(world, before).await;
+        assert!(made < rows, "killed too late: {made} of {rows}");
+        assert_eq!(
+            (ordinal, waiting + made),
+            (Some(rows - 1), rows),
+            "it goes on with the objects that are left"
+        );
         daemon = world.daemon();
     }
     ledgered(world, &end).await;

@@ -8,9 +8,9 @@ use serde_json::json;
 
 use crate::capture::Source;
 use crate::capture::error::CaptureError;
-use crate::capture::intake::{Intake, Prepared};
+use crate::capture::intake::{Intake, IntakeError, Prepared};
 use crate::ledger::Ledger;
-use crate::ledger::batch::Batch;
+use crate::ledger::batch::{Batch, SpillDone};
 use crate::ledger::images::keys_after;
 use crate::ledger::loads::looks_first;
 use crate::ledger::position::{Phase, Position};
@@ -50,14 +50,15 @@ pub async fn emit(
             let mut batch = loop {
                 let settled = writing.is_none();
                 let prepared = intake.prepare(settled, |projection, overlay| {
-                    projection.snapshot(overlay, spec, &keys, at, taken_at)
+                    Some(projection.snapshot(overlay, spec, &keys, at, taken_at))
                 });
                 match prepared.await? {
-                    Prepared::Batch(batch) => break batch,
+                    Prepared::Batch(batch) => break *batch,
                     Prepared::Needs(missing) => {
                         written(&mut writing).await?;
                         intake.load(missing).await?;
                     }
+                    Prepared::TooLarge(_) => return Err(IntakeError::Endless.into()),
                 }
             };
             written(&mut writing).await?;
@@ -78,7 +79,9 @@ pub async fn emit(
     wake();
     position.phase = Phase::Streaming;
     position.mapped = None;
-    ledger.writer().write(Batch { positions: vec![position.clone()], ..Batch::default() }).await?;
+    // Whatever a transaction had spilled before the load is among what was gone through.
+    let unspilled = vec![SpillDone { source: source.name.clone(), of: None, keys: Vec::new() }];
+    ledger.writer().write(Batch { positions: vec![position.clone()], unspilled, ..Batch::default() }).await?;
     tracing::info!("all events of the load are made");
     Ok(position)
 }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::Tail;
+use super::{Tail, Worked};
 use crate::capture::error::CaptureError;
+use crate::capture::intake::IntakeError;
 use crate::capture::load::Loading;
 use crate::capture::load::reader::{Chunk, Mark, Verdict};
 use crate::capture::load::window::{Remainder, Windows};
@@ -46,6 +47,13 @@ impl Tail {
         Ok(())
     }
 
+    async fn all_worked_out(&mut self, transactions: &[Transaction]) -> Result<Batch, CaptureError> {
+        match self.worked_out(transactions, usize::MAX).await? {
+            Worked::Batch(batch) => Ok(*batch),
+            Worked::TooLarge(_) => Err(IntakeError::Endless.into()),
+        }
+    }
+
     /// Lays a chunk into the images.
     async fn chunk(
         &mut self,
@@ -69,7 +77,7 @@ impl Tail {
             Batch { quiet: vec![self.quiet_chunk(load, &part.relation, remainder)], ..Batch::default() }
         } else {
             let pseudo = self.as_transaction(transaction, &part.relation, remainder);
-            let mut batch = self.worked_out(&[pseudo]).await?;
+            let mut batch = self.all_worked_out(&[pseudo]).await?;
             let (source, relation) = (self.source.name.clone(), part.relation.clone());
             batch.loads.push(LoadWrite::Seen { load, source, relation, keys });
             batch
@@ -107,7 +115,8 @@ impl Tail {
     /// Once everything is read: what was not seen is gone, and the load is over.
     pub async fn finish_load(&mut self) -> Result<(), CaptureError> {
         let Some(loading) = &self.loading else { return Ok(()) };
-        if loading.open_parts > 0 {
+        // Not in the middle of a transaction: its beginning would be told without its end.
+        if loading.open_parts > 0 || self.has_work() || self.position.ordinal.is_some() {
             return Ok(());
         }
         self.settle().await?;
@@ -161,7 +170,7 @@ impl Tail {
                 marks: Vec::new(),
                 snapshot: true,
             };
-            let batch = self.worked_out(&[transaction]).await?;
+            let batch = self.all_worked_out(&[transaction]).await?;
             self.send(batch, None);
             self.settle().await?;
         }

@@ -1,7 +1,9 @@
 //! The end of the stream on its way into the ledger: worked out, sent, durable, confirmed.
 
 mod loading;
+mod spill;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +21,8 @@ use super::load::Loading;
 use super::load::quiet::quiet_writes;
 use super::load::reader::Verdict;
 use crate::event::{Lsn, Transaction};
-use crate::ledger::batch::{Batch, QuietState};
+use crate::image::Missing;
+use crate::ledger::batch::{Batch, LoadWrite, QuietState};
 use crate::ledger::entry::{EntryKind, NewEntry};
 use crate::ledger::position::Position;
 use crate::ledger::{Ledger, LedgerError};
@@ -28,6 +31,17 @@ use crate::source::postgres::stream::Confirmer;
 
 /// A ledger that takes nothing for so long counts as away: the source must not wait for it (INV-9).
 pub const STALLED: Duration = Duration::from_secs(10);
+
+/// Objects that one transaction may touch and be worked out at once; more are spilled (INV-8).
+const MAX_OBJECTS: usize = 1_000;
+
+/// What came of transactions.
+enum Worked {
+    /// To be written.
+    Batch(Box<Batch>),
+    /// The transaction of this index touches too many objects.
+    TooLarge(usize),
+}
 
 /// A batch that is durable now.
 pub struct Written {
@@ -49,6 +63,10 @@ pub struct Tail {
     pub loading: Option<Loading>,
     confirmer: Confirmer,
     wake: Arc<dyn Fn() + Send + Sync>,
+    /// Taken over, and not worked out yet.
+    waiting: VecDeque<Transaction>,
+    /// A transaction whose spilled objects are being worked out.
+    draining: Option<spill::Draining>,
     /// When a batch last became durable, or was sent with none before it.
     progress_at: Instant,
     /// Batches sent so far, and how many had been when the images last aged.
@@ -77,56 +95,105 @@ impl Tail {
             loading,
             confirmer,
             wake,
+            waiting: VecDeque::new(),
+            draining: None,
             progress_at: Instant::now(),
             sent: 0,
             aged_at: 0,
         }
     }
 
-    /// Works transactions out, or slices of one, and sends them on their way. Watermarks of a load are heeded in their place.
-    pub async fn take(&mut self, transactions: &[Transaction]) -> Result<(), CaptureError> {
-        let mut rest = transactions;
-        while let Some(place) = rest.iter().position(|transaction| !transaction.marks.is_empty()) {
-            let (before, from) = rest.split_at(place);
-            self.slice(before).await?;
-            let Some((marked, after)) = from.split_first() else { break };
-            // Anybody may write a message with our prefix beside changes of their own; those count all the same.
-            if !marked.changes.is_empty() || !marked.truncated.is_empty() || self.position.ordinal.is_some() {
+    /// Takes transactions over; [`Tail::go_on`] works them out.
+    pub fn take(&mut self, transactions: Vec<Transaction>) {
+        self.waiting.extend(transactions);
+    }
+
+    /// True while something that was taken over is not worked out yet.
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        self.draining.is_some() || !self.waiting.is_empty()
+    }
+
+    /// Works out some of what was taken over and sends it on its way. Watermarks of a load are heeded in their place.
+    pub async fn go_on(&mut self) -> Result<(), CaptureError> {
+        if self.draining.is_some() {
+            return self.drain().await;
+        }
+        let mut run = Vec::new();
+        while let Some(next) = self.waiting.front() {
+            let plain = next.marks.is_empty() && (self.is_quiet() || !self.is_part(next));
+            if !plain && !run.is_empty() {
+                break;
+            }
+            run.extend(self.waiting.pop_front());
+            if !plain {
+                break;
+            }
+        }
+        match run.as_slice() {
+            [] => Ok(()),
+            [marked] if !marked.marks.is_empty() => self.with_marks(marked).await,
+            [part] if !self.is_quiet() && self.is_part(part) => self.spill(part).await,
+            plain => self.slice(plain).await,
+        }
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.loading.as_ref().is_some_and(Loading::is_quiet)
+    }
+
+    /// A slice of a transaction, not the whole of it.
+    fn is_part(&self, transaction: &Transaction) -> bool {
+        !transaction.complete
+            || (self.position.ordinal.is_some() && self.position.commit_lsn == transaction.commit_lsn)
+    }
+
+    /// Anybody may write a message with our prefix beside changes of their own; those count all the same.
+    async fn with_marks(&mut self, marked: &Transaction) -> Result<(), CaptureError> {
+        let part = self.is_part(marked);
+        if !marked.changes.is_empty() || !marked.truncated.is_empty() || part {
+            if part && !self.is_quiet() {
+                self.spill(marked).await?;
+            } else {
                 self.slice(std::slice::from_ref(marked)).await?;
             }
-            self.marked(marked).await?;
-            rest = after;
         }
-        self.slice(rest).await
+        if self.draining.is_some() {
+            let rest = Transaction { changes: Vec::new(), truncated: Vec::new(), ..marked.clone() };
+            self.waiting.push_front(rest);
+            return Ok(());
+        }
+        self.marked(marked).await
     }
 
     async fn slice(&mut self, transactions: &[Transaction]) -> Result<(), CaptureError> {
-        if transactions.is_empty() {
-            return Ok(());
-        }
         let mut batch = match &self.loading {
             Some(loading) if loading.is_quiet() => {
                 let load = loading.load.id;
                 self.quiet(load, transactions).await?
             }
-            _ => self.worked_out(transactions).await?,
+            _ => match self.worked_out(transactions, MAX_OBJECTS).await? {
+                Worked::Batch(batch) => *batch,
+                Worked::TooLarge(index) => return self.too_large(transactions, index).await,
+            },
         };
         for transaction in transactions {
-            let continued =
-                self.position.commit_lsn == transaction.commit_lsn && self.position.ordinal.is_some();
+            let continued = self.is_part(transaction) && transaction.complete;
             self.advance(transaction);
-            if continued && transaction.complete {
+            if continued {
                 batch.entry(tx_end(&self.source.name, transaction));
             }
-            if let Some(current) = &mut self.loading {
-                current.windows.note(transaction);
-                if !current.is_quiet() {
-                    batch.loads.extend(loading::seen(current, &self.source.name, transaction));
-                }
-            }
+            batch.loads.extend(self.noted(transaction));
         }
         self.send(batch, None);
         Ok(())
+    }
+
+    /// What the load that is going on has to know of a transaction.
+    fn noted(&mut self, transaction: &Transaction) -> Vec<LoadWrite> {
+        let Some(current) = &mut self.loading else { return Vec::new() };
+        current.windows.note(transaction);
+        if current.is_quiet() { Vec::new() } else { loading::seen(current, &self.source.name, transaction) }
     }
 
     fn advance(&mut self, transaction: &Transaction) {
@@ -142,7 +209,30 @@ impl Tail {
     }
 
     /// The batch of these transactions, with their events.
-    async fn worked_out(&mut self, transactions: &[Transaction]) -> Result<Batch, CaptureError> {
+    async fn worked_out(
+        &mut self,
+        transactions: &[Transaction],
+        most: usize,
+    ) -> Result<Worked, CaptureError> {
+        self.age().await?;
+        loop {
+            let settled = self.in_flight.is_empty();
+            match self.intake.transactions(transactions, settled, most).await? {
+                Prepared::Batch(batch) => return Ok(Worked::Batch(batch)),
+                Prepared::TooLarge(index) => return Ok(Worked::TooLarge(index)),
+                Prepared::Needs(missing) => self.load(missing).await?,
+            }
+        }
+    }
+
+    /// The ledger answers as of what is written, so that must be everything.
+    async fn load(&mut self, missing: Missing) -> Result<(), CaptureError> {
+        self.settle().await?;
+        Ok(self.intake.load(missing).await?)
+    }
+
+    /// Lets go of images that have not been needed for a while.
+    async fn age(&mut self) -> Result<(), CaptureError> {
         if self.intake.is_full() {
             // What is forgotten now was sent before the images last aged.
             while self.sent - self.in_flight.len() < self.aged_at {
@@ -152,17 +242,7 @@ impl Tail {
             self.intake.age();
             self.aged_at = self.sent;
         }
-        loop {
-            let settled = self.in_flight.is_empty();
-            match self.intake.transactions(transactions, settled).await? {
-                Prepared::Batch(batch) => return Ok(batch),
-                Prepared::Needs(missing) => {
-                    // The ledger answers as of what is written, so that must be everything.
-                    self.settle().await?;
-                    self.intake.load(missing).await?;
-                }
-            }
-        }
+        Ok(())
     }
 
     /// The batch of these transactions without events.

@@ -35,7 +35,9 @@ pub struct Finding {
     pub parks: bool,
 }
 
-pub(super) fn finding(
+/// A finding that concerns the start.
+#[must_use]
+pub fn finding(
     severity: Severity,
     subject: &str,
     what: impl Into<String>,

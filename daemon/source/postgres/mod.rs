@@ -9,6 +9,7 @@ pub mod chunk;
 pub mod connection;
 pub mod copy;
 pub mod drain;
+pub mod presence;
 pub mod relation;
 pub mod script;
 pub mod settings;

@@ -1,0 +1,102 @@
+//! Transactions too large to be worked out at once: their rows go into the images slice by slice, their objects are
+//! noted beside them, and once all of it is there the events are made, a few at a time. So no event tells of half a
+//! transaction, and memory stays bounded (INV-8). Until the last one is made the position stays inside the transaction: after
+//! a crash its slices are skipped, and what is left of its objects is gone through.
+
+use super::{Tail, tx_end};
+use crate::capture::error::CaptureError;
+use crate::capture::intake::{IntakeError, Prepared};
+use crate::event::Transaction;
+use crate::ledger::batch::{Batch, SpillDone};
+use crate::ledger::spill;
+
+/// Objects worked out in one ledger transaction.
+const OBJECTS: i64 = 500;
+
+/// A transaction whose spilled objects are being worked out.
+pub struct Draining {
+    /// It, without its changes.
+    transaction: Transaction,
+    /// The event of the mapping that comes next.
+    next_event: usize,
+}
+
+impl Tail {
+    /// Takes a transaction, or a slice of one, into the images.
+    pub(super) async fn spill(&mut self, part: &Transaction) -> Result<(), CaptureError> {
+        self.age().await?;
+        let mut batch = loop {
+            match self.intake.spill(part).await? {
+                Prepared::Batch(batch) => break *batch,
+                Prepared::Needs(missing) => self.load(missing).await?,
+                Prepared::TooLarge(_) => return Err(IntakeError::Endless.into()),
+            }
+        };
+        // Also the last slice leaves the position inside the transaction.
+        self.advance(&Transaction { complete: false, ..without_changes(part) });
+        batch.loads.extend(self.noted(part));
+        self.send(batch, None);
+        if part.complete {
+            self.draining = Some(Draining { transaction: without_changes(part), next_event: 0 });
+        }
+        Ok(())
+    }
+
+    /// One of several transactions touches too many objects: those before it are worked out, it is spilled.
+    pub(super) async fn too_large(
+        &mut self,
+        transactions: &[Transaction],
+        index: usize,
+    ) -> Result<(), CaptureError> {
+        let (before, from) = transactions.split_at(index);
+        let Some((large, after)) = from.split_first() else { return Ok(()) };
+        for later in after.iter().rev() {
+            self.waiting.push_front(later.clone());
+        }
+        if !before.is_empty() {
+            Box::pin(self.slice(before)).await?;
+        }
+        self.spill(large).await
+    }
+
+    /// Works out some of the spilled objects; after the last ones the transaction is complete.
+    pub(super) async fn drain(&mut self) -> Result<(), CaptureError> {
+        let Some(mut draining) = self.draining.take() else { return Ok(()) };
+        self.settle().await?;
+        let mapping = self.source.mapping.clone();
+        while let Some(spec) = mapping.events.get(draining.next_event) {
+            let (event_type, root) = (&spec.event_type, &*spec.table);
+            let objects =
+                spill::read(self.ledger.reader(), &self.source.name, event_type, root, OBJECTS).await?;
+            if objects.is_empty() {
+                draining.next_event += 1;
+                continue;
+            }
+            self.age().await?;
+            let mut batch = loop {
+                match self.intake.spilled(spec, &objects, &draining.transaction).await? {
+                    Prepared::Batch(batch) => break *batch,
+                    Prepared::Needs(missing) => self.load(missing).await?,
+                    Prepared::TooLarge(_) => return Err(IntakeError::Endless.into()),
+                }
+            };
+            batch.unspilled.push(SpillDone {
+                source: self.source.name.clone(),
+                of: Some((event_type.clone(), root.to_owned())),
+                keys: objects.into_iter().map(|object| object.key).collect(),
+            });
+            self.send(batch, None);
+            self.draining = Some(draining);
+            return Ok(());
+        }
+        self.advance(&draining.transaction);
+        let mut batch = Batch::default();
+        batch.entry(tx_end(&self.source.name, &draining.transaction));
+        self.send(batch, None);
+        Ok(())
+    }
+}
+
+fn without_changes(transaction: &Transaction) -> Transaction {
+    Transaction { changes: Vec::new(), truncated: Vec::new(), marks: Vec::new(), ..*transaction }
+}

@@ -1,0 +1,147 @@
+//! What the routes make of events, without any target: each object stands at a system as soon as an event has been routed
+//! there.
+
+use std::collections::{HashMap, HashSet};
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::connector::Connector;
+use crate::dispatch::plan::{Plan, plan};
+use crate::event::Operation;
+use crate::image::Emitted;
+use crate::ledger::batch::Lane;
+use crate::ledger::outbox::Due;
+use crate::mapping::route::Route;
+
+/// See the module's text.
+pub struct Rehearsal<'a> {
+    routes: &'a [Route],
+    connectors: &'a [Connector],
+    /// What stands where: system, object, canonical id.
+    known: HashSet<(String, String, String)>,
+}
+
+impl<'a> Rehearsal<'a> {
+    /// Nothing stands anywhere.
+    #[must_use]
+    pub fn new(routes: &'a [Route], connectors: &'a [Connector]) -> Self {
+        Self { routes, connectors, known: HashSet::new() }
+    }
+
+    /// The requests that an event leads to: `system`, `request` and `body`; or `error`.
+    pub fn requests(&mut self, emitted: &Emitted) -> Vec<Value> {
+        let event = &emitted.event;
+        if emitted.fault.is_some() {
+            return Vec::new();
+        }
+        let mut requests = Vec::new();
+        for route in self.routes.iter().filter(|route| route.event_type == event.event_type) {
+            let Some(connector) = self.connectors.iter().find(|known| known.system == route.system) else {
+                continue;
+            };
+            let object = (route.system.clone(), route.object.clone(), event.id.clone());
+            let owed = self.known.contains(&object);
+            let taken = route.takes(event, owed).and_then(|takes| Ok((takes, route.requirements(event)?)));
+            match taken {
+                Ok((false, _)) => {}
+                Ok((true, requires)) => {
+                    let due = self.due(emitted, &object, requires);
+                    requests.extend(shown(connector, &due));
+                    if event.operation == Operation::Delete {
+                        self.known.remove(&object);
+                    } else {
+                        self.known.insert(object);
+                    }
+                }
+                Err(error) => requests.push(json!({"system": route.system, "error": error.to_string()})),
+            }
+        }
+        requests
+    }
+
+    fn due(&self, emitted: &Emitted, object: &(String, String, String), requires: Vec<String>) -> Due {
+        let (system, name, id) = object;
+        let stands = |name: &str, id: &str| {
+            let key = (system.clone(), name.to_owned(), id.to_owned());
+            self.known.contains(&key).then(|| format!("({name} {id})"))
+        };
+        let references: HashMap<String, String> = requires
+            .iter()
+            .filter_map(|reference| {
+                let (name, id) = reference.split_once('/')?;
+                Some((reference.clone(), stands(name, id)?))
+            })
+            .collect();
+        let deletes = emitted.event.operation == Operation::Delete;
+        Due {
+            id: 0,
+            lane: Lane { target: system.clone(), object: name.clone(), canonical_id: id.clone() },
+            event_seq: 0,
+            event: json!({"data": emitted.event.data, "event_id": emitted.event.event_id}),
+            operation: if deletes { "delete" } else { "upsert" }.to_owned(),
+            uncertain: false,
+            round: 0,
+            attempts: 0,
+            request: None,
+            idempotency_key: None,
+            attempted_at: None,
+            last_attempt_at: None,
+            reason: None,
+            requires,
+            supersedes: Vec::new(),
+            external_id: stands(name, id),
+            applied_sha256: None,
+            references,
+        }
+    }
+}
+
+/// The request of a delivery, as people read it; `None` when nothing is to be sent.
+#[must_use]
+pub fn shown(connector: &Connector, due: &Due) -> Option<Value> {
+    let system = &connector.system;
+    match plan(connector, due, Timestamp::UNIX_EPOCH, &|_| None) {
+        Ok(Plan::Send { request, .. } | Plan::Find(request)) => {
+            let line = format!("{} {}", request.method, request.path);
+            let body = request
+                .body
+                .map(|body| serde_json::from_str::<Value>(&body).unwrap_or_else(|_| fields_of_form(&body)));
+            Some(json!({"system": system, "request": line, "body": body}))
+        }
+        Ok(Plan::Skip { .. }) => None,
+        Ok(Plan::Park(reason)) => Some(json!({"system": system, "error": reason})),
+        Err(obstacle) => Some(json!({"system": system, "error": format!("{obstacle:?}")})),
+    }
+}
+
+/// `a=1&b[c]=2` as `{"a": "1", "b[c]": "2"}`.
+fn fields_of_form(body: &str) -> Value {
+    let pair = |pair: &str| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (decoded(name), Value::String(decoded(value)))
+    };
+    Value::Object(body.split('&').filter(|pair| !pair.is_empty()).map(pair).collect())
+}
+
+fn decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let code = after.get(..2).filter(|_| *first == b'%');
+        let code = code
+            .and_then(|code| std::str::from_utf8(code).ok())
+            .and_then(|code| u8::from_str_radix(code, 16).ok());
+        match code {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = after.get(2..).unwrap_or_default();
+            }
+            None => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
