@@ -16,6 +16,7 @@ mod support;
 mod audit;
 mod bench;
 mod crash;
+mod documents;
 mod faults;
 mod fold;
 mod layering;

@@ -4,13 +4,39 @@ use std::io;
 use std::path::Path;
 
 /// Path below `mappings/`, and content.
-pub const FILES: [(&str, &str); 6] = [
+pub const FILES: [(&str, &str); 26] = [
     ("canonical/contact.v1.json", include_str!("../../mappings/canonical/contact.v1.json")),
+    ("canonical/credit_note.v1.json", include_str!("../../mappings/canonical/credit_note.v1.json")),
     ("canonical/customer.v1.json", include_str!("../../mappings/canonical/customer.v1.json")),
+    ("canonical/entitlement.v1.json", include_str!("../../mappings/canonical/entitlement.v1.json")),
+    ("canonical/invoice.v1.json", include_str!("../../mappings/canonical/invoice.v1.json")),
+    ("canonical/merge.v1.json", include_str!("../../mappings/canonical/merge.v1.json")),
+    ("canonical/order.v1.json", include_str!("../../mappings/canonical/order.v1.json")),
+    ("canonical/payment.v1.json", include_str!("../../mappings/canonical/payment.v1.json")),
+    ("canonical/price.v1.json", include_str!("../../mappings/canonical/price.v1.json")),
+    ("canonical/product.v1.json", include_str!("../../mappings/canonical/product.v1.json")),
+    ("canonical/subscription.v1.json", include_str!("../../mappings/canonical/subscription.v1.json")),
+    ("canonical/support_case.v1.json", include_str!("../../mappings/canonical/support_case.v1.json")),
+    ("canonical/usage.v1.json", include_str!("../../mappings/canonical/usage.v1.json")),
     ("connectors/stripe.yaml", include_str!("../../mappings/connectors/stripe.yaml")),
     ("connectors/zendesk.yaml", include_str!("../../mappings/connectors/zendesk.yaml")),
     ("routes/default.yaml", include_str!("../../mappings/routes/default.yaml")),
+    ("sources/odoo/invoices.yaml", include_str!("../../mappings/sources/odoo/invoices.yaml")),
+    ("sources/odoo/merges.yaml", include_str!("../../mappings/sources/odoo/merges.yaml")),
+    ("sources/odoo/orders.yaml", include_str!("../../mappings/sources/odoo/orders.yaml")),
     ("sources/odoo/partners.yaml", include_str!("../../mappings/sources/odoo/partners.yaml")),
+    ("sources/odoo/payments.yaml", include_str!("../../mappings/sources/odoo/payments.yaml")),
+    ("sources/odoo/products.yaml", include_str!("../../mappings/sources/odoo/products.yaml")),
+    (
+        "sources/odoo/subscriptions_contract.yaml",
+        include_str!("../../mappings/sources/odoo/subscriptions_contract.yaml"),
+    ),
+    (
+        "sources/odoo/subscriptions_enterprise.yaml",
+        include_str!("../../mappings/sources/odoo/subscriptions_enterprise.yaml"),
+    ),
+    ("sources/odoo/support.yaml", include_str!("../../mappings/sources/odoo/support.yaml")),
+    ("sources/odoo/usage.yaml", include_str!("../../mappings/sources/odoo/usage.yaml")),
 ];
 
 /// Writes them below `directory`.

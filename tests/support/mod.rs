@@ -1,5 +1,6 @@
 //! Private servers, the daemon as a process of its own, and what Odoo's own tables say the targets should hold.
 
+pub mod documents;
 pub mod expected;
 pub mod images;
 pub mod proxy;
