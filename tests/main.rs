@@ -23,6 +23,7 @@ mod layering;
 mod ledger;
 mod lifecycle;
 mod loads;
+mod mapping;
 mod real_odoo;
 mod refusals;
 mod rules;

@@ -135,8 +135,6 @@ fn every_mistake_in_a_mapping_is_reported_at_once() {
             "the canonical schema has no field `vatt` | did you mean `vat`?",
             "`row.lang +` is not a CEL expression",
             "unknown kind `stat` | state or fact",
-            // The join that is wrong leaves its name unknown where it is used.
-            "unknown name `country`",
             "`country` has no member `code` | did you mean `kode`?",
         ],
     );

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 /// Path below `mappings/`, and content.
-pub const FILES: [(&str, &str); 26] = [
+pub const FILES: [(&str, &str); 31] = [
     ("canonical/contact.v1.json", include_str!("../../mappings/canonical/contact.v1.json")),
     ("canonical/credit_note.v1.json", include_str!("../../mappings/canonical/credit_note.v1.json")),
     ("canonical/customer.v1.json", include_str!("../../mappings/canonical/customer.v1.json")),
@@ -21,6 +21,23 @@ pub const FILES: [(&str, &str); 26] = [
     ("connectors/stripe.yaml", include_str!("../../mappings/connectors/stripe.yaml")),
     ("connectors/zendesk.yaml", include_str!("../../mappings/connectors/zendesk.yaml")),
     ("routes/default.yaml", include_str!("../../mappings/routes/default.yaml")),
+    (
+        "sources/odoo/examples/customer_with_contact.yaml",
+        include_str!("../../mappings/sources/odoo/examples/customer_with_contact.yaml"),
+    ),
+    (
+        "sources/odoo/examples/invoice_life.yaml",
+        include_str!("../../mappings/sources/odoo/examples/invoice_life.yaml"),
+    ),
+    ("sources/odoo/examples/merge.yaml", include_str!("../../mappings/sources/odoo/examples/merge.yaml")),
+    (
+        "sources/odoo/examples/subscription_and_entitlement.yaml",
+        include_str!("../../mappings/sources/odoo/examples/subscription_and_entitlement.yaml"),
+    ),
+    (
+        "sources/odoo/examples/subscription_of_enterprise.yaml",
+        include_str!("../../mappings/sources/odoo/examples/subscription_of_enterprise.yaml"),
+    ),
     ("sources/odoo/invoices.yaml", include_str!("../../mappings/sources/odoo/invoices.yaml")),
     ("sources/odoo/merges.yaml", include_str!("../../mappings/sources/odoo/merges.yaml")),
     ("sources/odoo/orders.yaml", include_str!("../../mappings/sources/odoo/orders.yaml")),

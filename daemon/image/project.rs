@@ -183,7 +183,7 @@ impl Projection<'_> {
         let emission = now.as_ref().map(|(id, data)| Emission {
             event_type: spec.event_type.clone(),
             id: id.clone(),
-            sha256: sha256_hex(&canonical_bytes(data)),
+            sha256: digest(data, fault.as_deref()),
             held: fault.is_some(),
         });
         if emission == known {
@@ -303,6 +303,13 @@ enum Evaluated {
     Object(String, Value),
     /// It may be one, but could not be worked out: canonical id and reason.
     Fault(String, String),
+}
+
+/// What tells an emission from the one before it: the data, and what is wrong with it.
+fn digest(data: &Value, fault: Option<&str>) -> String {
+    let mut bytes = canonical_bytes(data);
+    bytes.extend(fault.into_iter().flat_map(str::bytes));
+    sha256_hex(&bytes)
 }
 
 fn with_id(data: Value, id: &str) -> Value {

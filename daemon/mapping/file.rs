@@ -205,11 +205,10 @@ impl EventReader<'_> {
         let lets = self.lets(&lets, &mut variables);
         let problems = &mut *self.problems;
         let when = when.and_then(|node| Expression::compile(&node, &variables, problems));
-        let data_at = data.as_ref().map(|node| node.at.clone());
-        let data = data.and_then(|node| Template::compile(&node, &variables, problems));
-        if let (Some(schema), Some(data), Some(at)) = (&schema, &data, &data_at) {
-            schema.check_fields(data.keys(), at, problems);
+        if let (Some(schema), Some(node)) = (&schema, &data) {
+            schema.check_fields(&node.entries(problems), &node.at, problems);
         }
+        let data = data.and_then(|node| Template::compile(&node, &variables, problems));
         let when = when?;
         let needs =
             |name: &str| when.names(name) || company.as_ref().is_some_and(|company| company.names(name));

@@ -114,10 +114,11 @@ pub fn read(
             );
             break;
         }
-        if let Some((join, shape)) = read_one(alias, node, parent, tables, depth, problems) {
-            read.0.push(join);
-            read.1.insert(alias.clone(), shape);
-        }
+        let found = read_one(alias, node, parent, tables, depth, problems);
+        let (join, shape) = found.map_or((None, Shape::Any), |(join, shape)| (Some(join), shape));
+        read.0.extend(join);
+        // Of a join that is wrong nothing is known, and nothing more is said where it is used.
+        read.1.insert(alias.clone(), shape);
     }
     read
 }

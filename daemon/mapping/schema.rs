@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::expression::Expression;
 use super::scope::Scope;
 use super::shape::{Shape, Variables, suggestion};
-use crate::config::node::{At, Content, Node, Problems};
+use crate::config::node::{At, Content, Node, Problems, nearest};
 
 /// A compiled canonical schema.
 #[derive(Debug)]
@@ -69,24 +69,19 @@ impl Schema {
         }
     }
 
-    /// Reports fields the schema does not know, and required ones that are not mapped.
-    pub fn check_fields<'a>(&self, fields: impl Iterator<Item = &'a str>, at: &At, problems: &mut Problems) {
-        let fields: Vec<&str> = fields.collect();
+    /// Reports fields the schema does not know, and required ones that are not mapped: a field that is only misspelt once.
+    pub fn check_fields(&self, fields: &[(String, Node)], at: &At, problems: &mut Problems) {
         let known: Vec<&str> = self.properties.iter().map(String::as_str).collect();
-        for field in &fields {
-            if !known.contains(field) {
-                let instead = suggestion(field, &known, "one of");
-                problems.add(at, format!("the canonical schema has no field `{field}`"), instead);
-            }
+        let mut meant = Vec::new();
+        for (field, node) in fields.iter().filter(|(field, _)| !known.contains(&field.as_str())) {
+            meant.extend(nearest(field, &known));
+            let instead = suggestion(field, &known, "one of");
+            problems.add(&node.at, format!("the canonical schema has no field `{field}`"), instead);
         }
-        for name in &self.required {
-            if !fields.contains(&name.as_str()) {
-                problems.add(
-                    at,
-                    format!("the canonical schema requires field `{name}`"),
-                    format!("{name}: row.{name}"),
-                );
-            }
+        let given = |name: &str| meant.contains(&name) || fields.iter().any(|(field, _)| field == name);
+        for name in self.required.iter().filter(|name| !given(name)) {
+            let what = format!("the canonical schema requires field `{name}`");
+            problems.add(at, what, format!("{name}: row.{name}"));
         }
     }
 

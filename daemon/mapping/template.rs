@@ -90,12 +90,6 @@ impl Template {
         }
     }
 
-    /// Keys of the outermost object.
-    pub fn keys(&self) -> impl Iterator<Item = &str> {
-        let entries: &[(String, Self)] = if let Self::Object(entries) = self { entries } else { &[] };
-        entries.iter().map(|(key, _)| key.as_str())
-    }
-
     /// The shape filled with values.
     pub fn render(&self, scope: &Scope<'_>) -> Result<Value, EvaluationError> {
         match self {
