@@ -8,7 +8,7 @@
 use std::borrow::Cow;
 
 use cel::IdedExpr;
-use cel::common::ast::{Expr, LiteralValue};
+use cel::common::ast::{ComprehensionExpr, Expr, LiteralValue};
 use serde_json::Value;
 
 use super::function::{self, Function};
@@ -39,6 +39,17 @@ pub enum Simple {
     Not(Box<Simple>),
     /// `a ? b : c`
     Conditional(Box<[Simple; 3]>),
+    /// `a.map(x, b)`, `a.filter(x, c)`: the interpreter copies the list for each item that it adds.
+    Each {
+        /// The list.
+        list: Box<Simple>,
+        /// Name of an item.
+        name: String,
+        /// Which items.
+        when: Option<Box<Simple>>,
+        /// What becomes of an item.
+        item: Box<Simple>,
+    },
     /// `function(a, b)`
     Call(&'static Function, Vec<Simple>),
 }
@@ -51,6 +62,7 @@ impl Simple {
             Expr::Literal(literal) => constant(literal).map(Self::Constant),
             Expr::List(list) => list.elements.iter().map(sub).collect::<Option<_>>().map(Self::List),
             Expr::Ident(_) | Expr::Select(_) => path(expr),
+            Expr::Comprehension(inner) => each(inner),
             Expr::Call(call) if call.target.is_none() => {
                 match (call.func_name.as_str(), call.args.as_slice()) {
                     ("_[_]", [_, _]) => path(expr),
@@ -126,6 +138,37 @@ impl Simple {
                 let chosen = if truth(&*condition.evaluate(scope)?)? { yes } else { no };
                 return chosen.evaluate(scope);
             }
+            Self::Each { list, name, when, item } => {
+                let mut made = Vec::new();
+                let mut add = |variable| {
+                    let inner = Scope::with(scope, name, variable);
+                    let wanted = match when {
+                        Some(when) => truth(&*when.evaluate(&inner)?)?,
+                        None => true,
+                    };
+                    if wanted {
+                        made.push(item.evaluate(&inner)?.into_owned());
+                    }
+                    Some(())
+                };
+                match list.reference(scope) {
+                    Some(Variable::Many(rows)) => {
+                        rows.iter().try_for_each(|row| add(Variable::Joined(row)))?
+                    }
+                    _ => match &*list.evaluate(scope)? {
+                        Value::Array(items) => {
+                            items.iter().try_for_each(|item| add(Variable::Value(item)))?
+                        }
+                        // In the order of the keys; the interpreter's is another one each time.
+                        Value::Object(map) => {
+                            let keys: Vec<Value> = map.keys().map(|key| Value::String(key.clone())).collect();
+                            keys.iter().try_for_each(|key| add(Variable::Value(key)))?;
+                        }
+                        _ => return None,
+                    },
+                }
+                Value::Array(made)
+            }
             Self::Call(function, args) => (function.call)(&values(args, scope)?).ok()?,
         }))
     }
@@ -138,6 +181,36 @@ impl Simple {
             _ => None,
         }
     }
+}
+
+/// What the macros `map` and `filter` are made of: a list that grows by one item in each step.
+fn each(inner: &ComprehensionExpr) -> Option<Simple> {
+    let is_accu = |expr: &IdedExpr| matches!(&expr.expr, Expr::Ident(name) if *name == inner.accu_var);
+    let starts_empty = matches!(&inner.accu_init.expr, Expr::List(list) if list.elements.is_empty());
+    if !starts_empty || !is_accu(&inner.result) || inner.iter_var2.is_some() {
+        return None;
+    }
+    let call = |expr: &IdedExpr, name: &str| match &expr.expr {
+        Expr::Call(call) if call.func_name == name && call.target.is_none() => Some(call.args.clone()),
+        _ => None,
+    };
+    let (when, step) = match call(&inner.loop_step, "_?_:_") {
+        Some(args) => {
+            let [condition, step, otherwise] = args.as_slice() else { return None };
+            let when = is_accu(otherwise).then(|| Simple::compile(condition)).flatten()?;
+            (Some(Box::new(when)), step.clone())
+        }
+        None => (None, inner.loop_step.clone()),
+    };
+    let args = call(&step, "_+_")?;
+    let [accu, added] = args.as_slice() else { return None };
+    let Expr::List(added) = &added.expr else { return None };
+    let [item] = added.elements.as_slice() else { return None };
+    if !is_accu(accu) {
+        return None;
+    }
+    let (list, item) = (Box::new(Simple::compile(&inner.iter_range)?), Box::new(Simple::compile(item)?));
+    Some(Simple::Each { list, name: inner.iter_var.clone(), when, item })
 }
 
 fn values(parts: &[Simple], scope: &Scope<'_>) -> Option<Vec<Value>> {

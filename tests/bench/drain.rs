@@ -53,7 +53,7 @@ pub async fn ledgered(world: &World, end: &str) -> f64 {
 }
 
 /// CPU seconds of a server process so far.
-async fn backend_cpu_s(client: &Client, application_name: &str) -> f64 {
+pub async fn backend_cpu_s(client: &Client, application_name: &str) -> f64 {
     let sql = "select pid from pg_stat_activity where application_name = $1";
     let row = client.query_opt(sql, &[&application_name]).await.unwrap();
     row.map_or(0.0, |row| cpu_s(row.get::<_, i32>(0).unsigned_abs()))

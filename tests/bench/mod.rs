@@ -6,6 +6,7 @@
 mod drain;
 mod load;
 mod process;
+mod stages;
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
