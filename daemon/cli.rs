@@ -77,6 +77,74 @@ pub enum Command {
     /// About the ledger.
     #[command(subcommand)]
     Ledger(LedgerCommand),
+    /// Explain a row: its look-ups, the events it is part of, their routes, and the exact requests. Nothing is sent.
+    ///
+    /// Answered from the ledger's images, so it also works while the ERP is down. Texts that may be personal are given by their
+    /// length.
+    Explain {
+        /// The settings file.
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Table, such as account_move.
+        table: String,
+        /// Primary key of the row; a JSON array of texts when it has several columns.
+        key: String,
+        /// Source in the settings; may be left out when there is one.
+        #[arg(long)]
+        source: Option<String>,
+        /// Print all values.
+        #[arg(long)]
+        values: bool,
+    },
+    /// Show what is owed as it would be sent: counts, time under the quotas, the first requests. Nothing is sent.
+    Plan {
+        /// The settings file.
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Requests shown for each target.
+        #[arg(long, default_value_t = 3, value_name = "N")]
+        first: i64,
+        /// Print all values.
+        #[arg(long)]
+        values: bool,
+    },
+    /// Let a mass change go that is held (`[sources.NAME.mass]`); without an option, list what is held.
+    Release {
+        /// The settings file.
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// All of it.
+        #[arg(long)]
+        all: bool,
+        /// What is held for this target.
+        #[arg(long)]
+        target: Option<String>,
+        /// What is held of this object, such as customer.
+        #[arg(long)]
+        object: Option<String>,
+        /// Throw the deliveries away; the objects are delivered again with their next change.
+        #[arg(long)]
+        discard: bool,
+    },
+    /// Which object at a target is which of ours.
+    #[command(subcommand)]
+    Identity(IdentityCommand),
+    /// Groups of customers that move from one system to another (`waves` in the route files).
+    #[command(subcommand)]
+    Wave(WaveCommand),
+    /// Tell objects again, as if they were read for the first time: for a target or a route that is new. What a target has
+    /// already is not sent again.
+    Backfill {
+        /// The settings file.
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Event types, such as customer.v1.
+        #[arg(required = true, value_name = "EVENT")]
+        events: Vec<String>,
+        /// Source in the settings; may be left out when there is one.
+        #[arg(long)]
+        source: Option<String>,
+    },
     /// For those who write mapping files: check them, try them on examples, compare versions, print the reference.
     #[command(subcommand)]
     Mappings(MappingsCommand),
@@ -95,6 +163,76 @@ pub enum Command {
     /// Print the manual page (roff).
     #[command(hide = true)]
     Man,
+}
+
+/// `tailwater identity …`.
+#[derive(Debug, Subcommand)]
+pub enum IdentityCommand {
+    /// Where an object stands: at each target, under which id.
+    Show {
+        /// The settings file.
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Canonical id, or the id that a target gave it.
+        id: String,
+    },
+    /// Say that an object at a target is one of ours; what waited for that goes on.
+    Link {
+        /// The settings file.
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Target.
+        #[arg(long)]
+        target: String,
+        /// Object of its connector, such as customer.
+        #[arg(long)]
+        object: String,
+        /// Canonical id.
+        id: String,
+        /// The target's own id.
+        external_id: String,
+    },
+    /// Forget where an object stands at a target; nothing is changed there.
+    Unlink {
+        /// The settings file.
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Target.
+        #[arg(long)]
+        target: String,
+        /// Object of its connector, such as customer.
+        #[arg(long)]
+        object: String,
+        /// Canonical id.
+        id: String,
+    },
+}
+
+/// `tailwater wave …`.
+#[derive(Debug, Subcommand)]
+pub enum WaveCommand {
+    /// The waves of the route files, and which of them have moved, when, and by whom.
+    List {
+        /// The settings file.
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
+    /// From now on the wave's customers go where its routes say; what the new system lacks of them is delivered to it.
+    Move {
+        /// The settings file.
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Name.
+        name: String,
+    },
+    /// Back to where they were.
+    Back {
+        /// The settings file.
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Name.
+        name: String,
+    },
 }
 
 /// Where the mapping files are.

@@ -18,6 +18,7 @@ pub mod ledger;
 pub mod mapping;
 pub mod operate;
 pub mod ops;
+pub mod orders;
 pub mod pg;
 pub mod pg_tls;
 pub mod source;

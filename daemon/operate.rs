@@ -16,6 +16,7 @@ use crate::event::Lsn;
 use crate::ledger::loads::{LoadKind, Request, request};
 use crate::ledger::position::Position;
 use crate::ledger::{Ledger, LedgerError, is_served};
+use crate::ops::commands::Waves;
 use crate::ops::progress::{Progress, progress};
 use crate::source::postgres::connection::ReplicationConnection;
 use crate::source::postgres::drain::drain;
@@ -24,8 +25,8 @@ use crate::source::postgres::slot::{self, Discontinuity};
 /// How often the progress of a load is looked at.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// Why a command did not do what it was asked.
-struct Refusal(u8, String);
+/// Why a command did not do what it was asked: exit code and message.
+pub struct Refusal(pub u8, pub String);
 
 impl From<LedgerError> for Refusal {
     fn from(error: LedgerError) -> Self {
@@ -39,11 +40,14 @@ impl From<LedgerError> for Refusal {
     }
 }
 
-fn down(error: impl ToString) -> Refusal {
+/// The refusal of a service that is down.
+pub fn down(error: impl ToString) -> Refusal {
     Refusal(EX_UNAVAILABLE, error.to_string())
 }
 
-fn finish(result: Result<String, Refusal>) -> ExitCode {
+/// Prints the answer or the refusal.
+#[must_use]
+pub fn finish(result: Result<String, Refusal>) -> ExitCode {
     match result {
         Ok(text) => {
             say(&text);
@@ -62,7 +66,8 @@ pub fn find_source(sources: Vec<SourceConfig>, name: Option<&str>) -> Result<Sou
 }
 
 /// Who gives a command, for the ledger.
-fn operator() -> String {
+#[must_use]
+pub fn operator() -> String {
     let uid = std::fs::metadata("/proc/self").map(|meta| std::os::unix::fs::MetadataExt::uid(&meta));
     let name = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_default();
     format!("{name} (uid {})", uid.map_or_else(|_| "unknown".to_owned(), |uid| uid.to_string()))
@@ -71,7 +76,7 @@ fn operator() -> String {
 /// `tailwater recover`.
 pub async fn recover(config: Config, name: &str, accept_new_cluster: bool) -> ExitCode {
     let source = match find_source(config.sources, Some(name)) {
-        Ok(source) => Source::new(source, Arc::default(), HashMap::new()),
+        Ok(source) => Source::new(source, Arc::default(), HashMap::new(), Waves::default()),
         Err(code) => return code,
     };
     let work = async {

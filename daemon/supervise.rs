@@ -26,6 +26,7 @@ use crate::dispatch::{Dispatcher, Target};
 use crate::ledger::batch::Batch;
 use crate::ledger::entry::{EntryKind, NewEntry};
 use crate::ledger::{Ledger, LedgerError};
+use crate::ops::commands::{Waves, serve};
 use crate::ops::log;
 use crate::ops::pulse::Pulses;
 use crate::ops::systemd::{feed_watchdog, notify};
@@ -54,7 +55,8 @@ pub async fn run(config: Config) -> ExitCode {
         wait_for_signal().await;
         stop.send_replace(true);
     });
-    let (sources, targets) = match prepare(config) {
+    let waves = Waves::default();
+    let (sources, targets) = match prepare(config, &waves) {
         Ok(parts) => parts,
         Err(message) => return fail(EX_CONFIG, &message),
     };
@@ -64,8 +66,13 @@ pub async fn run(config: Config) -> ExitCode {
     let mut failures = 0;
     loop {
         pulses.clear();
-        let supervisor =
-            Supervisor { sources: &sources.0, targets: &targets, pulses: &pulses, stopping: &stopping };
+        let supervisor = Supervisor {
+            sources: &sources.0,
+            targets: &targets,
+            waves: &waves,
+            pulses: &pulses,
+            stopping: &stopping,
+        };
         match supervisor.run(&sources.1).await {
             End::Stopped => return ExitCode::SUCCESS,
             End::Refused(message) => {
@@ -91,14 +98,15 @@ pub async fn run(config: Config) -> ExitCode {
 type Sources = (Vec<Arc<Source>>, crate::pg::Database);
 
 /// Turns settings into what runs.
-fn prepare(config: Config) -> Result<(Sources, Vec<Arc<Target>>), String> {
+fn prepare(config: Config, waves: &Waves) -> Result<(Sources, Vec<Arc<Target>>), String> {
     let mut by_system: HashMap<String, Vec<String>> = HashMap::new();
     for target in &config.targets {
         by_system.entry(target.connector.system.clone()).or_default().push(target.name.clone());
     }
     let routes = Arc::new(config.routes);
     let sources = config.sources.into_iter();
-    let sources = sources.map(|source| Arc::new(Source::new(source, routes.clone(), by_system.clone())));
+    let source = |source| Source::new(source, routes.clone(), by_system.clone(), waves.clone());
+    let sources = sources.map(|config| Arc::new(source(config)));
     let sources = sources.collect();
     let targets = config.targets.into_iter().map(|target| prepare_target(target, &config.redis_url));
     let targets = targets.collect::<Result<_, String>>()?;
@@ -115,6 +123,7 @@ fn prepare_target(target: TargetConfig, redis_url: &str) -> Result<Arc<Target>, 
         connector: target.connector,
         pacer: Pacer::new(target.quota),
         dedup: Dedup::new(redis_url),
+        shadow: target.shadow,
         gate: Mutex::new(Gate::default()),
     }))
 }
@@ -122,6 +131,7 @@ fn prepare_target(target: TargetConfig, redis_url: &str) -> Result<Arc<Target>, 
 struct Supervisor<'a> {
     sources: &'a [Arc<Source>],
     targets: &'a [Arc<Target>],
+    waves: &'a Waves,
     pulses: &'a Pulses,
     stopping: &'a watch::Receiver<bool>,
 }
@@ -134,6 +144,9 @@ impl Supervisor<'_> {
             Err(error) => return End::LedgerLost(error),
         };
         if let Err(error) = note(&ledger, EntryKind::Start, self.describe()).await {
+            return End::LedgerLost(error);
+        }
+        if let Err(error) = self.waves.refresh(&ledger).await {
             return End::LedgerLost(error);
         }
         let (wake, woken) = watch::channel(0);
@@ -159,8 +172,11 @@ impl Supervisor<'_> {
             followers.spawn(follower.run());
         }
         let ready = tokio::spawn(report_ready(streaming));
+        let pulse = self.pulses.register("commands");
+        let commands = tokio::spawn(serve(ledger.clone(), self.waves.clone(), wake.clone(), pulse));
         let end = self.wait(&ledger, &mut followers, &mut dispatchers).await;
         ready.abort();
+        commands.abort();
         // The connection to the ERP goes first, so that it can stop whatever becomes of the rest.
         followers.shutdown().await;
         if matches!(end, End::Stopped) {

@@ -24,6 +24,7 @@ mod ledger;
 mod lifecycle;
 mod loads;
 mod mapping;
+mod orders;
 mod real_odoo;
 mod refusals;
 mod rules;

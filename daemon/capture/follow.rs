@@ -13,13 +13,13 @@ use tokio_postgres::Client;
 use super::error::CaptureError;
 use super::load::{self, Loading, emit::emit};
 use super::recover::Recovery;
-use super::tail::{STALLED, Tail};
+use super::tail::Tail;
 use super::{Source, watch};
 use crate::dispatch::retry::backoff;
 use crate::event::{Cluster, Lsn};
 use crate::ledger::batch::Batch;
 use crate::ledger::position::{Phase, Position};
-use crate::ledger::{Ledger, LedgerError, images, loads};
+use crate::ledger::{Ledger, LedgerError, command, images, loads};
 use crate::ops::pulse::Pulse;
 use crate::source::postgres::catalog::Finding;
 use crate::source::postgres::connection::ReplicationConnection;
@@ -31,8 +31,6 @@ use crate::source::postgres::types::Types;
 
 /// How often it is looked for loads that somebody asked for.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// How long a server that wants to stop waits for the ledger before its connection is closed.
-const PATIENCE: Duration = Duration::from_millis(1_000);
 /// How often an idle position is noted when nobody asks.
 const IDLE_WRITE_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest wait for what is asked of the source, and of the ledger about it, while the stream runs.
@@ -292,14 +290,14 @@ impl Follower {
                 self.yielding(&mut stream, true, tail.settle()).await?;
             }
             self.yielding(&mut stream, delivered.urgent, tail.finish_load()).await?;
-            if tail.position.phase == Phase::Mapping {
-                // The connection is closed while events are made, and opened again.
-                return Ok(());
-            }
             if self.source.releasing.is_set() {
                 return Err(CaptureError::Away("the slot is being let go".into()));
             }
             self.look_around(&mut stream, &mut tail, client, delivered.urgent, &mut looked).await?;
+            if tail.position.phase == Phase::Mapping {
+                // The connection is closed while events are made, and opened again.
+                return Ok(());
+            }
         }
         Err(CaptureError::Away("the ledger was slow".into()))
     }
@@ -313,6 +311,9 @@ impl Follower {
         urgent: bool,
         looked: &mut Looked,
     ) -> Result<(), CaptureError> {
+        if tail.position.phase == Phase::Mapping {
+            return Ok(());
+        }
         if looked.source.elapsed() >= self.source.recheck {
             looked.source = Instant::now();
             let recheck = watch::recheck(&self.source, &self.ledger, client);
@@ -320,6 +321,10 @@ impl Follower {
         }
         if tail.loading.is_none() && looked.loads.elapsed() >= LOOK_INTERVAL {
             looked.loads = Instant::now();
+            let backfills = command::backfills(self.ledger.reader(), &self.source.name).await?;
+            if !backfills.is_empty() && !tail.has_work() {
+                return self.yielding(stream, urgent, tail.tell_again(backfills)).await;
+            }
             let begin = async {
                 tail.loading = load::begin(&self.source, &self.ledger, client, false).await?;
                 Ok(())
@@ -327,61 +332,6 @@ impl Follower {
             self.yielding(stream, urgent, answered(begin)).await?;
         }
         Ok(())
-    }
-
-    /// Works off some of what was taken over. That may be the objects of a large transaction, and then take longer than a
-    /// server that wants to stop may be kept waiting; the rest of them is gone through once it is back.
-    async fn work_off(
-        &self,
-        stream: &mut Option<Stream>,
-        tail: &mut Tail,
-        urgent_since: &mut Option<Instant>,
-    ) -> Result<(), CaptureError> {
-        let mut work = std::pin::pin!(tail.go_on());
-        if let (None, Some(open)) = (&urgent_since, stream.as_ref()) {
-            tokio::select! {
-                done = self.pulse.during(&mut work) => return done,
-                () = open.urgent() => *urgent_since = Some(Instant::now()),
-                () = sleep(STALLED) => {}
-            }
-        }
-        self.yielding(stream, true, work).await?;
-        if urgent_since.is_some_and(|since| since.elapsed() > PATIENCE) {
-            return Err(CaptureError::Away("the server wants to stop".into()));
-        }
-        Ok(())
-    }
-
-    /// Carries out `work` on the ledger. When the server wants to stop, or might, and the work takes too long, the connection is
-    /// closed first (INV-9); the work still comes to its end, so that nothing is half known.
-    async fn yielding(
-        &self,
-        stream: &mut Option<Stream>,
-        urgent: bool,
-        work: impl Future<Output = Result<(), CaptureError>>,
-    ) -> Result<(), CaptureError> {
-        let mut work = std::pin::pin!(self.pulse.during(work));
-        let wanted = async {
-            match stream.as_ref() {
-                // Whatever the server wants cannot be heard while nothing is read.
-                Some(stream) if !urgent => tokio::select! {
-                    () = stream.urgent() => {}
-                    () = sleep(STALLED) => {}
-                },
-                _ => {}
-            }
-            sleep(PATIENCE).await;
-        };
-        tokio::select! {
-            done = &mut work => return done,
-            () = wanted => {}
-        }
-        tracing::warn!(source_name = %self.source.name, "the ledger is slow; the connection is closed, so that the server need not wait");
-        *stream = None;
-        tokio::select! {
-            done = work => done,
-            () = self.ledger.lost() => Err(LedgerError::WriterGone.into()),
-        }
     }
 
     fn wake_all(&self) {

@@ -1,9 +1,10 @@
 //! From transactions to a ledger batch: images, events, deliveries, position, all in one.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::Source;
+use super::mass::{LEAST, MassGuard};
 use crate::event::{CanonicalEvent, Cluster, EventRecord, Operation, Origin, Transaction};
 use crate::image::{Emitted, Images, Missing, Overlay, OverlayChanges, Projection, RowId, Touch};
 use crate::ledger::batch::{Batch, DeliveryWrite, ImageWrite, Lane, SpillWrite};
@@ -52,6 +53,9 @@ pub struct Intake {
     rounds: usize,
     /// Objects that are new to the ledger may be known to the targets.
     look_first: bool,
+    mass: MassGuard,
+    /// Objects by type, as last counted.
+    known: HashMap<String, u64>,
 }
 
 impl Intake {
@@ -69,6 +73,8 @@ impl Intake {
             images,
             rounds: 0,
             look_first: false,
+            mass: MassGuard::default(),
+            known: HashMap::new(),
         }
     }
 
@@ -171,7 +177,9 @@ impl Intake {
             return self.needs(missing);
         }
         let source = self.source.clone();
-        let ways: Vec<Vec<Way<'_>>> = emitted.iter().map(|emitted| ways(&source, &emitted.event)).collect();
+        let moved = source.waves.moved();
+        let ways: Vec<Vec<Way<'_>>> =
+            emitted.iter().map(|emitted| ways(&source, &emitted.event, &moved)).collect();
         // Only of these it matters whether they are owed already.
         let asked: Vec<Lane> = ways
             .iter()
@@ -184,10 +192,29 @@ impl Intake {
         }
         self.rounds = 0;
         let owed = images::owed(self.ledger.reader(), &asked).await?;
+        self.count_known(&emitted).await?;
         let mut batch = self.batch(emitted, ways, &owed);
         batch.images = self.image_writes(&changes);
         self.images.absorb(changes);
         Ok(Prepared::Batch(Box::new(batch)))
+    }
+
+    /// Counts the objects of each type of which there may be a mass, when a share of them matters.
+    async fn count_known(&mut self, emitted: &[Emitted]) -> Result<(), IntakeError> {
+        if self.source.mass.percent.is_none() {
+            return Ok(());
+        }
+        for spec in &self.source.mapping.events {
+            let of_type = |emitted: &&Emitted| emitted.event.event_type == spec.event_type;
+            let more = u64::try_from(emitted.iter().filter(of_type).count()).unwrap_or(u64::MAX);
+            // Counting takes a look at all of them: once, and again while there are many changes.
+            if more > 0 && self.mass.count(&spec.event_type) + more > LEAST {
+                let reader = self.ledger.reader();
+                let known = images::objects(reader, &self.source.name, &spec.table, &spec.event_type).await?;
+                self.known.insert(spec.event_type.clone(), known);
+            }
+        }
+        Ok(())
     }
 
     /// True when the images should age before the next slice.
@@ -227,17 +254,20 @@ impl Intake {
         changes.rows().map(write).collect()
     }
 
-    fn batch(&self, emitted: Vec<Emitted>, ways: Vec<Vec<Way<'_>>>, owed: &HashSet<Lane>) -> Batch {
+    fn batch(&mut self, emitted: Vec<Emitted>, ways: Vec<Vec<Way<'_>>>, owed: &HashSet<Lane>) -> Batch {
         let mut newly_owed: HashSet<Lane> = HashSet::new();
         let mut batch = Batch::default();
+        let moved = self.source.waves.moved();
         for (Emitted { event, fault, heals }, ways) in emitted.into_iter().zip(ways) {
             let entry = batch.next_entry();
+            let known = self.known.get(&event.event_type).copied();
+            let held = self.mass.judge(&self.source.mass, &event, known);
             if heals {
                 batch.healed.extend(ways.iter().map(|way| (way.lane.clone(), entry)));
             }
             for Way { lane, route, unless_owed } in ways {
                 let takes = match owed.contains(&lane) || newly_owed.contains(&lane) {
-                    true => route.takes(&event, true),
+                    true => route.takes(&event, true, &moved),
                     false => unless_owed,
                 };
                 let (takes, requires, parked) = match &fault {
@@ -258,6 +288,7 @@ impl Intake {
                     fact: self.source.kind_of(&event.event_type) == EventKind::Fact,
                     requires,
                     parked,
+                    held: held.clone(),
                     look_first: self.look_first && event.operation == Operation::Create,
                 });
             }
@@ -280,7 +311,7 @@ struct Way<'a> {
 }
 
 /// Where an event may go.
-fn ways<'a>(source: &'a Source, event: &CanonicalEvent) -> Vec<Way<'a>> {
+fn ways<'a>(source: &'a Source, event: &CanonicalEvent, moved: &BTreeSet<String>) -> Vec<Way<'a>> {
     let lanes = source.lanes(event);
-    lanes.map(|(lane, route)| Way { lane, route, unless_owed: route.takes(event, false) }).collect()
+    lanes.map(|(lane, route)| Way { lane, route, unless_owed: route.takes(event, false, moved) }).collect()
 }

@@ -5,6 +5,8 @@ pub mod follow;
 pub mod guard;
 pub mod intake;
 pub mod load;
+pub mod mass;
+mod patience;
 pub mod recover;
 pub mod tail;
 pub mod watch;
@@ -18,7 +20,9 @@ use crate::event::CanonicalEvent;
 use crate::ledger::batch::Lane;
 use crate::mapping::route::Route;
 use crate::mapping::{EventKind, SourceMapping};
+use crate::ops::commands::Waves;
 use crate::pg::Database;
+use mass::MassSettings;
 
 /// A source as it is configured.
 #[derive(Clone)]
@@ -45,6 +49,10 @@ pub struct Source {
     pub recheck: Duration,
     /// Values come in binary.
     pub binary: bool,
+    /// When a change is too large to go without a person.
+    pub mass: MassSettings,
+    /// Waves that have been moved.
+    pub waves: Waves,
     /// The slot is being let go of.
     pub releasing: guard::Releasing,
 }
@@ -52,7 +60,12 @@ pub struct Source {
 impl Source {
     /// A source of the settings, with the routes and the targets of each connector.
     #[must_use]
-    pub fn new(config: SourceConfig, routes: Arc<Vec<Route>>, targets: HashMap<String, Vec<String>>) -> Self {
+    pub fn new(
+        config: SourceConfig,
+        routes: Arc<Vec<Route>>,
+        targets: HashMap<String, Vec<String>>,
+        waves: Waves,
+    ) -> Self {
         Self {
             name: config.name,
             database: config.database,
@@ -65,6 +78,8 @@ impl Source {
             guard: config.guard,
             recheck: config.recheck,
             binary: config.binary,
+            mass: config.mass,
+            waves,
             releasing: guard::Releasing::default(),
         }
     }
@@ -80,6 +95,7 @@ impl Source {
         let routes = self.routes.iter().filter(|route| route.event_type == event.event_type);
         routes.flat_map(move |route| {
             let targets = self.targets.get(&route.system).into_iter().flatten();
+            let targets = targets.filter(|target| route.target.as_ref().is_none_or(|only| only == *target));
             targets.map(move |target| {
                 let lane = Lane {
                     target: target.clone(),

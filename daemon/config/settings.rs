@@ -32,6 +32,8 @@ pub struct TargetConfig {
     pub api_key: Secret,
     /// Allowed rate.
     pub quota: Quota,
+    /// Everything is done but the request.
+    pub shadow: bool,
 }
 
 /// All settings.
@@ -188,6 +190,14 @@ fn read_target(name: &str, node: &Node, mappings: &Path, problems: &mut Problems
         }
         quota
     });
+    let shadow = fields.optional("mode").is_some_and(|node| match node.string(problems).as_deref() {
+        Some("shadow") => true,
+        Some("live") | None => false,
+        Some(_) => {
+            problems.add(&node.at, "neither `live` nor `shadow`", "mode = \"shadow\"");
+            false
+        }
+    });
     let at = fields.at.clone();
     fields.finish(problems);
     let connector = connector?;
@@ -206,6 +216,7 @@ fn read_target(name: &str, node: &Node, mappings: &Path, problems: &mut Problems
         user,
         api_key: api_key?,
         quota: quota?,
+        shadow,
     })
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::database::read_database;
 use super::node::{Fields, Node, Problems};
+use crate::capture::mass::MassSettings;
 use crate::mapping::{self, Constants, SourceMapping};
 use crate::pg::Database;
 
@@ -27,6 +28,8 @@ pub struct SourceConfig {
     pub guard: GuardSettings,
     /// How often the catalogue is checked while the stream runs.
     pub recheck: Duration,
+    /// When a change is too large to go without a person.
+    pub mass: MassSettings,
     /// Values come in binary. Gains nothing measurable with common rows; types without a known binary form are refused.
     pub binary: bool,
 }
@@ -107,6 +110,7 @@ pub(super) fn read_source(
     let guard = read_guard(&mut fields, problems);
     let binary = fields.optional("binary").and_then(|node| node.boolean(problems)).unwrap_or(false);
     let recheck = read_time(&mut fields, "recheck", problems).unwrap_or(Duration::from_secs(60));
+    let mass = read_mass(&mut fields, problems);
     let constants = read_constants(name, &mut fields, problems);
     fields.finish(problems);
     let mapping = mapping.and_then(|mapping| mapping::file::load(mappings, &mapping, constants, problems));
@@ -119,6 +123,7 @@ pub(super) fn read_source(
         load,
         guard,
         recheck,
+        mass,
         binary,
     })
 }
@@ -127,6 +132,21 @@ pub(super) fn read_source(
 fn is_slot_name(name: &str) -> bool {
     (1..=63).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+}
+
+/// `[sources.NAME.mass]`.
+fn read_mass(fields: &mut Fields, problems: &mut Problems) -> MassSettings {
+    let mut settings = MassSettings::default();
+    let Some(node) = fields.optional("mass") else { return settings };
+    let mut inner = node.fields(problems);
+    let mut most =
+        |key, problems: &mut Problems| inner.optional(key).and_then(|node| node.whole(1, problems));
+    settings.objects = most("objects", problems);
+    settings.percent = most("percent", problems);
+    settings.endings = most("endings", problems);
+    settings.window = read_time(&mut inner, "within", problems).unwrap_or(settings.window);
+    inner.finish(problems);
+    settings
 }
 
 /// What mapping files may refer to.

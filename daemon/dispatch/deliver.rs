@@ -52,9 +52,31 @@ impl Delivery {
                 tracing::warn!(delivery = self.due.id, target = %self.due.lane.target, reason, "delivery parked");
                 self.close("parked", reason, None).await
             }
+            Plan::Send { request, .. } | Plan::Find(request) if self.target.shadow => {
+                self.shadow(&request).await
+            }
             Plan::Send { request, wishes } => self.send(request, wishes).await,
             Plan::Find(request) => self.find(request).await,
         }
+    }
+
+    /// Records what would have been sent.
+    async fn shadow(&self, request: &Request) -> Result<(), LedgerError> {
+        let mut batch = Batch::default();
+        self.supersede(&mut batch);
+        let reason = format!("not sent: {} {} in shadow mode", request.method, request.step);
+        batch.entry(NewEntry::new(
+            EntryKind::Outcome,
+            self.correlation_id(),
+            json!({
+                "delivery": self.due.id, "event_seq": self.due.event_seq, "target": self.due.lane.target,
+                "object": self.due.lane.object, "id": self.due.lane.canonical_id, "class": "shadowed", "step": request.step,
+                "method": request.method, "path_sha256": sha256_hex(request.path.as_bytes()),
+                "request_sha256": request.body.as_ref().map(|body| sha256_hex(body.as_bytes())),
+            }),
+        ));
+        batch.closed.push(ClosedWrite { id: self.due.id, state: "shadowed", reason: Some(reason) });
+        self.ledger.writer().write(batch).await.map(|_| ())
     }
 
     /// The same for every attempt of a round: a new round is a deliberately new request.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
@@ -13,8 +14,9 @@ use tokio::time::{Instant, sleep_until};
 use super::deliver::Delivery;
 use super::plan::{Obstacle, Plan, plan, wanted};
 use super::target::Target;
-use crate::ledger::batch::Lane;
-use crate::ledger::outbox::{Due, Outbox, has_older_open, holders};
+use crate::ledger::batch::{Batch, Lane};
+use crate::ledger::entry::{EntryKind, NewEntry};
+use crate::ledger::outbox::{Due, Outbox, has_older_open, holders, shadowed};
 use crate::ledger::{Ledger, LedgerError};
 use crate::ops::pulse::Pulse;
 
@@ -66,6 +68,7 @@ impl Dispatcher {
     /// in flight: they are in doubt, which the ledger knows.
     pub async fn run(mut self) -> Result<(), LedgerError> {
         let outbox = Outbox::prepare(self.ledger.reader()).await?;
+        self.go_live().await?;
         loop {
             self.pulse.beat();
             if *self.stopping.borrow() {
@@ -82,6 +85,19 @@ impl Dispatcher {
             }
             self.wait(&outbox).await?;
         }
+    }
+
+    /// What was only recorded while the target was in shadow mode is owed once it is live.
+    async fn go_live(&self) -> Result<(), LedgerError> {
+        let target = &self.target.name;
+        let shadowed = if self.target.shadow { 0 } else { shadowed(self.ledger.reader(), target).await? };
+        if shadowed == 0 {
+            return Ok(());
+        }
+        let mut batch = Batch { live: vec![target.clone()], ..Batch::default() };
+        let fields = json!({"target": target, "mode": "live", "deliveries": shadowed});
+        batch.entry(NewEntry::new(EntryKind::Config, None, fields));
+        self.ledger.writer().write(batch).await.map(|_| ())
     }
 
     async fn capacity(&self) -> usize {

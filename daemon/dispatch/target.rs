@@ -29,6 +29,8 @@ pub struct Target {
     pub pacer: Pacer,
     /// Deduplication hints.
     pub dedup: Dedup,
+    /// Everything is done but the request.
+    pub shadow: bool,
     /// Whether it may be spoken to.
     pub gate: Mutex<Gate>,
 }

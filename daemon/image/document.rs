@@ -54,6 +54,44 @@ fn children(overlay: &Overlay<'_>, join: &Join, key: &str, column: &Arc<str>) ->
     rows.collect::<Option<Vec<_>>>().map(Joined::Many)
 }
 
+/// The rows of a join, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// 0 for joins of the root row.
+    pub depth: usize,
+    /// Name in expressions.
+    pub alias: String,
+    /// Table.
+    pub table: String,
+    /// Keys of the rows, in their order.
+    pub keys: Vec<String>,
+}
+
+/// Which rows a document is made of.
+pub fn parts(overlay: &Overlay<'_>, joins: &[Join], rows: &[(String, Arc<Row>)], depth: usize) -> Vec<Part> {
+    let mut found = Vec::new();
+    for join in joins {
+        let mut below: Vec<(String, Arc<Row>)> = Vec::new();
+        for (key, row) in rows {
+            let keys: BTreeSet<String> = match &join.kind {
+                JoinKind::By(column) => reference_in(row, column).into_iter().collect(),
+                JoinKind::Children(column) => {
+                    overlay.keys_where(&join.table, column, key).unwrap_or_default()
+                }
+            };
+            let known = |key: String| overlay.row(&join.table, &key).flatten().map(|row| (key, row));
+            let mut joined: Vec<(String, Arc<Row>)> = keys.into_iter().filter_map(known).collect();
+            joined.sort_by(|a, b| join.compare(a, b));
+            joined.retain(|(key, _)| below.iter().all(|(known, _)| known != key));
+            below.extend(joined);
+        }
+        let keys = below.iter().map(|(key, _)| key.clone()).collect();
+        found.push(Part { depth, alias: join.alias.to_string(), table: join.table.to_string(), keys });
+        found.extend(parts(overlay, &join.joins, &below, depth + 1));
+    }
+    found
+}
+
 /// Keys of the rows of `table` that a changed row is joined to, directly or through others, now or before.
 pub fn parents(overlay: &Overlay<'_>, table: &Arc<str>, joins: &[Join], cause: &Cause) -> BTreeSet<String> {
     let mut found = BTreeSet::new();

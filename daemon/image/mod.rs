@@ -5,6 +5,7 @@ mod document;
 pub mod overlay;
 pub mod project;
 
+pub use document::Part;
 pub use overlay::{
     Changed, Emission, Image, Images, IndexId, KeysByValue, Missing, Overlay, OverlayChanges, RowId,
 };

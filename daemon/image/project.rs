@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::document::{joined, parents};
+use super::document::{Part, joined, parents, parts};
 use super::overlay::{Emission, Overlay};
 use crate::event::{
     CanonicalEvent, Cause, Change, ChangePosition, Cluster, Field, Operation, Row, RowState, SentRow,
@@ -131,6 +131,40 @@ impl Projection<'_> {
             return Vec::new();
         }
         keys.iter().flat_map(|key| self.object(overlay, spec, key, Vec::new(), &stamp)).collect()
+    }
+
+    /// Keys of the objects of one event that a row is, or is part of.
+    #[must_use]
+    pub fn objects_of(&self, overlay: &Overlay<'_>, spec: &EventSpec, cause: &Cause) -> BTreeSet<String> {
+        roots(overlay, spec, &[(0, cause.clone())]).into_keys().collect()
+    }
+
+    /// What an object is now, whether or not it was emitted so, and the rows it is made of; `None` when the row is no such
+    /// object.
+    #[must_use]
+    pub fn explained(
+        &self,
+        overlay: &Overlay<'_>,
+        spec: &EventSpec,
+        key: &str,
+        at: crate::event::Lsn,
+    ) -> Option<(Emitted, Vec<Part>)> {
+        let image = overlay.image(&spec.table, key)?;
+        let (row, known) = (image.row.clone()?, image.emission(&spec.event_type).is_some());
+        let (id, data, fault) = match self.evaluated(overlay, spec, key, &row)? {
+            Evaluated::Nothing => return None,
+            Evaluated::Object(id, data) => {
+                let fault = spec.schema.violation(&data);
+                (id, data, fault)
+            }
+            Evaluated::Fault(id, reason) => (id.clone(), with_id(Value::Null, &id), Some(reason)),
+        };
+        let position = ChangePosition { commit_lsn: at, ordinal: 0 };
+        let stamp = Stamp { position, committed_at: jiff::Timestamp::UNIX_EPOCH, xid: None, snapshot: false };
+        let operation = if known { Operation::Update } else { Operation::Create };
+        let event = self.event(spec, &stamp, (operation, id, data), Vec::new());
+        let parts = parts(overlay, &spec.joins, &[(key.to_owned(), row)], 0);
+        Some((Emitted { event, fault, heals: false }, parts))
     }
 
     /// Applies the row changes; gives those that changed a mapped column.

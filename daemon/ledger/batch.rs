@@ -176,6 +176,8 @@ pub struct DeliveryWrite {
     pub requires: Vec<String>,
     /// Why it is parked from the start, when it is.
     pub parked: Option<String>,
+    /// Why it is held for a person, when it is.
+    pub held: Option<String>,
     /// The target may have the object although the ledger does not know it: it is looked up before it is created.
     pub look_first: bool,
 }
@@ -198,7 +200,7 @@ pub struct SendingWrite {
 pub struct ClosedWrite {
     /// Delivery.
     pub id: i64,
-    /// `applied`, `duplicate`, `superseded`, `rejected`, `parked`.
+    /// `applied`, `duplicate`, `superseded`, `rejected`, `parked`, `shadowed`.
     pub state: &'static str,
     /// Why.
     pub reason: Option<String>,
@@ -280,6 +282,10 @@ pub struct Batch {
     pub foreign: Vec<(Lane, String)>,
     /// Unique values and wishes.
     pub claims: Vec<ClaimWrite>,
+    /// What people asked for.
+    pub commands: Vec<super::command::Asked>,
+    /// Targets whose shadowed deliveries are owed after all.
+    pub live: Vec<String>,
     /// About to be sent.
     pub sending: Vec<SendingWrite>,
     /// Finished.
@@ -322,6 +328,8 @@ impl Batch {
         self.positions.extend(other.positions);
         self.foreign.extend(other.foreign);
         self.claims.extend(other.claims);
+        self.commands.extend(other.commands);
+        self.live.extend(other.live);
         self.sending.extend(other.sending);
         self.closed.extend(other.closed);
         self.retries.extend(other.retries);

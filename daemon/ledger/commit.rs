@@ -14,9 +14,9 @@ use tokio_postgres::{Client, Statement};
 
 use super::LedgerError;
 use super::batch::{Batch, EntryIndex};
+use super::dispatch_statements::dispatch_statements;
 use super::statements::{
-    Parameters, Prepared, dispatch_statements, entry_statement, guard_statements, source_statements,
-    tree_statement,
+    Parameters, Prepared, entry_statement, guard_statements, source_statements, tree_statement,
 };
 use super::tree::Tree;
 

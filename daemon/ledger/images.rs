@@ -131,6 +131,18 @@ pub async fn keys_after(
     rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
 
+/// How many rows of a table are objects of this type.
+pub async fn objects(
+    client: &Client,
+    source: &str,
+    table: &str,
+    event_type: &str,
+) -> Result<u64, LedgerError> {
+    let sql = "select count(*) from image where source = $1 and relation = $2 and emitted like '%[\"' || $3 || '\",%'";
+    let count: i64 = client.query_one(sql, &[&source, &table, &event_type]).await?.try_get(0)?;
+    Ok(u64::try_from(count).unwrap_or_default())
+}
+
 /// Which of these lanes a target holds or is owed.
 pub async fn owed(
     client: &Client,
@@ -149,7 +161,7 @@ pub async fn owed(
                              and a.canonical_id = w.canonical_id and a.state = 'present')
                   or exists (select from delivery d where d.target = w.target and d.object = w.object
                              and d.canonical_id = w.canonical_id and d.operation = 'upsert'
-                             and d.state in ('pending', 'sending', 'parked', 'rejected'))";
+                             and d.state in ('pending', 'sending', 'parked', 'rejected', 'shadowed', 'held'))";
     let rows = client.query(sql, &[&targets, &objects, &ids]).await?;
     let lane = |row: &tokio_postgres::Row| -> Result<super::batch::Lane, LedgerError> {
         Ok(super::batch::Lane {

@@ -4,7 +4,9 @@
 //! Everything else reads.
 
 pub mod batch;
+pub mod command;
 pub mod commit;
+pub mod dispatch_statements;
 pub mod entry;
 pub mod images;
 pub mod load_statements;

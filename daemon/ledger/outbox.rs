@@ -52,7 +52,7 @@ pub struct Due {
 
 /// Heads of lanes that are due at `target`, oldest first, except those in `busy`.
 ///
-/// A lane is headed by its oldest open delivery, so order is kept (INV-5). A pending state is replaced by the newest
+/// A lane is headed by its oldest open delivery, so order is kept (INV-5); behind one that is held for a person it waits. A pending state is replaced by the newest
 /// pending state behind it, up to the next fact (INV-6). A lane waits while something it requires is on its way there, and
 /// while a request of its own is in doubt and waits for a person.
 ///
@@ -72,7 +72,7 @@ const DUE: &str = "
     where h.target = $1 and h.open and h.due_at <= now() and h.id <> all ($2::bigint[])
       and not exists (select from delivery e where e.target = h.target and e.object = h.object
                       and e.canonical_id = h.canonical_id and e.id < h.id
-                      and (e.state in ('pending', 'sending') or (e.state = 'parked' and e.request is not null)))
+                      and (e.state in ('pending', 'sending', 'held') or (e.state = 'parked' and e.request is not null)))
       and not exists (select from unnest(coalesce(n.requires, h.requires)) r
                       cross join lateral (
                         select from delivery q where q.target = h.target and q.object = split_part(r, '/', 1)
@@ -174,20 +174,84 @@ async fn resolve_references(
     if required.is_empty() {
         return Ok(());
     }
-    let references: Vec<&str> = required.iter().map(|(_, reference)| reference.as_str()).collect();
-    let sql = "select distinct r, i.external_id from unnest($2::text[]) r join identity i
-               on i.system = $1 and i.object = split_part(r, '/', 1) and i.canonical_id = substr(r, strpos(r, '/') + 1)";
-    let rows = client.query(sql, &[&target, &references]).await?;
-    let mut known: HashMap<String, String> = HashMap::new();
-    for row in &rows {
-        known.insert(row.try_get(0)?, row.try_get(1)?);
-    }
+    let wanted: Vec<String> = required.iter().map(|(_, reference)| reference.clone()).collect();
+    let known = references(client, target, &wanted).await?;
     for (index, reference) in required {
         if let (Some(due), Some(external_id)) = (found.get_mut(index), known.get(&reference)) {
             due.references.insert(reference, external_id.clone());
         }
     }
     Ok(())
+}
+
+/// Where an object stands, by its canonical id or by a target's own: canonical id, target, object, the target's id, state.
+pub async fn identities(
+    client: &Client,
+    id: &str,
+) -> Result<Vec<(String, String, String, String, String)>, LedgerError> {
+    let sql = "select i.canonical_id, i.system, i.object, i.external_id, coalesce(a.state, 'linked') from identity i
+               left join applied a on a.target = i.system and a.object = i.object and a.canonical_id = i.canonical_id
+               where i.canonical_id = $1 or i.external_id = $1 order by 1, 2, 3";
+    let rows = client.query(sql, &[&id]).await?;
+    rows.iter()
+        .map(|row| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?, row.try_get(4)?)))
+        .collect()
+}
+
+/// How many deliveries were worked out and not sent, because the target was in shadow mode.
+pub async fn shadowed(client: &Client, target: &str) -> Result<i64, LedgerError> {
+    let sql = "select count(*) from delivery where target = $1 and state = 'shadowed'";
+    Ok(client.query_one(sql, &[&target]).await?.try_get(0)?)
+}
+
+/// What is owed of one kind.
+#[derive(Debug, Clone)]
+pub struct Owed {
+    /// Object of the connector.
+    pub object: String,
+    /// `upsert` or `delete`.
+    pub operation: String,
+    /// Objects.
+    pub lanes: i64,
+    /// Deliveries of them.
+    pub deliveries: i64,
+}
+
+/// What is owed to a target, by object and operation.
+pub async fn open_deliveries(client: &Client, target: &str) -> Result<Vec<Owed>, LedgerError> {
+    let sql = "select object, operation, count(distinct canonical_id), count(*) from delivery
+               where target = $1 and open group by 1, 2 order by 1, 2";
+    let rows = client.query(sql, &[&target]).await?;
+    let owed = |row: &tokio_postgres::Row| {
+        Ok(Owed {
+            object: row.try_get(0)?,
+            operation: row.try_get(1)?,
+            lanes: row.try_get(2)?,
+            deliveries: row.try_get(3)?,
+        })
+    };
+    rows.iter().map(owed).collect()
+}
+
+/// The target's own id of an object, and the digest of the body it accepted last.
+pub async fn stands(client: &Client, lane: &Lane) -> Result<(Option<String>, Option<String>), LedgerError> {
+    let sql = "select i.external_id, a.sha256 from (select $1::text as target, $2::text as object, $3::text as id) w
+               left join identity i on i.system = w.target and i.object = w.object and i.canonical_id = w.id
+               left join applied a on a.target = w.target and a.object = w.object and a.canonical_id = w.id";
+    let row = client.query_one(sql, &[&lane.target, &lane.object, &lane.canonical_id]).await?;
+    Ok((row.try_get(0)?, row.try_get(1)?))
+}
+
+/// The target's ids of these references (`object/canonical id`), as far as they are there.
+pub async fn references(
+    client: &Client,
+    target: &str,
+    references: &[String],
+) -> Result<HashMap<String, String>, LedgerError> {
+    let sql = "select distinct r, i.external_id from unnest($2::text[]) r join identity i
+               on i.system = $1 and i.object = split_part(r, '/', 1) and i.canonical_id = substr(r, strpos(r, '/') + 1)";
+    let rows = client.query(sql, &[&target, &references]).await?;
+    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
 
 /// Who holds these unique values at `target`.

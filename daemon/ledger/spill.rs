@@ -1,4 +1,4 @@
-//! Objects touched by a transaction that is too large to be worked out at once: see `sql/ledger/V7__spill.sql`.
+//! Objects touched by a transaction that is too large to be worked out at once: see `sql/ledger/V7__documents.sql`.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -12,15 +12,18 @@
 //!
 //! A delete goes wherever the object is owed, whatever `when` says.
 
+use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::expression::{EvaluationError, Expression};
 use super::file::{check_format, read, yaml_files};
+use super::schema::Schema;
 use super::scope::Scope;
-use super::shape::{Variables, open_variables};
-use crate::config::node::{Node, Problems};
+use super::shape::{Shape, Variables, open_variables, suggestion};
+use crate::config::node::{Fields, Node, Problems};
 use crate::event::{CanonicalEvent, Operation};
 
 /// Another object that must stand at the target first.
@@ -39,6 +42,10 @@ pub struct Route {
     pub event_type: String,
     /// Connector name.
     pub system: String,
+    /// Only this target of the settings; all with the connector when `None`.
+    pub target: Option<String>,
+    /// Only for (`true`), or not for (`false`), customers of a wave that has been moved.
+    pub wave: Option<(Arc<Wave>, bool)>,
     /// Object of the connector.
     pub object: String,
     /// Condition over `event`, `owed`, `created`, `snapshot`.
@@ -49,9 +56,19 @@ pub struct Route {
 
 impl Route {
     /// True when `event` takes this route. `owed`: the target holds the object or is owed it.
-    pub fn takes(&self, event: &CanonicalEvent, owed: bool) -> Result<bool, EvaluationError> {
+    pub fn takes(
+        &self,
+        event: &CanonicalEvent,
+        owed: bool,
+        moved: &BTreeSet<String>,
+    ) -> Result<bool, EvaluationError> {
         if event.operation == Operation::Delete {
             return Ok(owed);
+        }
+        if let Some((wave, inside)) = &self.wave
+            && (moved.contains(&wave.name) && wave.has(event)?) != *inside
+        {
+            return Ok(false);
         }
         let (owed, created, snapshot) = (
             Value::Bool(owed),
@@ -78,6 +95,24 @@ impl Route {
     }
 }
 
+/// A group of customers that is moved from one system to another.
+#[derive(Debug)]
+pub struct Wave {
+    /// Name.
+    pub name: String,
+    /// Who belongs to it, over `customer` (canonical id) and `event`.
+    pub when: Expression,
+}
+
+impl Wave {
+    fn has(&self, event: &CanonicalEvent) -> Result<bool, EvaluationError> {
+        // An invoice goes with its customer.
+        let own = Value::String(event.id.clone());
+        let customer = event.data.get("customer").filter(|customer| customer.is_string()).unwrap_or(&own);
+        self.when.holds(&Scope::new([("event", &event.data), ("customer", customer)]))
+    }
+}
+
 /// How the ledger names an object at a target: `organization/ERP-P-8`.
 #[must_use]
 pub fn reference(object: &str, canonical_id: &str) -> String {
@@ -86,37 +121,82 @@ pub fn reference(object: &str, canonical_id: &str) -> String {
 
 /// Loads `mappings/routes/*.yaml`.
 pub fn load(mappings: &Path, problems: &mut Problems) -> Vec<Route> {
-    let mut routes = Vec::new();
+    let (mut routes, mut waves) = (Vec::new(), Vec::new());
+    let mut items = Vec::new();
     for path in yaml_files(&mappings.join("routes"), problems) {
         let Some(text) = read(&path, problems) else { continue };
         let Some(node) = Node::from_yaml(&path, &text, problems) else { continue };
         let mut fields = node.fields(problems);
         check_format(&mut fields, problems);
-        let items = fields.required("routes", "a list", problems);
-        fields.finish(problems);
-        for item in items.map(|node| node.list(problems)).unwrap_or_default() {
-            routes.extend(read_route(&item, problems));
+        for (name, node) in fields.optional("waves").map(|node| node.entries(problems)).unwrap_or_default() {
+            let variables = open_variables(&["event", "customer"]);
+            let when = Expression::compile(&node, &variables, problems);
+            waves.extend(when.map(|when| Arc::new(Wave { name, when })));
         }
+        let listed = fields.required("routes", "a list", problems);
+        fields.finish(problems);
+        items.extend(listed.map(|node| node.list(problems)).unwrap_or_default());
+    }
+    for item in &items {
+        routes.extend(read_route(mappings, item, &waves, problems));
     }
     routes
 }
 
-fn read_route(node: &Node, problems: &mut Problems) -> Option<Route> {
+fn read_route(mappings: &Path, node: &Node, waves: &[Arc<Wave>], problems: &mut Problems) -> Option<Route> {
     let mut fields = node.fields(problems);
-    let event_type = fields.string("event", "customer.v1", problems);
+    let event = fields.required("event", "customer.v1", problems);
+    let event_type = event.as_ref().and_then(|node| node.string(problems));
     let system = fields.string("system", "stripe", problems);
+    let target = fields.optional("target").and_then(|node| node.string(problems));
+    let wave = read_wave(&mut fields, node, waves, problems);
     let object = fields.string("object", "customer", problems);
-    let variables = open_variables(&["event", "owed", "created", "snapshot"]);
+    let schema = event_type.as_ref().zip(event.as_ref());
+    let schema = schema.and_then(|(name, node)| Schema::load(mappings, name, &node.at, problems));
+    let mut variables = open_variables(&["event", "owed", "created", "snapshot"]);
+    let shape = schema.map_or(Shape::Any, |schema| schema.shape);
+    variables.insert("event".into(), shape.clone());
     let when = fields.required("when", "\"true\"", problems);
     let when = when.and_then(|node| Expression::compile(&node, &variables, problems));
     let listed = fields.optional("requires").map(|node| node.list(problems)).unwrap_or_default();
     fields.finish(problems);
-    let requires = listed.iter().filter_map(|item| read_requirement(item, problems)).collect();
-    Some(Route { event_type: event_type?, system: system?, object: object?, when: when?, requires })
+    let requires = listed.iter().filter_map(|item| read_requirement(item, &shape, problems)).collect();
+    let (event_type, system, object) = (event_type?, system?, object?);
+    Some(Route { event_type, system, target, wave: wave?, object, when: when?, requires })
 }
 
-fn read_requirement(node: &Node, problems: &mut Problems) -> Option<Requirement> {
-    let variables: Variables = open_variables(&["event"]);
+/// `wave: NAME` or `unless_wave: NAME`; `None` when it is wrong.
+fn read_wave(
+    fields: &mut Fields,
+    node: &Node,
+    waves: &[Arc<Wave>],
+    problems: &mut Problems,
+) -> Option<Option<(Arc<Wave>, bool)>> {
+    let (inside, outside) = (fields.optional("wave"), fields.optional("unless_wave"));
+    let (named, inside) = match (inside, outside) {
+        (None, None) => return Some(None),
+        (Some(named), None) => (named, true),
+        (None, Some(named)) => (named, false),
+        (Some(_), Some(_)) => {
+            problems.add(&node.at, "a route has `wave` or `unless_wave`, not both", "wave: pilot");
+            return None;
+        }
+    };
+    let name = named.string(problems)?;
+    let found = waves.iter().find(|wave| wave.name == name);
+    if found.is_none() {
+        let known: Vec<&str> = waves.iter().map(|wave| wave.name.as_str()).collect();
+        problems.add(
+            &named.at,
+            format!("there is no wave `{name}`"),
+            suggestion(&name, &known, "under `waves`"),
+        );
+    }
+    found.map(|wave| Some((wave.clone(), inside)))
+}
+
+fn read_requirement(node: &Node, shape: &Shape, problems: &mut Problems) -> Option<Requirement> {
+    let variables: Variables = [("event".to_owned(), shape.clone())].into();
     let mut fields = node.fields(problems);
     let object = fields.string("object", "organization", problems);
     let id = fields.required("id", "event.customer", problems);

@@ -139,35 +139,7 @@ impl Simple {
                 return chosen.evaluate(scope);
             }
             Self::Each { list, name, when, item } => {
-                let mut made = Vec::new();
-                let mut add = |variable| {
-                    let inner = Scope::with(scope, name, variable);
-                    let wanted = match when {
-                        Some(when) => truth(&*when.evaluate(&inner)?)?,
-                        None => true,
-                    };
-                    if wanted {
-                        made.push(item.evaluate(&inner)?.into_owned());
-                    }
-                    Some(())
-                };
-                match list.reference(scope) {
-                    Some(Variable::Many(rows)) => {
-                        rows.iter().try_for_each(|row| add(Variable::Joined(row)))?
-                    }
-                    _ => match &*list.evaluate(scope)? {
-                        Value::Array(items) => {
-                            items.iter().try_for_each(|item| add(Variable::Value(item)))?
-                        }
-                        // In the order of the keys; the interpreter's is another one each time.
-                        Value::Object(map) => {
-                            let keys: Vec<Value> = map.keys().map(|key| Value::String(key.clone())).collect();
-                            keys.iter().try_for_each(|key| add(Variable::Value(key)))?;
-                        }
-                        _ => return None,
-                    },
-                }
-                Value::Array(made)
+                Value::Array(made(scope, list, name, when.as_deref(), item)?)
             }
             Self::Call(function, args) => (function.call)(&values(args, scope)?).ok()?,
         }))
@@ -181,6 +153,41 @@ impl Simple {
             _ => None,
         }
     }
+}
+
+/// The items that `map` or `filter` makes of a list.
+fn made<'a>(
+    scope: &Scope<'a>,
+    list: &'a Simple,
+    name: &'a str,
+    when: Option<&'a Simple>,
+    item: &'a Simple,
+) -> Option<Vec<Value>> {
+    let mut made = Vec::new();
+    let mut add = |variable| {
+        let inner = Scope::with(scope, name, variable);
+        let wanted = match when {
+            Some(when) => truth(&*when.evaluate(&inner)?)?,
+            None => true,
+        };
+        if wanted {
+            made.push(item.evaluate(&inner)?.into_owned());
+        }
+        Some(())
+    };
+    match list.reference(scope) {
+        Some(Variable::Many(rows)) => rows.iter().try_for_each(|row| add(Variable::Joined(row)))?,
+        _ => match &*list.evaluate(scope)? {
+            Value::Array(items) => items.iter().try_for_each(|item| add(Variable::Value(item)))?,
+            // In the order of the keys; the interpreter's is another one each time.
+            Value::Object(map) => {
+                let keys: Vec<Value> = map.keys().map(|key| Value::String(key.clone())).collect();
+                keys.iter().try_for_each(|key| add(Variable::Value(key)))?;
+            }
+            _ => return None,
+        },
+    }
+    Some(made)
 }
 
 /// What the macros `map` and `filter` are made of: a list that grows by one item in each step.

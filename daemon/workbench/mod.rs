@@ -3,5 +3,8 @@
 
 pub mod diff;
 pub mod docs;
+pub mod explain;
 pub mod mappings;
+pub mod plan;
+pub mod redact;
 pub mod rehearsal;

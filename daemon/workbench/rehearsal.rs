@@ -1,7 +1,7 @@
 //! What the routes make of events, without any target: each object stands at a system as soon as an event has been routed
 //! there.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -42,7 +42,9 @@ impl<'a> Rehearsal<'a> {
             };
             let object = (route.system.clone(), route.object.clone(), event.id.clone());
             let owed = self.known.contains(&object);
-            let taken = route.takes(event, owed).and_then(|takes| Ok((takes, route.requirements(event)?)));
+            let taken = route
+                .takes(event, owed, &BTreeSet::new())
+                .and_then(|takes| Ok((takes, route.requirements(event)?)));
             match taken {
                 Ok((false, _)) => {}
                 Ok((true, requires)) => {

@@ -23,8 +23,9 @@ use super::load::reader::Verdict;
 use crate::event::{Lsn, Transaction};
 use crate::image::Missing;
 use crate::ledger::batch::{Batch, LoadWrite, QuietState};
+use crate::ledger::command::{self, Asked};
 use crate::ledger::entry::{EntryKind, NewEntry};
-use crate::ledger::position::Position;
+use crate::ledger::position::{Phase, Position};
 use crate::ledger::{Ledger, LedgerError};
 use crate::source::postgres::chunk::read_back;
 use crate::source::postgres::stream::Confirmer;
@@ -262,6 +263,22 @@ impl Tail {
             }
         }
         Ok(Batch { quiet, ..Batch::default() })
+    }
+
+    /// Objects are to be told again: what is known of having told them is forgotten, and the next session goes through them.
+    pub async fn tell_again(&mut self, asked: Vec<Asked>) -> Result<(), CaptureError> {
+        if self.position.ordinal.is_some() {
+            return Ok(());
+        }
+        self.settle().await?;
+        let mut batch = Batch::default();
+        for asked in asked {
+            batch.append(command::batch(asked));
+        }
+        self.position.phase = Phase::Mapping;
+        self.position.mapped = None;
+        self.send(batch, None);
+        self.settle().await
     }
 
     /// Nothing of ours was open when the server stood at `lsn`.

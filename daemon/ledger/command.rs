@@ -1,0 +1,210 @@
+//! What people ask of the ledger's writer: a running daemon carries it out, or the command itself when none runs. Each is one
+//! ledger transaction with an operator entry.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio_postgres::Client;
+
+use super::LedgerError;
+use super::batch::Batch;
+use super::entry::{EntryKind, NewEntry};
+use super::statements::{Prepared, parameters};
+
+/// See the module's text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Command {
+    /// Let a mass change go, or throw its deliveries away.
+    Release {
+        /// Only of this target.
+        target: Option<String>,
+        /// Only of this object.
+        object: Option<String>,
+        /// Do not deliver it.
+        discard: bool,
+    },
+    /// An object stands at a target under this id.
+    Link {
+        /// Target.
+        target: String,
+        /// Object of its connector.
+        object: String,
+        /// Canonical id.
+        id: String,
+        /// The target's own id.
+        external_id: String,
+    },
+    /// It is not known any more where an object stands at a target.
+    Unlink {
+        /// Target.
+        target: String,
+        /// Object of its connector.
+        object: String,
+        /// Canonical id.
+        id: String,
+    },
+    /// Objects of these types are told again, as if they were read for the first time: for a target that is new to them.
+    Backfill {
+        /// Source.
+        source: String,
+        /// Types with version.
+        events: Vec<String>,
+    },
+    /// A group of customers is moved to the other system, or back.
+    Wave {
+        /// Name in the route files.
+        name: String,
+        /// Moved.
+        moved: bool,
+    },
+}
+
+/// A command that waits.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// Number.
+    pub id: i64,
+    /// What.
+    pub command: Command,
+    /// By whom.
+    pub requested_by: String,
+}
+
+/// Notes a command for the daemon.
+pub async fn ask(client: &Client, command: &Command, requested_by: &str) -> Result<i64, LedgerError> {
+    let arguments = serde_json::to_value(command).unwrap_or_default();
+    let kind = arguments.get("kind").and_then(Value::as_str).unwrap_or_default();
+    let sql = "insert into command (kind, arguments, requested_by) values ($1, $2, $3) returning id";
+    Ok(client.query_one(sql, &[&kind, &arguments, &requested_by]).await?.try_get(0)?)
+}
+
+/// Commands that wait, oldest first.
+pub async fn waiting(client: &Client) -> Result<Vec<Asked>, LedgerError> {
+    let sql = "select id, arguments, requested_by from command where done_at is null order by id limit 100";
+    let mut asked = Vec::new();
+    for row in client.query(sql, &[]).await? {
+        let id: i64 = row.try_get(0)?;
+        match serde_json::from_value(row.try_get(1)?) {
+            Ok(command) => asked.push(Asked { id, command, requested_by: row.try_get(2)? }),
+            Err(error) => tracing::error!(command = id, %error, "a command cannot be read; it is left alone"),
+        }
+    }
+    Ok(asked)
+}
+
+/// True once the daemon has carried it out.
+pub async fn is_done(client: &Client, id: i64) -> Result<bool, LedgerError> {
+    let sql = "select done_at is not null from command where id = $1";
+    Ok(client.query_one(sql, &[&id]).await?.try_get(0)?)
+}
+
+/// The ledger transaction that carries a command out.
+#[must_use]
+pub fn batch(asked: Asked) -> Batch {
+    let mut fields = serde_json::to_value(&asked.command).unwrap_or_default();
+    if let Value::Object(map) = &mut fields {
+        let kind = map.remove("kind").unwrap_or_default();
+        map.insert("action".into(), kind);
+        map.insert("requested_by".into(), asked.requested_by.clone().into());
+    }
+    let mut batch = Batch::default();
+    batch.entry(NewEntry::new(EntryKind::Operator, None, fields));
+    batch.commands.push(asked);
+    batch
+}
+
+/// Its statements.
+pub fn statements(asked: Asked, out: &mut Vec<Prepared>) {
+    match asked.command {
+        Command::Release { target, object, discard } => out.push((
+            "update delivery set state = case when $3 then 'superseded' else 'pending' end,
+                    reason = case when $3 then 'discarded by an operator' end, due_at = now()
+             where state = 'held' and ($1::text is null or target = $1) and ($2::text is null or object = $2)",
+            parameters![target, object, discard],
+        )),
+        Command::Link { target, object, id, external_id } => {
+            out.push((
+                "insert into identity (canonical_id, system, object, external_id) values ($1, $2, $3, $4)
+                 on conflict (system, object, canonical_id) do update set external_id = excluded.external_id",
+                parameters![id.clone(), target.clone(), object.clone(), external_id],
+            ));
+            out.push((
+                "insert into applied (target, object, canonical_id, state) values ($1, $2, $3, 'present')
+                 on conflict (target, object, canonical_id) do update set state = 'present', sha256 = null",
+                parameters![target.clone(), object.clone(), id.clone()],
+            ));
+            // What waited for a person to choose goes on.
+            out.push((
+                "update delivery set state = 'pending', reason = null, request = null, due_at = now(), round = round + 1,
+                        idempotency_key = null
+                 where target = $1 and object = $2 and canonical_id = $3 and state = 'parked' and id = (
+                   select max(id) from delivery where target = $1 and object = $2 and canonical_id = $3)",
+                parameters![target, object, id],
+            ));
+        }
+        Command::Unlink { target, object, id } => {
+            out.push((
+                "delete from identity where system = $1 and object = $2 and canonical_id = $3",
+                parameters![target.clone(), object.clone(), id.clone()],
+            ));
+            out.push((
+                "delete from applied where target = $1 and object = $2 and canonical_id = $3",
+                parameters![target, object, id],
+            ));
+        }
+        Command::Backfill { source, events } => out.push((
+            "update image i set emitted = (
+               select nullif(jsonb_agg(e order by n), '[]')::text
+               from jsonb_array_elements(i.emitted::jsonb) with ordinality as x(e, n) where e ->> 0 <> all ($2::text[]))
+             where source = $1 and emitted is not null",
+            parameters![source, events],
+        )),
+        Command::Wave { name, moved } => out.push((
+            "insert into wave (name, moved, changed_by) values ($1, $2, $3)
+             on conflict (name) do update set moved = excluded.moved, changed_by = excluded.changed_by, changed_at = now()",
+            parameters![name, moved, asked.requested_by],
+        )),
+    }
+    out.push(("update command set done_at = now() where id = $1", parameters![asked.id]));
+}
+
+/// Backfills of a source that wait.
+pub async fn backfills(client: &Client, source: &str) -> Result<Vec<Asked>, LedgerError> {
+    let of_source =
+        |asked: &Asked| matches!(&asked.command, Command::Backfill { source: of, .. } if of == source);
+    Ok(waiting(client).await?.into_iter().filter(of_source).collect())
+}
+
+/// All waves that were ever moved: name, whether it is, by whom, when.
+pub async fn waves(client: &Client) -> Result<Vec<(String, bool, String, jiff::Timestamp)>, LedgerError> {
+    let rows =
+        client.query("select name, moved, changed_by, changed_at from wave order by name", &[]).await?;
+    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?))).collect()
+}
+
+/// Waves that have been moved.
+pub async fn moved_waves(client: &Client) -> Result<std::collections::BTreeSet<String>, LedgerError> {
+    let rows = client.query("select name from wave where moved", &[]).await?;
+    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+}
+
+/// Held deliveries, by target, object, operation and reason: how many, and the first ids.
+pub async fn held(
+    client: &Client,
+) -> Result<Vec<(String, String, String, String, i64, Vec<String>)>, LedgerError> {
+    let sql = "select target, object, operation, coalesce(reason, ''), count(*),
+                      (array_agg(canonical_id order by id))[1:5]
+               from delivery where state = 'held' group by 1, 2, 3, 4 order by 5 desc";
+    let rows = client.query(sql, &[]).await?;
+    let held = |row: &tokio_postgres::Row| {
+        Ok((
+            row.try_get(0)?,
+            row.try_get(1)?,
+            row.try_get(2)?,
+            row.try_get(3)?,
+            row.try_get(4)?,
+            row.try_get(5)?,
+        ))
+    };
+    rows.iter().map(held).collect()
+}

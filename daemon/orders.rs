@@ -1,0 +1,247 @@
+//! Commands that change what the ledger owes: release, identity, wave, backfill. A running daemon carries them out; without one
+//! they are carried out here, through the same code. Each is written into the ledger with who gave it.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use tokio_postgres::Client;
+
+use crate::app::{EX_CONFIG, EX_TEMPORARY, EX_UNAVAILABLE, EX_USAGE, fail, say};
+use crate::cli::{ConfigArgs, IdentityCommand, WaveCommand};
+use crate::config::{Config, load};
+use crate::ledger::command::{self, Asked, Command};
+use crate::ledger::{Ledger, is_served, outbox};
+use crate::mapping::route::Route;
+use crate::operate::{Refusal, down, finish, operator};
+
+/// How long a running daemon may take to carry a command out.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Carries a command out, or has it carried out.
+async fn order(config: &Config, client: &Client, order: Command) -> Result<(), Refusal> {
+    let who = operator();
+    if !is_served(client).await? {
+        let ledger = Ledger::open(&config.ledger).await?;
+        let id = command::ask(ledger.reader(), &order, &who).await?;
+        if matches!(order, Command::Backfill { .. }) {
+            return Ok(());
+        }
+        let asked = Asked { id, command: order, requested_by: who };
+        ledger.writer().write(command::batch(asked)).await?;
+        return Ok(());
+    }
+    let id = command::ask(client, &order, &who).await?;
+    let until = Instant::now() + PATIENCE;
+    while !command::is_done(client, id).await? {
+        if Instant::now() > until {
+            let message = format!(
+                "command {id} is noted, and the daemon has not carried it out yet\nnext: see its log"
+            );
+            return Err(Refusal(EX_TEMPORARY, message));
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
+}
+
+async fn client(config: &Config) -> Result<Client, Refusal> {
+    config.ledger.connect("tailwater-order").await.map_err(down)
+}
+
+/// `tailwater release`; `None` lists what is held.
+pub async fn release(config: Config, what: Option<Command>) -> ExitCode {
+    let work = async {
+        let client = client(&config).await?;
+        let held = command::held(&client).await?;
+        let mut text = String::new();
+        for (target, object, operation, reason, count, first) in &held {
+            text.push_str(&format!(
+                "{target}: {operation} {count} x {object}: {reason}\n  first: {}\n",
+                first.join(", ")
+            ));
+        }
+        let Some(what) = what else {
+            let hint = if held.is_empty() {
+                "nothing is held\n"
+            } else {
+                "next: tailwater release --all, or --discard with it\n"
+            };
+            return Ok(text + hint);
+        };
+        order(&config, &client, what).await?;
+        let left: i64 = command::held(&client).await?.iter().map(|held| held.4).sum();
+        let before: i64 = held.iter().map(|held| held.4).sum();
+        Ok(format!("{} deliveries are let go, {left} stay held\n", before - left))
+    };
+    finish(work.await)
+}
+
+async fn with_config<F: Future<Output = ExitCode>>(
+    args: &ConfigArgs,
+    work: impl FnOnce(Config) -> F,
+) -> ExitCode {
+    match load(&args.config, std::env::vars()) {
+        Ok(config) => work(config).await,
+        Err(problems) => {
+            let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+            fail(EX_CONFIG, &lines.join("\n"))
+        }
+    }
+}
+
+/// `tailwater identity`.
+pub async fn identity(command: IdentityCommand) -> ExitCode {
+    match command {
+        IdentityCommand::Show { config, id } => {
+            with_config(&config, |config| show_identity(config, id)).await
+        }
+        IdentityCommand::Link { config, target, object, id, external_id } => {
+            with_config(&config, |config| {
+                change_identity(config, Command::Link { target, object, id, external_id })
+            })
+            .await
+        }
+        IdentityCommand::Unlink { config, target, object, id } => {
+            with_config(&config, |config| change_identity(config, Command::Unlink { target, object, id }))
+                .await
+        }
+    }
+}
+
+async fn show_identity(config: Config, id: String) -> ExitCode {
+    let shown = async {
+        let client = config.ledger.connect("tailwater-identity").await?;
+        outbox::identities(&client, &id).await
+    };
+    match shown.await {
+        Ok(found) if found.is_empty() => fail(
+            EX_USAGE,
+            &format!(
+                "no target has an object {id}\nnext: a canonical id such as ERP-P-8, or a target's own id"
+            ),
+        ),
+        Ok(found) => {
+            for (canonical_id, target, object, external_id, state) in found {
+                say(&format!("{canonical_id}  {target} {object} {external_id}  {state}\n"));
+            }
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(EX_UNAVAILABLE, &error.to_string()),
+    }
+}
+
+async fn change_identity(config: Config, change: Command) -> ExitCode {
+    let (Command::Link { target, object, .. } | Command::Unlink { target, object, .. }) = &change else {
+        return ExitCode::SUCCESS;
+    };
+    let known = config.targets.iter().find(|known| known.name == *target);
+    let Some(known) = known else {
+        let names: Vec<&str> = config.targets.iter().map(|target| target.name.as_str()).collect();
+        return fail(
+            EX_USAGE,
+            &format!("there is no target \"{target}\"\nnext: one of {}", names.join(", ")),
+        );
+    };
+    if known.connector.object(object).is_none() {
+        let names: Vec<&str> = known.connector.objects.iter().map(|object| object.name.as_str()).collect();
+        return fail(
+            EX_USAGE,
+            &format!("{target} has no object \"{object}\"\nnext: one of {}", names.join(", ")),
+        );
+    }
+    let work = async {
+        let client = client(&config).await?;
+        order(&config, &client, change.clone()).await?;
+        Ok("done; it is in the ledger\n".to_owned())
+    };
+    finish(work.await)
+}
+
+/// `tailwater wave`.
+pub async fn wave(command: WaveCommand) -> ExitCode {
+    match command {
+        WaveCommand::List { config } => with_config(&config, list_waves).await,
+        WaveCommand::Move { config, name } => {
+            with_config(&config, |config| move_wave(config, name, true)).await
+        }
+        WaveCommand::Back { config, name } => {
+            with_config(&config, |config| move_wave(config, name, false)).await
+        }
+    }
+}
+
+/// Routes that ask for a wave, or for customers outside it.
+fn routes_of<'a>(routes: &'a [Route], name: &'a str) -> impl Iterator<Item = &'a Route> {
+    routes.iter().filter(move |route| route.wave.as_ref().is_some_and(|(wave, _)| wave.name == name))
+}
+
+async fn list_waves(config: Config) -> ExitCode {
+    let work = async {
+        let client = client(&config).await?;
+        let changes = command::waves(&client).await?;
+        let mut names: Vec<&str> =
+            config.routes.iter().filter_map(|route| Some(route.wave.as_ref()?.0.name.as_str())).collect();
+        names.sort_unstable();
+        names.dedup();
+        let mut text = String::new();
+        for name in names {
+            let change = changes.iter().find(|(known, ..)| known == name);
+            let state = change.map_or_else(
+                || "not moved".to_owned(),
+                |(_, moved, by, at)| {
+                    format!("{} at {at} by {by}", if *moved { "moved" } else { "moved back" })
+                },
+            );
+            text.push_str(&format!("{name}: {state}\n"));
+        }
+        Ok(text)
+    };
+    finish(work.await)
+}
+
+async fn move_wave(config: Config, name: String, moved: bool) -> ExitCode {
+    let mut events: Vec<String> =
+        routes_of(&config.routes, &name).map(|route| route.event_type.clone()).collect();
+    events.sort();
+    events.dedup();
+    if events.is_empty() {
+        return fail(EX_USAGE, &format!("no route names a wave \"{name}\"\nnext: tailwater wave list"));
+    }
+    let work = async {
+        let client = client(&config).await?;
+        order(&config, &client, Command::Wave { name: name.clone(), moved }).await?;
+        for source in &config.sources {
+            let events = events.clone();
+            order(&config, &client, Command::Backfill { source: source.name.clone(), events }).await?;
+        }
+        let word = if moved { "has moved" } else { "has moved back" };
+        Ok(format!("wave {name} {word}; what the other system lacks of {} is delivered\n", events.join(", ")))
+    };
+    finish(work.await)
+}
+
+/// `tailwater backfill`.
+pub async fn backfill(config: Config, source: Option<String>, events: Vec<String>) -> ExitCode {
+    let work = async {
+        let client = client(&config).await?;
+        let name = config.sources.iter().map(|source| source.name.clone()).collect::<Vec<_>>();
+        let chosen = source.or_else(|| name.first().filter(|_| name.len() == 1).cloned());
+        let chosen = chosen.filter(|chosen| name.contains(chosen));
+        let chosen = chosen
+            .ok_or_else(|| Refusal(EX_USAGE, format!("name one source: --source {}", name.join(" | "))))?;
+        let mapped = config.sources.iter().find(|source| source.name == chosen);
+        let mapped: Vec<&str> = mapped
+            .iter()
+            .flat_map(|source| &source.mapping.events)
+            .map(|event| event.event_type.as_str())
+            .collect();
+        if let Some(unknown) = events.iter().find(|event| !mapped.contains(&event.as_str())) {
+            let message = format!("no mapping makes {unknown}\nnext: of {}", mapped.join(", "));
+            return Err(Refusal(EX_USAGE, message));
+        }
+        order(&config, &client, Command::Backfill { source: chosen, events: events.clone() }).await?;
+        Ok(format!("{} are told again; what a target has already is not sent again\n", events.join(", ")))
+    };
+    finish(work.await)
+}

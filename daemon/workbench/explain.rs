@@ -1,0 +1,209 @@
+//! `tailwater explain TABLE KEY`: from a row, through its look-ups and its events, to the exact requests. Nothing is sent, and
+//! nothing is written: the ledger is only read.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde_json::Value;
+use tokio_postgres::Client;
+
+use super::redact::redacted;
+use super::rehearsal::shown;
+use crate::config::{Config, SourceConfig};
+use crate::event::{CanonicalEvent, Cause, Cluster, Lsn, Operation};
+use crate::image::{Images, Missing, Overlay, Part, Projection};
+use crate::ledger::batch::Lane;
+use crate::ledger::command::moved_waves;
+use crate::ledger::outbox::{self, Due};
+use crate::ledger::{LedgerError, images};
+use crate::mapping::EventSpec;
+
+/// Objects shown; a row may be part of very many.
+const MOST: usize = 20;
+/// Rounds of loading, as for the daemon's own slices.
+const MAX_ROUNDS: usize = 16;
+
+/// What is asked.
+pub struct Question<'a> {
+    /// Table.
+    pub table: &'a str,
+    /// Key of the row.
+    pub key: &'a str,
+    /// Print personal values, too.
+    pub values: bool,
+}
+
+/// An object that a row is, or is part of.
+struct Answer {
+    event: CanonicalEvent,
+    fault: Option<String>,
+    parts: Vec<Part>,
+}
+
+/// Explains a row of a source; `None` when the ledger knows no such row.
+pub async fn explain(
+    config: &Config,
+    source: &SourceConfig,
+    client: &Client,
+    question: &Question<'_>,
+) -> Result<Option<String>, LedgerError> {
+    let Some(table) = source.mapping.table_named(question.table).map(|table| table.name.clone()) else {
+        return Ok(None);
+    };
+    let mut seen = Images::new(&source.mapping.lookup_columns());
+    let cluster = Cluster { system_identifier: "0".into(), timeline: 1 };
+    let projection = Projection { mapping: &source.mapping, source: &source.name, cluster: &cluster };
+    let mut answers = Vec::new();
+    let mut found = false;
+    for _ in 0..MAX_ROUNDS {
+        let overlay = Overlay::new(&seen);
+        let row = overlay.row(&table, question.key).flatten();
+        found = row.is_some();
+        let cause =
+            Cause { table: table.clone(), key: question.key.to_owned(), before: row.clone(), after: row };
+        answers = source
+            .mapping
+            .events
+            .iter()
+            .flat_map(|spec| of_event(&projection, &overlay, spec, &cause))
+            .collect();
+        let (missing, _): (Missing, _) = overlay.finish();
+        if missing.is_empty() {
+            break;
+        }
+        images::load(client, &source.name, missing, &mut seen).await?;
+    }
+    if !found {
+        return Ok(None);
+    }
+    let mut out = format!("{} {}: part of {} objects\n", question.table, question.key, answers.len());
+    for answer in answers.iter().take(MOST) {
+        describe(config, client, answer, question.values, &mut out).await?;
+    }
+    if answers.len() > MOST {
+        let _ = writeln!(out, "\n… and {} more", answers.len() - MOST);
+    }
+    Ok(Some(out))
+}
+
+fn of_event(
+    projection: &Projection<'_>,
+    overlay: &Overlay<'_>,
+    spec: &Arc<EventSpec>,
+    cause: &Cause,
+) -> Vec<Answer> {
+    let keys: BTreeSet<String> = projection.objects_of(overlay, spec, cause);
+    let explained = keys.iter().filter_map(|key| projection.explained(overlay, spec, key, Lsn(0)));
+    explained.map(|(emitted, parts)| Answer { event: emitted.event, fault: emitted.fault, parts }).collect()
+}
+
+async fn describe(
+    config: &Config,
+    client: &Client,
+    answer: &Answer,
+    values: bool,
+    out: &mut String,
+) -> Result<(), LedgerError> {
+    let event = &answer.event;
+    let _ = writeln!(out, "\n{} {}", event.event_type, event.id);
+    for part in &answer.parts {
+        let _ = writeln!(
+            out,
+            "  {}{}: {} {}",
+            "  ".repeat(part.depth),
+            part.alias,
+            part.table,
+            part.keys.join(", ")
+        );
+    }
+    if let Some(fault) = &answer.fault {
+        let _ = writeln!(out, "  HELD BACK: {fault}");
+    }
+    let data = if values { event.data.clone() } else { redacted(&event.data) };
+    let _ = writeln!(out, "  data {}", indented(&data));
+    let moved = moved_waves(client).await?;
+    let routes: Vec<_> = config.routes.iter().filter(|route| route.event_type == event.event_type).collect();
+    if routes.is_empty() {
+        out.push_str("  no route: it stands in the ledger and goes nowhere\n");
+    }
+    for route in routes {
+        let named = |name: &String| route.target.as_ref().is_none_or(|only| only == name);
+        let targets = config.targets.iter().filter(|target| target.connector.system == route.system);
+        for target in targets.filter(|target| named(&target.name)) {
+            let lane = Lane {
+                target: target.name.clone(),
+                object: route.object.clone(),
+                canonical_id: event.id.clone(),
+            };
+            let owed = images::owed(client, std::slice::from_ref(&lane)).await?.contains(&lane);
+            let _ = write!(out, "  -> {} {}: ", lane.target, lane.object);
+            match route.takes(event, owed, &moved).and_then(|takes| Ok((takes, route.requirements(event)?))) {
+                Err(error) => {
+                    let _ = writeln!(out, "parked: {error}");
+                }
+                Ok((false, _)) => {
+                    let _ = writeln!(out, "not taken: {} does not hold", route.when.text());
+                }
+                Ok((true, requires)) => {
+                    let due = due(client, lane, event, requires).await?;
+                    request(&target.connector, &due, values, out);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn request(connector: &crate::connector::Connector, due: &Due, values: bool, out: &mut String) {
+    for requirement in &due.requires {
+        let known = due.references.get(requirement).map_or("not there yet", String::as_str);
+        let _ = write!(out, "needs {requirement} ({known}); ");
+    }
+    match shown(connector, due) {
+        None => out.push_str("nothing to send: the target has it so\n"),
+        Some(shown) => {
+            let line =
+                shown.get("request").or(shown.get("error")).and_then(Value::as_str).unwrap_or_default();
+            let body = shown.get("body").cloned().unwrap_or_default();
+            let body = if values { body } else { redacted(&body) };
+            let _ = writeln!(out, "{line}\n  {}", indented(&body));
+        }
+    }
+}
+
+/// The delivery as it would be found, had the event just been ledgered.
+async fn due(
+    client: &Client,
+    lane: Lane,
+    event: &CanonicalEvent,
+    requires: Vec<String>,
+) -> Result<Due, LedgerError> {
+    let (external_id, applied_sha256) = outbox::stands(client, &lane).await?;
+    let references: HashMap<String, String> = outbox::references(client, &lane.target, &requires).await?;
+    Ok(Due {
+        id: 0,
+        lane,
+        event_seq: 0,
+        event: serde_json::json!({"data": event.data, "event_id": event.event_id}),
+        operation: if event.operation == Operation::Delete { "delete" } else { "upsert" }.to_owned(),
+        uncertain: false,
+        round: 0,
+        attempts: 0,
+        request: None,
+        idempotency_key: None,
+        attempted_at: None,
+        last_attempt_at: None::<Timestamp>,
+        reason: None,
+        requires,
+        supersedes: Vec::new(),
+        external_id,
+        applied_sha256,
+        references,
+    })
+}
+
+fn indented(value: &Value) -> String {
+    format!("{value:#}").replace('\n', "\n  ")
+}

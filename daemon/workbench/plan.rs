@@ -1,0 +1,62 @@
+//! `tailwater plan`: what is owed, as the next run would send it: how much, to whom, how long it will take, and the first
+//! requests. The ledger is only read.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio_postgres::Client;
+
+use super::redact::redacted;
+use super::rehearsal::shown;
+use crate::config::{Config, TargetConfig};
+use crate::ledger::LedgerError;
+use crate::ledger::outbox::{Outbox, open_deliveries};
+
+/// Describes what is owed; `first`: requests shown for each target.
+pub async fn plan(config: &Config, client: &Client, first: i64, values: bool) -> Result<String, LedgerError> {
+    let outbox = Outbox::prepare(client).await?;
+    let mut out = String::new();
+    for target in &config.targets {
+        let owed = open_deliveries(client, &target.name).await?;
+        let total: i64 = owed.iter().map(|owed| owed.lanes).sum();
+        let mode = if target.shadow { ", shadow: nothing is sent" } else { "" };
+        let _ = writeln!(out, "{} ({}{mode}): {}", target.name, target.quota, summary(target, total));
+        for owed in &owed {
+            let _ = writeln!(
+                out,
+                "  {} {}: {} objects, {} deliveries",
+                owed.operation, owed.object, owed.lanes, owed.deliveries
+            );
+        }
+        for due in outbox.due(client, &target.name, &[], first).await? {
+            if let Some(shown) = shown(&target.connector, &due) {
+                let line =
+                    shown.get("request").or(shown.get("error")).and_then(Value::as_str).unwrap_or_default();
+                let body = shown.get("body").cloned().unwrap_or_default();
+                let body = if values { body } else { redacted(&body) };
+                let _ = writeln!(out, "  {}: {line} {body}", due.lane.canonical_id);
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// States of one object are coalesced, so each object is one request.
+fn summary(target: &TargetConfig, requests: i64) -> String {
+    if requests == 0 {
+        return "nothing is owed".to_owned();
+    }
+    let (_, interval) = target.quota.bucket();
+    let count = u32::try_from(requests).unwrap_or(u32::MAX);
+    format!("{requests} requests, about {}", spoken(interval.saturating_mul(count)))
+}
+
+fn spoken(time: Duration) -> String {
+    match time.as_secs() {
+        0 => "a second".to_owned(),
+        seconds @ 1..120 => format!("{seconds} s"),
+        seconds @ 120..7_200 => format!("{} min", seconds / 60),
+        seconds => format!("{} h", seconds / 3_600),
+    }
+}

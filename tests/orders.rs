@@ -1,0 +1,251 @@
+//! What people ask of a daemon: look before anything is sent, shadow, release of a mass change, waves, identities.
+
+use std::time::Duration;
+
+use tailwater::demo::private::TemporaryDirectory;
+use tailwater::demo::shipped;
+use tailwater::demo::vendor::server::{Limit, VendorServer};
+use tailwater::demo::vendor::stripe::Stripe;
+
+use crate::support::{World, WorldOptions, eventually};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn printed(world: &World, arguments: &[&str]) -> String {
+    let output = world.run(arguments);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{arguments:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    text
+}
+
+async fn count(world: &World, sql: &str) -> i64 {
+    world.ledger_client().await.query_one(sql, &[]).await.unwrap().get(0)
+}
+
+fn set(world: &World, section: &str) {
+    let text = std::fs::read_to_string(&world.config).unwrap();
+    std::fs::write(&world.config, format!("{text}\n{section}\n")).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_in_shadow_mode_gets_nothing_and_everything_once_it_is_live() {
+    let world = World::start(WorldOptions::default()).await;
+    world.edit_settings("connector = \"stripe\"", "connector = \"stripe\"\nmode = \"shadow\"");
+    let mut odoo = world.odoo().await;
+    let mut daemon = world.daemon();
+    world.streaming().await;
+    let first = odoo.create_company("Shadow One", "one@example.com", 1).await.unwrap();
+    odoo.create_company("Shadow Two", "two@example.com", 2).await.unwrap();
+    odoo.rename(first, "Shadow First").await.unwrap();
+    world.settled(PATIENCE).await;
+    assert_eq!(world.stripe.journal().calls.len(), 0);
+    assert_eq!(world.zendesk.with(|zendesk| zendesk.organizations().len()), 2);
+    assert!(
+        count(&world, "select count(*) from delivery where target = 'stripe' and state = 'shadowed'").await
+            >= 2
+    );
+    let recorded = "select count(*) from entry where kind = 'outcome' and convert_from(body, 'UTF8') like '%\"class\":\"shadowed\"%'";
+    assert!(count(&world, recorded).await >= 2);
+    assert!(daemon.terminate().success());
+    world.edit_settings("mode = \"shadow\"", "mode = \"live\"");
+    let _daemon = world.daemon();
+    eventually(PATIENCE, "what was shadowed", async || {
+        let there = world.stripe.with(|stripe| stripe.customers().len());
+        if there == 2 { Ok(()) } else { Err(world.log()) }
+    })
+    .await;
+    world.settled(PATIENCE).await;
+    let names: Vec<String> = world
+        .stripe
+        .with(|stripe| stripe.customers())
+        .values()
+        .map(|customer| customer["name"].to_string())
+        .collect();
+    assert_eq!(names.len(), 2, "{names:?}");
+    assert!(names.contains(&"\"Shadow First\"".to_owned()), "{names:?}");
+    assert_eq!(world.stripe.with(|stripe| stripe.doubled()), Vec::<String>::new());
+    world.verify();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plan_and_explain_show_the_exact_request_and_send_nothing() {
+    let world = World::start(WorldOptions::default()).await;
+    let mut odoo = world.odoo().await;
+    let mut daemon = world.daemon();
+    world.streaming().await;
+    let company = odoo.create_company("Explained", "private@example.com", 1).await.unwrap();
+    world.settled(PATIENCE).await;
+    assert!(daemon.terminate().success());
+    let calls = world.stripe.journal().calls.len();
+    let text = printed(&world, &["explain", "res_partner", &company.to_string()]);
+    for expected in [
+        format!("customer.v1 ERP-P-{company}"),
+        "country: res_country 1".to_owned(),
+        "-> stripe customer: nothing to send: the target has it so".to_owned(),
+        "-> zendesk organization: nothing to send: the target has it so".to_owned(),
+    ] {
+        assert!(text.contains(&expected), "{expected}: {text}");
+    }
+    assert!(!text.contains("private@example.com") && !text.contains("Explained"), "{text}");
+    assert!(
+        printed(&world, &["explain", "res_partner", &company.to_string(), "--values"])
+            .contains("private@example.com")
+    );
+    // A country is part of every customer in it.
+    assert!(printed(&world, &["explain", "res_country", "1"]).contains(&format!("ERP-P-{company}")));
+    let unknown = world.run(&["explain", "res_partner", "999999"]);
+    assert_eq!(unknown.status.code(), Some(64));
+    // Owed, and not delivered yet: the daemon has seen it and not sent it.
+    let ledger = world.ledger_client().await;
+    ledger.batch_execute("update delivery set state = 'pending', due_at = now() where target = 'stripe'; update applied set sha256 = null").await.unwrap();
+    let text = printed(&world, &["plan", "--first", "5"]);
+    assert!(text.contains("stripe (1000/s): 1 requests, about a second"), "{text}");
+    assert!(text.contains(&format!("ERP-P-{company}: POST /v1/customers/cus_")), "{text}");
+    assert!(!text.contains("private@example.com"), "{text}");
+    assert_eq!(world.stripe.journal().calls.len(), calls);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mass_change_is_held_until_it_is_released_and_order_is_kept() {
+    let world = World::start(WorldOptions::default()).await;
+    set(&world, "[sources.erp.mass]\nobjects = 10\nendings = 3\nwithin = \"10min\"");
+    let odoo = world.odoo().await;
+    let _daemon = world.daemon();
+    world.streaming().await;
+    let client = odoo.client();
+    client
+        .batch_execute("insert into res_partner (name, complete_name, is_company) select 'Mass ' || n, 'Mass ' || n, true from generate_series(1, 40) n")
+        .await
+        .unwrap();
+    world.settled(PATIENCE).await;
+    let held = "select count(*) from delivery where target = 'stripe' and state = 'held'";
+    assert_eq!((count(&world, held).await, world.stripe.with(|stripe| stripe.customers().len())), (30, 10));
+    // A later change of an object that is held waits behind it.
+    client.batch_execute("update res_partner set name = 'Later' where name = 'Mass 40'").await.unwrap();
+    world
+        .settled_held(
+            &client.query_one("select pg_current_wal_lsn()::text", &[]).await.unwrap().get::<_, String>(0),
+        )
+        .await;
+    assert_eq!(world.stripe.with(|stripe| stripe.customers().len()), 10);
+    let listed = printed(&world, &["release"]);
+    assert!(
+        listed
+            .contains("stripe: upsert 31 x customer: mass change: more than 10 of customer.v1 within 10 min"),
+        "{listed}"
+    );
+    let released = printed(&world, &["release", "--all"]);
+    assert!(released.contains("0 stay held"), "{released}");
+    world.settled(PATIENCE).await;
+    let customers = world.stripe.with(|stripe| stripe.customers());
+    assert_eq!(customers.len(), 40);
+    assert_eq!(customers.values().filter(|customer| customer["name"] == "Later").count(), 1);
+    let operator = "select count(*) from entry where kind = 'operator' and convert_from(body, 'UTF8') like '%\"action\":\"release\"%'";
+    assert_eq!(count(&world, operator).await, 1);
+    assert_eq!(world.stripe.with(|stripe| stripe.doubled()), Vec::<String>::new());
+    world.verify();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wave_moves_to_the_new_billing_system_and_back_while_the_daemon_runs() {
+    let world = World::start(WorldOptions::default()).await;
+    let limit = Limit { requests: 10_000, window_s: 1.0 };
+    let new = VendorServer::start(Stripe::new("sk_test_new", 1.0), limit).await.unwrap();
+    let directory = TemporaryDirectory::new("tailwater-waves").unwrap();
+    shipped::write(directory.path()).unwrap();
+    let routes = "format: 1
+waves:
+  pilot: \"bucket(customer, 2) == 0\"
+routes:
+  - { event: customer.v1, system: stripe, target: stripe, object: customer, when: \"true\", unless_wave: pilot }
+  - { event: customer.v1, system: stripe, target: billing_new, object: customer, when: \"true\", wave: pilot }
+";
+    std::fs::write(directory.path().join("routes/default.yaml"), routes).unwrap();
+    let key = directory.path().join("new.key");
+    std::fs::write(&key, "sk_test_new").unwrap();
+    let shipped = format!("{}/mappings", env!("CARGO_MANIFEST_DIR"));
+    world.edit_settings(
+        &format!("mappings = \"{shipped}\""),
+        &format!("mappings = \"{}\"", directory.path().display()),
+    );
+    set(
+        &world,
+        &format!(
+            "[targets.billing_new]\nconnector = \"stripe\"\nbase_url = \"{}\"\napi_key = {{ file = \"{}\" }}\nquota = \"1000/s\"",
+            new.url(),
+            key.display()
+        ),
+    );
+    let mut odoo = world.odoo().await;
+    let _daemon = world.daemon();
+    world.streaming().await;
+    let mut companies = Vec::new();
+    for n in 0..12 {
+        companies
+            .push(odoo.create_company(&format!("Wave {n}"), &format!("w{n}@example.com"), 1).await.unwrap());
+    }
+    world.settled(PATIENCE).await;
+    assert_eq!(
+        (world.stripe.with(|stripe| stripe.customers().len()), new.with(|stripe| stripe.customers().len())),
+        (12, 0)
+    );
+    assert!(printed(&world, &["wave", "list"]).contains("pilot: not moved"));
+    printed(&world, &["wave", "move", "pilot"]);
+    world.settled_after_backfill().await;
+    let moved = new.with(|stripe| stripe.customers());
+    assert!((1..12).contains(&moved.len()), "{}", moved.len());
+    let listed = printed(&world, &["wave", "list"]);
+    assert!(listed.contains("pilot: moved at"), "{listed}");
+    // From now on each goes where it belongs.
+    let calls = world.stripe.journal().calls.len();
+    for company in &companies {
+        odoo.write(*company, "phone", &"+1 555 0100").await.unwrap();
+    }
+    world.settled(PATIENCE).await;
+    let with_phone = |customers: std::collections::BTreeMap<String, serde_json::Value>| {
+        customers.values().filter(|customer| customer["phone"] == "+1 555 0100").count()
+    };
+    assert_eq!(with_phone(new.with(|stripe| stripe.customers())), moved.len());
+    assert_eq!(world.stripe.journal().calls.len() - calls, 12 - moved.len());
+    printed(&world, &["wave", "back", "pilot"]);
+    world.settled_after_backfill().await;
+    assert_eq!(
+        with_phone(world.stripe.with(|stripe| stripe.customers())),
+        12,
+        "what changed meanwhile is made up for"
+    );
+    let operator = "select count(*) from entry where kind = 'operator' and convert_from(body, 'UTF8') like '%\"action\":\"wave\"%'";
+    assert_eq!(count(&world, operator).await, 2);
+    assert_eq!(world.stripe.with(|stripe| stripe.doubled()), Vec::<String>::new());
+    assert_eq!(new.with(|stripe| stripe.doubled()), Vec::<String>::new());
+    world.verify();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_identity_is_shown_unlinked_and_linked_and_each_change_is_in_the_ledger() {
+    let world = World::start(WorldOptions::default()).await;
+    let mut odoo = world.odoo().await;
+    let _daemon = world.daemon();
+    world.streaming().await;
+    let company = odoo.create_company("Linked", "linked@example.com", 1).await.unwrap();
+    world.settled(PATIENCE).await;
+    let id = format!("ERP-P-{company}");
+    let shown = printed(&world, &["identity", "show", &id]);
+    let external =
+        shown.lines().find(|line| line.contains("stripe customer cus_")).unwrap_or_else(|| panic!("{shown}"));
+    let external = external.split_whitespace().find(|word| word.starts_with("cus_")).unwrap().to_owned();
+    assert!(printed(&world, &["identity", "show", &external]).contains(&id));
+    printed(&world, &["identity", "unlink", "--target", "stripe", "--object", "customer", &id]);
+    assert!(!printed(&world, &["identity", "show", &id]).contains("cus_"));
+    printed(&world, &["identity", "link", "--target", "stripe", "--object", "customer", &id, &external]);
+    let calls = world.stripe.journal().calls.len();
+    odoo.rename(company, "Linked Again").await.unwrap();
+    world.settled(PATIENCE).await;
+    assert_eq!(world.stripe.with(|stripe| stripe.customers().len()), 1);
+    assert_eq!(world.stripe.journal().calls.len(), calls + 1, "an update of the linked object");
+    let wrong = world.run(&["identity", "link", "--target", "strip", "--object", "customer", &id, &external]);
+    assert_eq!(wrong.status.code(), Some(64));
+    let operator = "select count(*) from entry where kind = 'operator' and convert_from(body, 'UTF8') ~ '\"action\":\"(un)?link\"'";
+    assert_eq!(count(&world, operator).await, 2);
+    world.verify();
+}
