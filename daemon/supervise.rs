@@ -124,6 +124,7 @@ fn prepare_target(target: TargetConfig, redis_url: &str) -> Result<Arc<Target>, 
         pacer: Pacer::new(target.quota),
         dedup: Dedup::new(redis_url),
         shadow: target.shadow,
+        adopts: target.adopts,
         gate: Mutex::new(Gate::default()),
     }))
 }

@@ -249,3 +249,38 @@ async fn an_identity_is_shown_unlinked_and_linked_and_each_change_is_in_the_ledg
     assert_eq!(count(&world, operator).await, 2);
     world.verify();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn customers_that_stood_at_the_target_before_are_adopted_and_doubtful_ones_wait_for_a_person() {
+    let world = World::start(WorldOptions::default()).await;
+    world.edit_settings("connector = \"stripe\"", "connector = \"stripe\"\nadopt = true");
+    let (sure, first, second) = world.stripe.with(|stripe| {
+        (
+            stripe.made_by_hand("sure@example.com"),
+            stripe.made_by_hand("twice@example.com"),
+            stripe.made_by_hand("twice@example.com"),
+        )
+    });
+    let mut odoo = world.odoo().await;
+    let _daemon = world.daemon();
+    world.streaming().await;
+    let known = odoo.create_company("Known", "sure@example.com", 1).await.unwrap();
+    let doubtful = odoo.create_company("Doubtful", "twice@example.com", 1).await.unwrap();
+    let fresh = odoo.create_company("Fresh", "fresh@example.com", 1).await.unwrap();
+    world.settled(PATIENCE).await;
+    let by_id = |id: i32| world.stripe.with(|stripe| stripe.customers()).get(&format!("ERP-P-{id}")).cloned();
+    assert_eq!(by_id(known).unwrap()["id"], sure.as_str());
+    assert_eq!(by_id(known).unwrap()["name"], "Known", "what is adopted is brought up to date");
+    assert!(by_id(fresh).is_some());
+    assert_eq!(by_id(doubtful), None);
+    let status = printed(&world, &["status"]);
+    let reason =
+        format!("2 objects match by e-mail: {first}, {second}; choose with `tailwater identity link`");
+    assert!(status.contains(&reason), "{status}");
+    let id = format!("ERP-P-{doubtful}");
+    printed(&world, &["identity", "link", "--target", "stripe", "--object", "customer", &id, &second]);
+    world.settled(PATIENCE).await;
+    assert_eq!(by_id(doubtful).unwrap()["id"], second.as_str());
+    assert_eq!(world.stripe.with(|stripe| stripe.doubled()), Vec::<String>::new());
+    world.verify();
+}

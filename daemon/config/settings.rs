@@ -34,6 +34,8 @@ pub struct TargetConfig {
     pub quota: Quota,
     /// Everything is done but the request.
     pub shadow: bool,
+    /// Objects that somebody else made there are looked for before one is created.
+    pub adopts: bool,
 }
 
 /// All settings.
@@ -198,6 +200,7 @@ fn read_target(name: &str, node: &Node, mappings: &Path, problems: &mut Problems
             false
         }
     });
+    let adopts = fields.optional("adopt").and_then(|node| node.boolean(problems)).unwrap_or(false);
     let at = fields.at.clone();
     fields.finish(problems);
     let connector = connector?;
@@ -217,6 +220,7 @@ fn read_target(name: &str, node: &Node, mappings: &Path, problems: &mut Problems
         api_key: api_key?,
         quota: quota?,
         shadow,
+        adopts,
     })
 }
 

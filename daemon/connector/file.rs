@@ -6,7 +6,8 @@ use std::time::Duration;
 use super::classify::{Class, OutcomeRule};
 use super::request::RequestLine;
 use super::{
-    Auth, Connector, Encoding, Find, FollowUp, FollowUpStep, Idempotency, ObjectSpec, Strategy, Unique, Write,
+    Adoption, Auth, Connector, Encoding, Find, FollowUp, FollowUpStep, Idempotency, ObjectSpec, Strategy,
+    Unique, Write,
 };
 use crate::config::node::{Fields, Node, Problems, nearest};
 use crate::mapping::expression::Expression;
@@ -143,7 +144,17 @@ fn read_object(name: &str, node: &Node, problems: &mut Problems) -> Option<Objec
     let unique = fields.optional("unique").map(|node| node.entries(problems)).unwrap_or_default();
     let unique = unique.iter().filter_map(|(path, node)| read_unique(path, node, problems)).collect();
     let follow_up = fields.optional("follow_up").and_then(|node| read_follow_up(&node, problems));
+    let adopt = fields.optional("adopt");
+    let adopts = adopt.as_ref().map(|node| node.list(problems)).unwrap_or_default();
+    let adopts = adopts.iter().filter_map(|node| read_adoption(node, problems)).collect();
     fields.finish(problems);
+    if let (Some(node), Some(_)) = (&adopt, &upsert) {
+        problems.add(
+            &node.at,
+            "only an object with `create` and `update` can be adopted",
+            "leave `adopt` out",
+        );
+    }
     let strategy = match (upsert, create, update) {
         (Some(write), None, None) if find.is_none() => Strategy::Upsert(write),
         (None, Some(create), Some(update)) => {
@@ -158,7 +169,23 @@ fn read_object(name: &str, node: &Node, problems: &mut Problems) -> Option<Objec
             return None;
         }
     };
-    Some(ObjectSpec { name: name.to_owned(), body: body?, strategy, delete: delete?, unique, follow_up })
+    let (name, adopt) = (name.to_owned(), adopts);
+    Some(ObjectSpec { name, body: body?, strategy, delete: delete?, unique, follow_up, adopt })
+}
+
+fn read_adoption(node: &Node, problems: &mut Problems) -> Option<Adoption> {
+    let mut fields = node.fields(problems);
+    let by = fields.string("by", "e-mail", problems);
+    let variables = open_variables(&["event"]);
+    let when = fields.required("when", "event.email != null", problems);
+    let when = when.and_then(|node| Expression::compile(&node, &variables, problems));
+    let line = fields.required("request", "GET /v1/customers?email={event.email}", problems);
+    let line = line.and_then(|node| RequestLine::compile(&node, &variables, problems));
+    let ids = fields.required("ids", "answer.data.map(c, c.id)", problems);
+    let variables = open_variables(&["answer", "event"]);
+    let ids = ids.and_then(|node| Expression::compile(&node, &variables, problems));
+    fields.finish(problems);
+    Some(Adoption { by: by?, when: when?, line: line?, ids: ids? })
 }
 
 fn read_write(

@@ -53,6 +53,19 @@ pub struct Find {
     pub fresh_after: Duration,
 }
 
+/// How an object that somebody else made at the target is recognised as one of ours.
+#[derive(Debug)]
+pub struct Adoption {
+    /// What it goes by, for people: `e-mail`.
+    pub by: String,
+    /// Whether it can be asked for.
+    pub when: Expression,
+    /// Request.
+    pub line: RequestLine,
+    /// Ids found, a list.
+    pub ids: Expression,
+}
+
 /// A request that writes an object.
 #[derive(Debug)]
 pub struct Write {
@@ -122,6 +135,8 @@ pub struct ObjectSpec {
     pub unique: Vec<Unique>,
     /// What completes a write that did not take in full.
     pub follow_up: Option<FollowUp>,
+    /// How an object that was there before us is recognised, surest way first.
+    pub adopt: Vec<Adoption>,
 }
 
 /// One system.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::adopt::Adopted;
 use super::plan::{Plan, conflicting_want};
 use super::retry::backoff;
 use super::target::Target;
@@ -52,9 +53,15 @@ impl Delivery {
                 tracing::warn!(delivery = self.due.id, target = %self.due.lane.target, reason, "delivery parked");
                 self.close("parked", reason, None).await
             }
-            Plan::Send { request, .. } | Plan::Find(request) if self.target.shadow => {
+            Plan::Send { request, .. } | Plan::Adopt { request, .. } | Plan::Find(request)
+                if self.target.shadow =>
+            {
                 self.shadow(&request).await
             }
+            Plan::Adopt { look_ups, request, wishes } => match self.adopt(look_ups).await? {
+                Adopted::Nobody => self.send(request, wishes).await,
+                Adopted::Settled => Ok(()),
+            },
             Plan::Send { request, wishes } => self.send(request, wishes).await,
             Plan::Find(request) => self.find(request).await,
         }
@@ -92,7 +99,7 @@ impl Delivery {
         format!("tw-{}", sha256_hex(parts.join("\n").as_bytes()).get(..40).unwrap_or_default())
     }
 
-    async fn send(&self, request: Request, wishes: Vec<String>) -> Result<(), LedgerError> {
+    pub(super) async fn send(&self, request: Request, wishes: Vec<String>) -> Result<(), LedgerError> {
         let key = self.idempotency_key();
         if self.target.dedup.may_be_delivered(&key).await
             && crate::ledger::outbox::is_applied(self.ledger.reader(), self.due.id).await?

@@ -147,7 +147,8 @@ impl Dispatcher {
                 return Ok(());
             }
         }
-        let decided = plan(&self.target.connector, &due, Timestamp::now(), &|want| held.get(want).cloned());
+        let Target { connector, adopts, .. } = &*self.target;
+        let decided = plan(connector, *adopts, &due, Timestamp::now(), &|want| held.get(want).cloned());
         match decided {
             Ok(plan) => self.spawn(due, plan),
             Err(obstacle) => return self.park(due, &obstacle),
@@ -168,7 +169,7 @@ impl Dispatcher {
         let mut ids = due.supersedes.clone();
         ids.push(due.id);
         self.busy.extend(&ids);
-        if let Plan::Send { request, .. } = &plan {
+        if let Plan::Send { request, .. } | Plan::Adopt { request, .. } = &plan {
             for want in &request.holds {
                 self.reserved.insert(want.clone(), (due.lane.clone(), due.id));
             }

@@ -1,6 +1,7 @@
 //! When and in which order deliveries go: lanes, quotas, pauses, retries, deduplication. Knows nothing of the
 //! replication protocol; `gate`, `quota`, `retry` and `plan` are pure.
 
+mod adopt;
 pub mod dedup;
 pub mod deliver;
 pub mod follow_up;

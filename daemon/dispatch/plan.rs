@@ -28,6 +28,15 @@ pub enum Plan {
         /// What it has to do without: unique values held by others, references that are not there.
         wishes: Vec<String>,
     },
+    /// Look whether somebody else has made the object at the target already; if nobody has, send this.
+    Adopt {
+        /// Look-ups, with the index of their rule.
+        look_ups: Vec<(usize, Request)>,
+        /// The request that creates it.
+        request: Request,
+        /// As for [`Plan::Send`].
+        wishes: Vec<String>,
+    },
     /// Look the object up to learn what became of a create.
     Find(Request),
     /// A person decides.
@@ -68,9 +77,11 @@ pub fn wanted(connector: &Connector, due: &Due) -> Result<Vec<String>, Obstacle>
     Ok(wants)
 }
 
-/// Decides. `holder` says which object holds a unique value at the target.
+/// Decides. `adopts`: objects may stand at the target that somebody else has made. `holder` says which object holds a unique
+/// value at the target.
 pub fn plan(
     connector: &Connector,
+    adopts: bool,
     due: &Due,
     now: jiff::Timestamp,
     holder: &dyn Fn(&str) -> Option<Lane>,
@@ -128,7 +139,23 @@ pub fn plan(
         holds,
         ..Request::bare(step, line, &scope)?
     };
+    if step == "create" && adopts {
+        let look_ups = look_ups(object, &scope)?;
+        if !look_ups.is_empty() {
+            return Ok(Plan::Adopt { look_ups, request, wishes });
+        }
+    }
     Ok(Plan::Send { request, wishes })
+}
+
+fn look_ups(object: &ObjectSpec, scope: &Scope<'_>) -> Result<Vec<(usize, Request)>, Obstacle> {
+    let mut look_ups = Vec::new();
+    for (index, adoption) in object.adopt.iter().enumerate() {
+        if adoption.when.holds(scope)? {
+            look_ups.push((index, Request::bare("adopt", &adoption.line, scope)?));
+        }
+    }
+    Ok(look_ups)
 }
 
 /// The last request has no outcome: the same bytes again, a look-up, or a person (INV-3).

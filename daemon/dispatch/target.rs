@@ -29,6 +29,8 @@ pub struct Target {
     pub pacer: Pacer,
     /// Deduplication hints.
     pub dedup: Dedup,
+    /// Objects may stand there that somebody else has made: they are looked for before one is created.
+    pub adopts: bool,
     /// Everything is done but the request.
     pub shadow: bool,
     /// Whether it may be spoken to.

@@ -103,8 +103,8 @@ impl<'a> Rehearsal<'a> {
 #[must_use]
 pub fn shown(connector: &Connector, due: &Due) -> Option<Value> {
     let system = &connector.system;
-    match plan(connector, due, Timestamp::UNIX_EPOCH, &|_| None) {
-        Ok(Plan::Send { request, .. } | Plan::Find(request)) => {
+    match plan(connector, false, due, Timestamp::UNIX_EPOCH, &|_| None) {
+        Ok(Plan::Send { request, .. } | Plan::Adopt { request, .. } | Plan::Find(request)) => {
             let line = format!("{} {}", request.method, request.path);
             let body = request
                 .body

@@ -173,6 +173,28 @@ impl Stripe {
         }
     }
 
+    /// By e-mail, which is compared as it is written; lists do not lag.
+    fn list(&self, request: &Incoming) -> Reply {
+        let email = request.query.get("email");
+        let found = self.customers.values().filter(|customer| {
+            !customer.is_null()
+                && email.is_none_or(|email| customer.get("email").and_then(Value::as_str) == Some(email))
+        });
+        let data: Vec<Value> = found.cloned().collect();
+        Reply::plain(200, json!({"object": "list", "data": data, "has_more": false}))
+    }
+
+    /// A customer that somebody makes by hand; gives its id.
+    pub fn made_by_hand(&mut self, email: &str) -> String {
+        let id = format!("cus_{:08}", self.next);
+        self.next += 1;
+        let customer = json!({
+            "id": id, "object": "customer", "name": "By hand", "email": email, "phone": null, "address": null, "metadata": {},
+        });
+        self.customers.insert(id.clone(), customer);
+        id
+    }
+
     /// `metadata['key']:'value'`, the only form used here.
     fn search(&self, request: &Incoming, now_s: f64) -> Reply {
         let query = request.query.get("query").cloned().unwrap_or_default();
@@ -195,6 +217,7 @@ impl Vendor for Stripe {
         let id = request.path.strip_prefix("/v1/customers/").map(str::to_owned);
         match (request.method.as_str(), request.path.as_str(), id) {
             ("GET", "/v1/customers/search", _) => self.search(request, now_s),
+            ("GET", "/v1/customers", _) => self.list(request),
             ("POST", _, _) if request.path.starts_with("/v1/customers") => self.keyed(request, now_s),
             ("GET", _, Some(id)) => match self.customers.get(&id) {
                 None => error(404, "invalid_request_error", "resource_missing"),

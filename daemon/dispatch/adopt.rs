@@ -1,0 +1,97 @@
+//! An object that stood at the target before us is taken over instead of being made again. What is not certain waits for a
+//! person, with the candidates: `tailwater identity link`.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::deliver::{Delivery, Outcome};
+use super::retry::backoff;
+use crate::connector::Adoption;
+use crate::connector::classify::Class;
+use crate::connector::request::Request;
+use crate::ledger::LedgerError;
+use crate::ledger::batch::{Batch, ClosedWrite};
+use crate::mapping::scope::Scope;
+
+/// Candidates named in the reason.
+const NAMED: usize = 10;
+
+/// What the look-ups came to.
+pub(super) enum Adopted {
+    /// There is no such object: it is to be made.
+    Nobody,
+    /// It was taken over, or waits; the outcome is durable.
+    Settled,
+}
+
+impl Delivery {
+    /// Looks the object up, surest way first.
+    pub(super) async fn adopt(&self, look_ups: Vec<(usize, Request)>) -> Result<Adopted, LedgerError> {
+        let object = self.target.connector.object(&self.due.lane.object);
+        for (index, request) in look_ups {
+            let Some(adoption) = object.and_then(|object| object.adopt.get(index)) else { continue };
+            self.target.open().await;
+            let attempt_seq = self.ledger.writer().write(self.attempt(&request, "")).await?;
+            self.target.permit().await;
+            let result = self.target.http.send(&request, "").await;
+            let mut outcome = self.judge(&request.step, result);
+            self.target.note(outcome.class, outcome.status, outcome.retry_after).await;
+            let candidates = self.candidates(adoption, &outcome);
+            let mut batch = Batch::default();
+            match candidates.as_deref() {
+                Some([]) => {
+                    outcome.reason = format!("nobody by {}", adoption.by);
+                    batch.entry(self.outcome_entry(Class::Transient, attempt_seq, &outcome, None));
+                    self.ledger.writer().write(batch).await?;
+                    continue;
+                }
+                Some([only]) => {
+                    outcome.reason = format!("adopted by {}", adoption.by);
+                    let entry =
+                        batch.entry(self.outcome_entry(Class::Applied, attempt_seq, &outcome, Some(only)));
+                    // With whatever content: now that it is known there, it is updated.
+                    batch.applied.push(self.applied(&request, Some(only.clone()), entry));
+                    batch.retries.push(self.retry(Duration::ZERO, &outcome, false, true));
+                }
+                Some(several) => {
+                    let named = several.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+                    outcome.reason = format!(
+                        "{} objects match by {}: {named}; choose with `tailwater identity link`",
+                        several.len(),
+                        adoption.by
+                    );
+                    batch.entry(self.outcome_entry(Class::Rejected, attempt_seq, &outcome, None));
+                    let reason = Some(outcome.reason.clone());
+                    batch.closed.push(ClosedWrite { id: self.due.id, state: "parked", reason });
+                }
+                None => {
+                    batch.entry(self.outcome_entry(outcome.class, attempt_seq, &outcome, None));
+                    let wait =
+                        outcome.retry_after.unwrap_or_else(|| backoff(self.due.attempts + 1, rand::random()));
+                    batch.retries.push(self.retry(wait, &outcome, false, false));
+                }
+            }
+            self.ledger.writer().write(batch).await?;
+            return Ok(Adopted::Settled);
+        }
+        Ok(Adopted::Nobody)
+    }
+
+    /// Ids of what was found; `None` when the target gave no usable answer.
+    fn candidates(&self, adoption: &Adoption, outcome: &Outcome<'_>) -> Option<Vec<String>> {
+        if outcome.class != Class::Applied {
+            return None;
+        }
+        let event = self.due.event.get("data").cloned().unwrap_or_default();
+        let scope = Scope::new([("answer", &outcome.answer), ("event", &event)]);
+        let Ok(Value::Array(ids)) = adoption.ids.evaluate(&scope) else { return None };
+        ids.iter()
+            .map(|id| match id {
+                Value::String(id) => Some(id.clone()),
+                Value::Number(id) => Some(id.to_string()),
+                _ => None,
+            })
+            .collect()
+    }
+}
