@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::io::{IsTerminal, Write as _};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::sleep;
@@ -76,7 +75,7 @@ pub fn operator() -> String {
 /// `tailwater recover`.
 pub async fn recover(config: Config, name: &str, accept_new_cluster: bool) -> ExitCode {
     let source = match find_source(config.sources, Some(name)) {
-        Ok(source) => Source::new(source, Arc::default(), HashMap::new(), Waves::default()),
+        Ok(source) => Source::new(source, Default::default(), HashMap::new(), Waves::default()),
         Err(code) => return code,
     };
     let work = async {

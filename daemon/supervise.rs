@@ -22,6 +22,7 @@ use crate::dispatch::dedup::Dedup;
 use crate::dispatch::gate::Gate;
 use crate::dispatch::quota::Pacer;
 use crate::dispatch::retry::backoff;
+use crate::dispatch::target::Versions;
 use crate::dispatch::{Dispatcher, Target};
 use crate::ledger::batch::Batch;
 use crate::ledger::entry::{EntryKind, NewEntry};
@@ -105,15 +106,19 @@ fn prepare(config: Config, waves: &Waves) -> Result<(Sources, Vec<Arc<Target>>),
     }
     let routes = Arc::new(config.routes);
     let sources = config.sources.into_iter();
-    let source = |source| Source::new(source, routes.clone(), by_system.clone(), waves.clone());
+    let upcasters = Arc::new(config.upcasters);
+    let source =
+        |source| Source::new(source, (routes.clone(), upcasters.clone()), by_system.clone(), waves.clone());
     let sources = sources.map(|config| Arc::new(source(config)));
     let sources = sources.collect();
-    let targets = config.targets.into_iter().map(|target| prepare_target(target, &config.redis_url));
+    let versions = Versions { routes: routes.clone(), upcasters: upcasters.clone() };
+    let prepare = |target| prepare_target(target, &config.redis_url, versions.clone());
+    let targets = config.targets.into_iter().map(prepare);
     let targets = targets.collect::<Result<_, String>>()?;
     Ok(((sources, config.ledger), targets))
 }
 
-fn prepare_target(target: TargetConfig, redis_url: &str) -> Result<Arc<Target>, String> {
+fn prepare_target(target: TargetConfig, redis_url: &str, versions: Versions) -> Result<Arc<Target>, String> {
     // A secret that cannot be read now would only be found out at the first delivery.
     target.api_key.read().map_err(|error| format!("target \"{}\": {error}", target.name))?;
     let http = HttpTarget::new(&target.connector, &target.base_url, target.user.as_deref(), target.api_key);
@@ -124,6 +129,7 @@ fn prepare_target(target: TargetConfig, redis_url: &str) -> Result<Arc<Target>, 
         pacer: Pacer::new(target.quota),
         dedup: Dedup::new(redis_url),
         shadow: target.shadow,
+        versions,
         adopts: target.adopts,
         gate: Mutex::new(Gate::default()),
     }))

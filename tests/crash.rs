@@ -55,11 +55,22 @@ async fn kill_9_at_random_instants_loses_nothing_and_doubles_nothing() {
         world.zendesk.journal().calls.len()
     );
     let erp = world.erp.client("erp").await.unwrap();
-    assert_same(&held(&world), &expected(&erp, &[]).await);
+    assert_same(&held(&world), &expected(&erp, &archived_at_load(&world).await).await);
     assert_eq!(world.stripe.with(|stripe| stripe.doubled()), Vec::<String>::new());
     assert_eq!(world.zendesk.with(|zendesk| zendesk.merged.clone()), Vec::<String>::new());
     assert!(daemon.terminate().success());
     world.verify();
+}
+
+/// Partners that the first load found archived: they are created nowhere until they are in use again. Kills may put the end of the
+/// first load off for as long as the ERP writes.
+async fn archived_at_load(world: &World) -> Vec<i32> {
+    let sql = "select distinct on (body ->> 'id') body ->> 'id', (body -> 'source' ->> 'snapshot')::boolean, body -> 'data' ->> 'active'
+               from (select seq, convert_from(body, 'UTF8')::jsonb as body from entry where kind = 'event') e
+               order by body ->> 'id', seq";
+    let rows = world.ledger_client().await.query(sql, &[]).await.unwrap();
+    let archived = rows.iter().filter(|row| row.get(1) && row.get::<_, Option<&str>>(2) == Some("false"));
+    archived.map(|row| row.get::<_, &str>(0).rsplit_once('-').unwrap().1.parse().unwrap()).collect()
 }
 
 /// Makes the first insert of an image of `res_users`, or of any emission, wait for an advisory lock.

@@ -6,7 +6,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use serde_json::json;
 use tailwater::capture::load::window::{Remainder, Windows};
 use tailwater::event::{Columns, Field, Lsn, Row, RowState, Transaction};
-use tailwater::mapping::{Constants, SourceMapping, TableSpec};
+use tailwater::mapping::{Constants, Ownership, SourceMapping, TableSpec};
 use tailwater::source::postgres::chunk::Snapshot;
 use tailwater::source::postgres::transaction::{Assembler, Consumer, SliceLimits, StreamError};
 use tailwater::source::postgres::types::Types;
@@ -25,6 +25,7 @@ fn mapping() -> Arc<SourceMapping> {
         tables: vec![table],
         events: Vec::new(),
         constants: Constants::of("erp"),
+        ownership: Ownership::default(),
     })
 }
 

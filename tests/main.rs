@@ -34,4 +34,5 @@ mod source;
 mod systemd;
 mod tls;
 mod unique_values;
+mod versions;
 mod wire;

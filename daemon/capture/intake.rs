@@ -3,12 +3,14 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+use serde_json::json;
+
 use super::Source;
 use super::mass::{LEAST, MassGuard};
 use crate::event::{CanonicalEvent, Cluster, EventRecord, Operation, Origin, Transaction};
-use crate::image::{Emitted, Images, Missing, Overlay, OverlayChanges, Projection, RowId, Touch};
+use crate::image::{Drift, Emitted, Images, Missing, Overlay, OverlayChanges, Projection, RowId, Touch};
 use crate::ledger::batch::{Batch, DeliveryWrite, ImageWrite, Lane, SpillWrite};
-use crate::ledger::entry::NewEntry;
+use crate::ledger::entry::{EntryKind, NewEntry};
 use crate::ledger::spill::Spilled;
 use crate::ledger::{Ledger, LedgerError, images};
 use crate::mapping::expression::EvaluationError;
@@ -195,6 +197,11 @@ impl Intake {
         self.count_known(&emitted).await?;
         let mut batch = self.batch(emitted, ways, &owed);
         batch.images = self.image_writes(&changes);
+        for Drift { event_type, id, fields } in &changes.drifts {
+            tracing::warn!(%id, fields = fields.join(", "), "the source changed what it does not own");
+            let fields = json!({"source": self.source.name, "type": event_type, "id": id, "fields": fields});
+            batch.entry(NewEntry::new(EntryKind::Drift, None, fields));
+        }
         self.images.absorb(changes);
         Ok(Prepared::Batch(Box::new(batch)))
     }
@@ -265,14 +272,14 @@ impl Intake {
             if heals {
                 batch.healed.extend(ways.iter().map(|way| (way.lane.clone(), entry)));
             }
-            for Way { lane, route, unless_owed } in ways {
+            for Way { lane, route, event: lifted, unless_owed } in ways {
                 let takes = match owed.contains(&lane) || newly_owed.contains(&lane) {
-                    true => route.takes(&event, true, &moved),
+                    true => lifted.clone().and_then(|event| route.takes(&event, true, &moved)),
                     false => unless_owed,
                 };
                 let (takes, requires, parked) = match &fault {
                     Some(fault) => (true, Vec::new(), Some(fault.clone())),
-                    None => match (takes, route.requirements(&event)) {
+                    None => match (takes, lifted.and_then(|event| route.requirements(&event))) {
                         (Ok(takes), Ok(requires)) => (takes, requires, None),
                         (Err(error), _) | (_, Err(error)) => (true, Vec::new(), Some(error.to_string())),
                     },
@@ -306,12 +313,18 @@ impl Intake {
 struct Way<'a> {
     lane: Lane,
     route: &'a Route,
+    /// The event in the version that the route names.
+    event: Result<CanonicalEvent, EvaluationError>,
     /// Whether it takes the route when the target is not owed the object.
     unless_owed: Result<bool, EvaluationError>,
 }
 
 /// Where an event may go.
 fn ways<'a>(source: &'a Source, event: &CanonicalEvent, moved: &BTreeSet<String>) -> Vec<Way<'a>> {
-    let lanes = source.lanes(event);
-    lanes.map(|(lane, route)| Way { lane, route, unless_owed: route.takes(event, false, moved) }).collect()
+    let way = |(lane, route): (Lane, &'a Route)| {
+        let lifted = source.upcasters.event(event, &route.event_type)?;
+        let unless_owed = lifted.clone().and_then(|event| route.takes(&event, false, moved));
+        Some(Way { lane, route, event: lifted, unless_owed })
+    };
+    source.lanes(event).filter_map(way).collect()
 }

@@ -2,31 +2,12 @@
 //! of the commits.
 
 use std::collections::{HashMap, VecDeque};
-use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::Value;
 
+use crate::config::MassSettings;
 use crate::event::{CanonicalEvent, Operation};
-
-/// What is too much.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MassSettings {
-    /// Objects of a kind within the window.
-    pub objects: Option<u64>,
-    /// Share of all known objects of the kind, in percent.
-    pub percent: Option<u64>,
-    /// Objects of a kind that are deleted, cancelled or archived within the window.
-    pub endings: Option<u64>,
-    /// Length of the window.
-    pub window: Duration,
-}
-
-impl Default for MassSettings {
-    fn default() -> Self {
-        Self { objects: None, percent: None, endings: None, window: Duration::from_secs(600) }
-    }
-}
 
 /// Fewer objects are never a mass, whatever their share.
 pub const LEAST: u64 = 20;

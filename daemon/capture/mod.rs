@@ -15,14 +15,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{GuardSettings, LoadSettings, SourceConfig};
+use crate::config::{GuardSettings, LoadSettings, MassSettings, SourceConfig};
 use crate::event::CanonicalEvent;
 use crate::ledger::batch::Lane;
 use crate::mapping::route::Route;
+use crate::mapping::upcast::Upcasters;
 use crate::mapping::{EventKind, SourceMapping};
 use crate::ops::commands::Waves;
 use crate::pg::Database;
-use mass::MassSettings;
 
 /// A source as it is configured.
 #[derive(Clone)]
@@ -39,6 +39,8 @@ pub struct Source {
     pub mapping: Arc<SourceMapping>,
     /// Routes.
     pub routes: Arc<Vec<Route>>,
+    /// Older events in the form of newer versions.
+    pub upcasters: Arc<Upcasters>,
     /// Target names by connector.
     pub targets: HashMap<String, Vec<String>>,
     /// How tables are read.
@@ -62,7 +64,7 @@ impl Source {
     #[must_use]
     pub fn new(
         config: SourceConfig,
-        routes: Arc<Vec<Route>>,
+        (routes, upcasters): (Arc<Vec<Route>>, Arc<Upcasters>),
         targets: HashMap<String, Vec<String>>,
         waves: Waves,
     ) -> Self {
@@ -73,6 +75,7 @@ impl Source {
             publication: config.publication,
             mapping: Arc::new(config.mapping),
             routes,
+            upcasters,
             targets,
             load: config.load,
             guard: config.guard,
@@ -92,7 +95,8 @@ impl Source {
 
     /// Where an event may go: each target of each route for its type.
     fn lanes<'a>(&'a self, event: &CanonicalEvent) -> impl Iterator<Item = (Lane, &'a Route)> {
-        let routes = self.routes.iter().filter(|route| route.event_type == event.event_type);
+        let reaches = |route: &&Route| self.upcasters.reaches(&event.event_type, &route.event_type);
+        let routes = self.routes.iter().filter(reaches);
         routes.flat_map(move |route| {
             let targets = self.targets.get(&route.system).into_iter().flatten();
             let targets = targets.filter(|target| route.target.as_ref().is_none_or(|only| only == *target));

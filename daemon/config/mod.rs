@@ -10,4 +10,4 @@ pub mod settings;
 pub mod source;
 
 pub use settings::{Config, TargetConfig, load};
-pub use source::{GuardSettings, LoadSettings, SourceConfig};
+pub use source::{GuardSettings, LoadSettings, MassSettings, SourceConfig};

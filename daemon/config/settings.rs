@@ -11,7 +11,9 @@ use super::source::{SourceConfig, read_source};
 use crate::connector::{self, Auth, Connector};
 use crate::dispatch::quota::Quota;
 use crate::mapping;
+use crate::mapping::SourceMapping;
 use crate::mapping::route::Route;
+use crate::mapping::upcast::Upcasters;
 use crate::pg::{Database, is_local};
 
 /// Where `make install` puts the mapping files.
@@ -51,6 +53,8 @@ pub struct Config {
     pub targets: Vec<TargetConfig>,
     /// Routes.
     pub routes: Vec<Route>,
+    /// Older events in the form of newer versions.
+    pub upcasters: Upcasters,
 }
 
 /// Reads `path`, the environment, and every file they name; all mistakes at once.
@@ -84,7 +88,8 @@ fn read(
     let targets: Vec<TargetConfig> =
         targets.iter().filter_map(|(name, node)| read_target(name, node, &mappings, problems)).collect();
     let routes = mapping::route::load(&mappings, problems);
-    let config = Config { ledger: ledger?, redis_url: redis_url?, sources, targets, routes };
+    let upcasters = Upcasters::load(&mappings, problems);
+    let config = Config { ledger: ledger?, redis_url: redis_url?, sources, targets, routes, upcasters };
     if problems.is_empty() {
         // Only then is known which events and objects there are.
         check_routes(&config, &mappings, problems);
@@ -267,7 +272,8 @@ fn check_routes(config: &Config, mappings: &Path, problems: &mut Problems) {
         .flat_map(|source| source.mapping.events.iter().map(|event| event.event_type.as_str()))
         .collect();
     for route in &config.routes {
-        if !known.contains(route.event_type.as_str()) && !config.sources.is_empty() {
+        let made = known.iter().any(|known| config.upcasters.reaches(known, &route.event_type));
+        if !made && !config.sources.is_empty() {
             problems.add(
                 &at,
                 format!("a route names event `{}`, which no mapping makes", route.event_type),
@@ -284,6 +290,40 @@ fn check_routes(config: &Config, mappings: &Path, problems: &mut Problems) {
                 );
                 problems.add(&at, what, "an object of the connector file");
             }
+        }
+    }
+    for source in &config.sources {
+        check_ownership(
+            &source.mapping,
+            &config.routes,
+            config.targets.iter().map(|target| &target.connector),
+            problems,
+        );
+    }
+}
+
+/// No target is told by a source what somebody else owns.
+pub fn check_ownership<'a>(
+    mapping: &SourceMapping,
+    routes: &[Route],
+    connectors: impl Iterator<Item = &'a Connector> + Clone,
+    problems: &mut Problems,
+) {
+    let fields_of = |object: &str| {
+        let spec = mapping.events.iter().find(|spec| spec.object == object)?;
+        Some(spec.schema.fields().to_vec())
+    };
+    mapping.ownership.check_names(&fields_of, problems);
+    for route in routes {
+        for connector in connectors.clone().filter(|connector| connector.system == route.system) {
+            let Some(object) = connector.object(&route.object) else { continue };
+            let written: Vec<String> = object
+                .body
+                .expressions()
+                .iter()
+                .flat_map(|expression| expression.members_of("event"))
+                .collect();
+            mapping.ownership.check_route(&mapping.name, route, &written, problems);
         }
     }
 }

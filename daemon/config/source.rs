@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use super::database::read_database;
 use super::node::{Fields, Node, Problems};
-use crate::capture::mass::MassSettings;
 use crate::mapping::{self, Constants, SourceMapping};
 use crate::pg::Database;
 
@@ -79,6 +78,25 @@ impl Default for GuardSettings {
             recover: false,
             heartbeat: None,
         }
+    }
+}
+
+/// Which change is too large to go without a person.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MassSettings {
+    /// Objects of a kind within the window.
+    pub objects: Option<u64>,
+    /// Share of all known objects of the kind, in percent.
+    pub percent: Option<u64>,
+    /// Objects of a kind that are deleted, cancelled or archived within the window.
+    pub endings: Option<u64>,
+    /// Length of the window.
+    pub window: Duration,
+}
+
+impl Default for MassSettings {
+    fn default() -> Self {
+        Self { objects: None, percent: None, endings: None, window: Duration::from_secs(600) }
     }
 }
 

@@ -67,25 +67,6 @@ impl Delivery {
         }
     }
 
-    /// Records what would have been sent.
-    async fn shadow(&self, request: &Request) -> Result<(), LedgerError> {
-        let mut batch = Batch::default();
-        self.supersede(&mut batch);
-        let reason = format!("not sent: {} {} in shadow mode", request.method, request.step);
-        batch.entry(NewEntry::new(
-            EntryKind::Outcome,
-            self.correlation_id(),
-            json!({
-                "delivery": self.due.id, "event_seq": self.due.event_seq, "target": self.due.lane.target,
-                "object": self.due.lane.object, "id": self.due.lane.canonical_id, "class": "shadowed", "step": request.step,
-                "method": request.method, "path_sha256": sha256_hex(request.path.as_bytes()),
-                "request_sha256": request.body.as_ref().map(|body| sha256_hex(body.as_bytes())),
-            }),
-        ));
-        batch.closed.push(ClosedWrite { id: self.due.id, state: "shadowed", reason: Some(reason) });
-        self.ledger.writer().write(batch).await.map(|_| ())
-    }
-
     /// The same for every attempt of a round: a new round is a deliberately new request.
     fn idempotency_key(&self) -> String {
         if self.due.uncertain
@@ -164,7 +145,7 @@ impl Delivery {
     }
 
     /// Closes the states this delivery replaces.
-    fn supersede(&self, batch: &mut Batch) {
+    pub(super) fn supersede(&self, batch: &mut Batch) {
         for older in &self.due.supersedes {
             let reason = format!("replaced by delivery {}", self.due.id);
             batch.entry(NewEntry::new(
@@ -380,7 +361,7 @@ impl Delivery {
         self.ledger.writer().write(batch).await.map(|_| ())
     }
 
-    fn correlation_id(&self) -> Option<String> {
+    pub(super) fn correlation_id(&self) -> Option<String> {
         self.due.event.get("correlation_id").and_then(Value::as_str).map(str::to_owned)
     }
 }

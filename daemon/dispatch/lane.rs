@@ -125,7 +125,11 @@ impl Dispatcher {
         Ok(any)
     }
 
-    async fn start(&mut self, due: Due) -> Result<(), LedgerError> {
+    async fn start(&mut self, mut due: Due) -> Result<(), LedgerError> {
+        let system = &self.target.connector.system;
+        if let Err(error) = self.target.versions.lift(system, &mut due) {
+            return self.park(due, &Obstacle::Evaluation(error));
+        }
         let wants = match wanted(&self.target.connector, &due) {
             Ok(wants) => wants,
             Err(obstacle) => return self.park(due, &obstacle),

@@ -11,6 +11,7 @@ pub mod look_up;
 pub mod plan;
 pub mod quota;
 pub mod retry;
+mod shadow;
 pub mod target;
 
 pub use lane::Dispatcher;

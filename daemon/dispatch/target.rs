@@ -1,6 +1,9 @@
 //! A target while the daemon runs: its connector, its pace, its gate.
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use serde_json::Value;
 
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep_until};
@@ -10,12 +13,41 @@ use super::gate::Gate;
 use super::quota::Pacer;
 use crate::connector::Connector;
 use crate::connector::classify::Class;
+use crate::ledger::outbox::Due;
+use crate::mapping::expression::EvaluationError;
+use crate::mapping::route::Route;
+use crate::mapping::upcast::Upcasters;
 use crate::target::HttpTarget;
 
 /// Pause after a 429 that does not say how long.
 const DEFAULT_PAUSE: Duration = Duration::from_secs(1);
 /// Pause after our credentials were refused.
 const UNAUTHORISED_PAUSE: Duration = Duration::from_secs(30);
+
+/// Which version of an event an object is made of: that of the route which brings it there.
+#[derive(Clone)]
+pub struct Versions {
+    /// Routes.
+    pub routes: Arc<Vec<Route>>,
+    /// Older events in the form of newer versions.
+    pub upcasters: Arc<Upcasters>,
+}
+
+impl Versions {
+    /// Brings the event of a delivery, as the ledger keeps it, to the version that is wanted.
+    pub fn lift(&self, system: &str, due: &mut Due) -> Result<(), EvaluationError> {
+        let Some(stored) = due.event.get("type").and_then(Value::as_str).map(str::to_owned) else {
+            return Ok(());
+        };
+        let leads = |route: &&Route| route.system == system && route.object == due.lane.object;
+        let mut routes = self.routes.iter().filter(leads);
+        let wanted = routes.find(|route| self.upcasters.reaches(&stored, &route.event_type));
+        if let (Some(wanted), Some(data)) = (wanted, due.event.get_mut("data")) {
+            *data = self.upcasters.lift(&stored, &wanted.event_type, data)?;
+        }
+        Ok(())
+    }
+}
 
 /// See the module's text.
 pub struct Target {
@@ -31,6 +63,8 @@ pub struct Target {
     pub dedup: Dedup,
     /// Objects may stand there that somebody else has made: they are looked for before one is created.
     pub adopts: bool,
+    /// Which version of an event its objects are made of.
+    pub versions: Versions,
     /// Everything is done but the request.
     pub shadow: bool,
     /// Whether it may be spoken to.

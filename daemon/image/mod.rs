@@ -2,11 +2,12 @@
 //! nothing mapped, and answer look-ups as of the same transaction. Knows nothing of HTTP.
 
 mod document;
+mod object;
 pub mod overlay;
 pub mod project;
 
 pub use document::Part;
 pub use overlay::{
-    Changed, Emission, Image, Images, IndexId, KeysByValue, Missing, Overlay, OverlayChanges, RowId,
+    Changed, Drift, Emission, Image, Images, IndexId, KeysByValue, Missing, Overlay, OverlayChanges, RowId,
 };
 pub use project::{Emitted, Projection, Roots, Touch};

@@ -26,6 +26,19 @@ pub struct Emission {
     pub sha256: String,
     /// It was held back: something is wrong with it.
     pub held: bool,
+    /// What the source says of fields that it does not own: `field=digest`, separated by blanks.
+    pub foreign: String,
+}
+
+/// A source has changed fields that it does not own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drift {
+    /// Type with version.
+    pub event_type: String,
+    /// Canonical id.
+    pub id: String,
+    /// Fields.
+    pub fields: Vec<String>,
 }
 
 /// What is kept of a row.
@@ -199,6 +212,8 @@ pub struct Changed {
 #[derive(Debug, Default)]
 pub struct OverlayChanges {
     rows: HashMap<RowId, Changed>,
+    /// Changes that go nowhere.
+    pub drifts: Vec<Drift>,
 }
 
 impl OverlayChanges {
@@ -315,6 +330,11 @@ impl<'a> Overlay<'a> {
         let changed = self.change((table.clone(), key.to_owned()));
         changed.image.emitted.retain(|known| known.event_type != event_type);
         changed.image.emitted.extend(emission);
+    }
+
+    /// Notes that a source has changed fields that it does not own.
+    pub fn note_drift(&mut self, drift: Drift) {
+        self.changed.drifts.push(drift);
     }
 
     fn change(&mut self, id: RowId) -> &mut Changed {

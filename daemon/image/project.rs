@@ -7,13 +7,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use serde_json::{Map, Value};
-
-use super::document::{Part, joined, parents, parts};
-use super::overlay::{Emission, Overlay};
+use super::document::parents;
+use super::overlay::Overlay;
 use crate::event::{
     CanonicalEvent, Cause, Change, ChangePosition, Cluster, Field, Operation, Row, RowState, SentRow,
-    Transaction, canonical_bytes, event_id, sha256_hex,
+    Transaction,
 };
 use crate::mapping::{EventSpec, SourceMapping};
 
@@ -41,11 +39,11 @@ pub struct Projection<'a> {
 
 /// Where and when events come from.
 #[derive(Debug, Clone)]
-struct Stamp {
-    position: ChangePosition,
-    committed_at: jiff::Timestamp,
-    xid: Option<u32>,
-    snapshot: bool,
+pub(super) struct Stamp {
+    pub(super) position: ChangePosition,
+    pub(super) committed_at: jiff::Timestamp,
+    pub(super) xid: Option<u32>,
+    pub(super) snapshot: bool,
 }
 
 /// Objects of one event type touched by a transaction, by the key of their root row.
@@ -139,34 +137,6 @@ impl Projection<'_> {
         roots(overlay, spec, &[(0, cause.clone())]).into_keys().collect()
     }
 
-    /// What an object is now, whether or not it was emitted so, and the rows it is made of; `None` when the row is no such
-    /// object.
-    #[must_use]
-    pub fn explained(
-        &self,
-        overlay: &Overlay<'_>,
-        spec: &EventSpec,
-        key: &str,
-        at: crate::event::Lsn,
-    ) -> Option<(Emitted, Vec<Part>)> {
-        let image = overlay.image(&spec.table, key)?;
-        let (row, known) = (image.row.clone()?, image.emission(&spec.event_type).is_some());
-        let (id, data, fault) = match self.evaluated(overlay, spec, key, &row)? {
-            Evaluated::Nothing => return None,
-            Evaluated::Object(id, data) => {
-                let fault = spec.schema.violation(&data);
-                (id, data, fault)
-            }
-            Evaluated::Fault(id, reason) => (id.clone(), with_id(Value::Null, &id), Some(reason)),
-        };
-        let position = ChangePosition { commit_lsn: at, ordinal: 0 };
-        let stamp = Stamp { position, committed_at: jiff::Timestamp::UNIX_EPOCH, xid: None, snapshot: false };
-        let operation = if known { Operation::Update } else { Operation::Create };
-        let event = self.event(spec, &stamp, (operation, id, data), Vec::new());
-        let parts = parts(overlay, &spec.joins, &[(key.to_owned(), row)], 0);
-        Some((Emitted { event, fault, heals: false }, parts))
-    }
-
     /// Applies the row changes; gives those that changed a mapped column.
     fn apply(&self, overlay: &mut Overlay<'_>, transaction: &Transaction) -> Vec<(u64, Cause)> {
         let mut changed = Vec::new();
@@ -189,124 +159,6 @@ impl Projection<'_> {
         }
         changed
     }
-
-    /// The events of the object that a row is, when its data is not what was last emitted: one as a rule, two when the
-    /// row has become another object.
-    fn object(
-        &self,
-        overlay: &mut Overlay<'_>,
-        spec: &EventSpec,
-        key: &str,
-        causes: Vec<Cause>,
-        stamp: &Stamp,
-    ) -> Vec<Emitted> {
-        let Some(image) = overlay.image(&spec.table, key) else { return Vec::new() };
-        let (row, known) = (image.row.clone(), image.emission(&spec.event_type).cloned());
-        let Some(now) = row.map_or(Some(Evaluated::Nothing), |row| self.evaluated(overlay, spec, key, &row))
-        else {
-            return Vec::new();
-        };
-        let (now, fault) = match now {
-            Evaluated::Nothing => (None, None),
-            Evaluated::Object(id, data) => {
-                let fault = spec.schema.violation(&data);
-                (Some((id, data)), fault)
-            }
-            Evaluated::Fault(id, reason) => (Some((id.clone(), with_id(Value::Null, &id))), Some(reason)),
-        };
-        let emission = now.as_ref().map(|(id, data)| Emission {
-            event_type: spec.event_type.clone(),
-            id: id.clone(),
-            sha256: digest(data, fault.as_deref()),
-            held: fault.is_some(),
-        });
-        if emission == known {
-            return Vec::new();
-        }
-        let heals = known.as_ref().is_some_and(|known| known.held);
-        let stays = known.as_ref().is_some_and(|known| now.as_ref().is_some_and(|(id, _)| *id == known.id));
-        let mut emitted = Vec::new();
-        if let Some(known) = known.filter(|_| !stays) {
-            let event = self.event(spec, stamp, (Operation::Delete, known.id, Value::Null), causes.clone());
-            emitted.push(Emitted { event, fault: None, heals });
-        }
-        if let Some((id, data)) = now {
-            let operation = if stays { Operation::Update } else { Operation::Create };
-            let event = self.event(spec, stamp, (operation, id, data), causes);
-            emitted.push(Emitted { event, fault, heals: heals && stays });
-        }
-        overlay.set_emission(&spec.table, key, &spec.event_type, emission);
-        emitted
-    }
-
-    /// The event of a row that has gone.
-    fn departure(
-        &self,
-        overlay: &Overlay<'_>,
-        spec: &EventSpec,
-        key: &str,
-        causes: Vec<Cause>,
-        stamp: &Stamp,
-    ) -> Option<Emitted> {
-        let gone = causes.iter().find(|cause| cause.table == spec.table && cause.after.is_none())?;
-        let row = gone.before.clone()?;
-        let (id, data, fault) = match self.evaluated(overlay, spec, key, &row)? {
-            Evaluated::Nothing => return None,
-            Evaluated::Object(id, data) => {
-                let fault = spec.schema.violation(&data);
-                (id, data, fault)
-            }
-            Evaluated::Fault(id, reason) => (id.clone(), with_id(Value::Null, &id), Some(reason)),
-        };
-        let event = self.event(spec, stamp, (Operation::Create, id, data), causes);
-        Some(Emitted { event, fault, heals: false })
-    }
-
-    fn event(
-        &self,
-        spec: &EventSpec,
-        stamp: &Stamp,
-        (operation, id, data): (Operation, String, Value),
-        causes: Vec<Cause>,
-    ) -> CanonicalEvent {
-        CanonicalEvent {
-            event_id: event_id(self.source, self.cluster, &stamp.position, &spec.event_type, &id),
-            event_type: spec.event_type.clone(),
-            operation,
-            id,
-            data,
-            position: stamp.position.clone(),
-            committed_at: stamp.committed_at,
-            xid: stamp.xid,
-            snapshot: stamp.snapshot,
-            causes,
-        }
-    }
-
-    /// What the row is; `None` when something has to be loaded first.
-    fn evaluated(&self, overlay: &Overlay<'_>, spec: &EventSpec, key: &str, row: &Row) -> Option<Evaluated> {
-        let constants = &self.mapping.constants;
-        if !spec.may_be(constants, row) {
-            return Some(Evaluated::Nothing);
-        }
-        let id = match spec.canonical_id(constants, row) {
-            Ok(id) => id,
-            // A row without a canonical id cannot be told apart from others; it is reported under its key.
-            Err(error) => {
-                let id = format!("{}-{}-{key}", self.source.to_uppercase(), spec.table);
-                return Some(Evaluated::Fault(id, error.to_string()));
-            }
-        };
-        let joined = joined(overlay, &spec.joins, key, row)?;
-        Some(match spec.evaluate(constants, row, &joined) {
-            Ok(Some(data)) => {
-                let data = with_id(data, &id);
-                Evaluated::Object(id, data)
-            }
-            Ok(None) => Evaluated::Nothing,
-            Err(error) => Evaluated::Fault(id, error.to_string()),
-        })
-    }
 }
 
 /// The objects that changed rows belong to.
@@ -327,32 +179,6 @@ fn roots(overlay: &Overlay<'_>, spec: &EventSpec, changed: &[(u64, Cause)]) -> R
         }
     }
     roots
-}
-
-/// What a row is.
-enum Evaluated {
-    /// No such object.
-    Nothing,
-    /// An object: canonical id and data.
-    Object(String, Value),
-    /// It may be one, but could not be worked out: canonical id and reason.
-    Fault(String, String),
-}
-
-/// What tells an emission from the one before it: the data, and what is wrong with it.
-fn digest(data: &Value, fault: Option<&str>) -> String {
-    let mut bytes = canonical_bytes(data);
-    bytes.extend(fault.into_iter().flat_map(str::bytes));
-    sha256_hex(&bytes)
-}
-
-fn with_id(data: Value, id: &str) -> Value {
-    let mut map = match data {
-        Value::Object(map) => map,
-        _ => Map::new(),
-    };
-    map.insert("id".into(), Value::String(id.to_owned()));
-    Value::Object(map)
 }
 
 /// Applies one change; `None` when it changed no mapped column, or something has to be loaded first.

@@ -24,6 +24,8 @@ pub enum EntryKind {
     Config,
     /// Changes that could not be read, and what was done about them.
     Gap,
+    /// A source changed what it does not own; that goes nowhere.
+    Drift,
     /// What a person did.
     Operator,
     /// The daemon started.
@@ -43,6 +45,7 @@ impl EntryKind {
             Self::TxEnd => "tx_end",
             Self::Config => "config",
             Self::Gap => "gap",
+            Self::Drift => "drift",
             Self::Operator => "operator",
             Self::Start => "start",
             Self::Stop => "stop",

@@ -57,10 +57,11 @@ async fn load_rows(
 fn emissions(text: &str) -> Option<Vec<Emission>> {
     let lists: Vec<Vec<String>> = serde_json::from_str(text).ok()?;
     let emission = |list: Vec<String>| {
-        let held = list.len() > 3;
+        let held = list.get(3).is_some_and(|mark| mark == "held");
+        let foreign = list.get(4).cloned().unwrap_or_default();
         let [event_type, id, sha256] =
             <[String; 3]>::try_from(list.into_iter().take(3).collect::<Vec<_>>()).ok()?;
-        Some(Emission { event_type, id, sha256, held })
+        Some(Emission { event_type, id, sha256, held, foreign })
     };
     lists.into_iter().map(emission).collect()
 }

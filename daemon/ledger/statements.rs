@@ -179,7 +179,8 @@ impl Columns {
     }
 }
 
-/// How emissions are kept with an image: `[[event type, canonical id, SHA-256], …]`, with `held` behind those held back.
+/// How emissions are kept with an image: `[[event type, canonical id, SHA-256], …]`, with `held` behind those held
+/// back, and what the source says of fields it does not own.
 fn emitted_text(image: &Image) -> Option<String> {
     // Lists of texts always have a text.
     let text = || serde_json::to_string(&image.emitted.iter().map(texts).collect::<Vec<_>>()).ok();
@@ -187,8 +188,14 @@ fn emitted_text(image: &Image) -> Option<String> {
 }
 
 fn texts(emission: &Emission) -> Vec<&str> {
-    let held = emission.held.then_some("held");
-    [&*emission.event_type, &emission.id, &emission.sha256].into_iter().chain(held).collect()
+    let mut texts: Vec<&str> = vec![&emission.event_type, &emission.id, &emission.sha256];
+    if emission.held || !emission.foreign.is_empty() {
+        texts.push(if emission.held { "held" } else { "" });
+    }
+    if !emission.foreign.is_empty() {
+        texts.push(&emission.foreign);
+    }
+    texts
 }
 
 /// Closes what was parked of an object before it could be sent: a request in doubt stays.

@@ -77,6 +77,14 @@ impl Expression {
         self.program.references().has_variable(variable)
     }
 
+    /// Members of `variable` that the expression asks for; `*` when it takes the whole.
+    #[must_use]
+    pub fn members_of(&self, variable: &str) -> Vec<String> {
+        let mut found = Vec::new();
+        members(self.program.expression(), variable, &mut found);
+        found
+    }
+
     /// What a plain reference stands for, when the expression is nothing else.
     #[must_use]
     pub fn reference<'a>(&self, scope: &Scope<'a>) -> Option<Variable<'a>> {
@@ -121,6 +129,37 @@ impl Expression {
                 reason: "the result is not true or false".into(),
             }),
         }
+    }
+}
+
+fn members(expr: &cel::IdedExpr, variable: &str, found: &mut Vec<String>) {
+    use cel::common::ast::{EntryExpr, Expr};
+    let is_variable = |expr: &cel::IdedExpr| matches!(&expr.expr, Expr::Ident(name) if name == variable);
+    match &expr.expr {
+        Expr::Ident(_) if is_variable(expr) => found.push("*".to_owned()),
+        Expr::Select(select) if is_variable(&select.operand) => found.push(select.field.clone()),
+        Expr::Select(select) => members(&select.operand, variable, found),
+        Expr::Call(call) => {
+            let parts = call.target.as_deref().into_iter().chain(&call.args);
+            parts.for_each(|part| members(part, variable, found));
+        }
+        Expr::List(list) => list.elements.iter().for_each(|part| members(part, variable, found)),
+        Expr::Map(map) => {
+            for entry in &map.entries {
+                if let EntryExpr::MapEntry(entry) = &entry.expr {
+                    members(&entry.key, variable, found);
+                    members(&entry.value, variable, found);
+                }
+            }
+        }
+        Expr::Comprehension(inner) => {
+            for part in
+                [&inner.iter_range, &inner.accu_init, &inner.loop_cond, &inner.loop_step, &inner.result]
+            {
+                members(part, variable, found);
+            }
+        }
+        Expr::Ident(_) | Expr::Literal(_) | Expr::Struct(_) | Expr::Unspecified => {}
     }
 }
 

@@ -27,7 +27,7 @@ use super::join::{self, row_shape};
 use super::schema::Schema;
 use super::shape::{Shape, Variables};
 use super::template::Template;
-use super::{Constants, EventKind, EventSpec, Part, SourceMapping, TableSpec, Tables, merged};
+use super::{Constants, EventKind, EventSpec, Ownership, Part, SourceMapping, TableSpec, Tables, merged};
 use crate::config::node::{At, Fields, Node, Problems};
 use crate::event::sha256_hex;
 
@@ -72,8 +72,9 @@ pub fn load(
         let mut reader = EventReader { mappings, tables: Tables(&tables), part: *part, problems };
         events.extend(reader.read(event_type, body).map(Arc::new));
     }
+    let ownership = Ownership::load(mappings, problems);
     let (name, sha256) = (name.to_owned(), sha256_hex(all_text.as_bytes()));
-    Some(SourceMapping { name, sha256, tables: merged(parts.iter()), parts, events, constants })
+    Some(SourceMapping { name, sha256, tables: merged(parts.iter()), parts, events, constants, ownership })
 }
 
 /// YAML files of a directory, by name.

@@ -8,12 +8,14 @@ pub mod expression;
 pub mod file;
 pub mod function;
 pub mod join;
+pub mod ownership;
 pub mod route;
 pub mod schema;
 pub mod scope;
 pub mod shape;
 mod simple;
 pub mod template;
+pub mod upcast;
 
 use std::sync::Arc;
 
@@ -21,6 +23,7 @@ use serde_json::Value;
 
 pub use event::{EventKind, EventSpec};
 pub use join::{Join, JoinKind};
+pub use ownership::Ownership;
 pub use scope::{Joined, JoinedRow};
 
 use crate::config::node::{Node, Problems};
@@ -123,6 +126,8 @@ pub struct SourceMapping {
     pub events: Vec<Arc<EventSpec>>,
     /// What expressions may refer to.
     pub constants: Constants,
+    /// Whose word counts for which field.
+    pub ownership: Ownership,
 }
 
 impl SourceMapping {

@@ -20,7 +20,7 @@ use serde_json::Value;
 
 use super::expression::{EvaluationError, Expression};
 use super::file::{check_format, read, yaml_files};
-use super::schema::Schema;
+use super::schema::shape_of;
 use super::scope::Scope;
 use super::shape::{Shape, Variables, open_variables, suggestion};
 use crate::config::node::{Fields, Node, Problems};
@@ -145,16 +145,13 @@ pub fn load(mappings: &Path, problems: &mut Problems) -> Vec<Route> {
 
 fn read_route(mappings: &Path, node: &Node, waves: &[Arc<Wave>], problems: &mut Problems) -> Option<Route> {
     let mut fields = node.fields(problems);
-    let event = fields.required("event", "customer.v1", problems);
-    let event_type = event.as_ref().and_then(|node| node.string(problems));
+    let event_type = fields.string("event", "customer.v1", problems);
     let system = fields.string("system", "stripe", problems);
     let target = fields.optional("target").and_then(|node| node.string(problems));
     let wave = read_wave(&mut fields, node, waves, problems);
     let object = fields.string("object", "customer", problems);
-    let schema = event_type.as_ref().zip(event.as_ref());
-    let schema = schema.and_then(|(name, node)| Schema::load(mappings, name, &node.at, problems));
+    let shape = event_type.as_ref().map_or(Shape::Any, |name| shape_of(mappings, name));
     let mut variables = open_variables(&["event", "owed", "created", "snapshot"]);
-    let shape = schema.map_or(Shape::Any, |schema| schema.shape);
     variables.insert("event".into(), shape.clone());
     let when = fields.required("when", "\"true\"", problems);
     let when = when.and_then(|node| Expression::compile(&node, &variables, problems));

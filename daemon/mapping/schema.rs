@@ -4,7 +4,7 @@
 //! Each has a `rule` and what it `says` when it does not hold.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -28,29 +28,7 @@ pub struct Schema {
 impl Schema {
     /// Reads and compiles `canonical/<event_type>.json`.
     pub fn load(directory: &Path, event_type: &str, at: &At, problems: &mut Problems) -> Option<Self> {
-        let path = directory.join("canonical").join(format!("{event_type}.json"));
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) => {
-                let known = known_types(directory);
-                let known: Vec<&str> = known.iter().map(String::as_str).collect();
-                let instead = suggestion(event_type, &known, "one of");
-                problems.add(
-                    at,
-                    format!("no schema for `{event_type}`: {}: {error}", path.display()),
-                    instead,
-                );
-                return None;
-            }
-        };
-        let schema: Value = match serde_json::from_str(&text) {
-            Ok(schema) => schema,
-            Err(error) => {
-                let at = At { file: path, line: error.line(), column: error.column() };
-                problems.add(&at, format!("not valid JSON: {error}"), "a JSON Schema");
-                return None;
-            }
-        };
+        let (path, schema) = read(directory, event_type, at, problems)?;
         match jsonschema::validator_for(&schema) {
             Ok(validator) => {
                 let shape = shape(&schema);
@@ -85,6 +63,12 @@ impl Schema {
         }
     }
 
+    /// Fields of the data.
+    #[must_use]
+    pub fn fields(&self) -> &[String] {
+        &self.properties
+    }
+
     /// What is wrong with `data`: paths and rules, never values (INV-12).
     #[must_use]
     pub fn violation(&self, data: &Value) -> Option<String> {
@@ -98,6 +82,36 @@ impl Schema {
             Ok(false) => Some(says.clone()),
             Err(error) => Some(error.to_string()),
         })
+    }
+}
+
+/// What expressions see of the data of an event, from its schema alone; an event without one is reported where it is looked for.
+#[must_use]
+pub fn shape_of(directory: &Path, event_type: &str) -> Shape {
+    let path = directory.join("canonical").join(format!("{event_type}.json"));
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    serde_json::from_str(&text).map_or(Shape::Any, |schema: Value| shape(&schema))
+}
+
+fn read(directory: &Path, event_type: &str, at: &At, problems: &mut Problems) -> Option<(PathBuf, Value)> {
+    let path = directory.join("canonical").join(format!("{event_type}.json"));
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) => {
+            let known = known_types(directory);
+            let known: Vec<&str> = known.iter().map(String::as_str).collect();
+            let what = format!("no schema for `{event_type}`: {}: {error}", path.display());
+            problems.add(at, what, suggestion(event_type, &known, "one of"));
+            return None;
+        }
+    };
+    match serde_json::from_str(&text) {
+        Ok(schema) => Some((path, schema)),
+        Err(error) => {
+            let at = At { file: path, line: error.line(), column: error.column() };
+            problems.add(&at, format!("not valid JSON: {error}"), "a JSON Schema");
+            None
+        }
     }
 }
 

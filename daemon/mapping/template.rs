@@ -116,6 +116,19 @@ impl Template {
         }
     }
 
+    /// Every expression in it.
+    pub fn expressions(&self) -> Vec<&Expression> {
+        match self {
+            Self::Leaf(expression) => vec![expression],
+            Self::Object(entries) => {
+                entries.iter().flat_map(|(_, template)| template.expressions()).collect()
+            }
+            Self::List(items) => items.iter().flat_map(Self::expressions).collect(),
+            Self::Each(each) => each.expressions(),
+            Self::Rules(rules) => rules.iter().flat_map(Rule::expressions).collect(),
+        }
+    }
+
     /// True when an expression in it names one of `variables`.
     #[must_use]
     pub fn names(&self, variable: &str) -> bool {
@@ -128,6 +141,12 @@ impl Template {
                 rule.then.names(variable) || rule.when.as_ref().is_some_and(|when| when.names(variable))
             }),
         }
+    }
+}
+
+impl Rule {
+    fn expressions(&self) -> Vec<&Expression> {
+        self.when.iter().chain(self.then.expressions()).collect()
     }
 }
 
@@ -197,6 +216,15 @@ impl Each {
             _ => Make::Extreme(Expression::compile(&made, &inner, problems)?, way == "greatest"),
         };
         Some(Self { list: list?, name, when: when.map_or(Some(None), |when| when.map(Some))?, make })
+    }
+
+    fn expressions(&self) -> Vec<&Expression> {
+        let made = match &self.make {
+            Make::Item(template) | Make::Items(template) => template.expressions(),
+            Make::Count => Vec::new(),
+            Make::Sum(of) | Make::Extreme(of, _) => vec![of],
+        };
+        std::iter::once(&self.list).chain(&self.when).chain(made).collect()
     }
 
     fn names(&self, variable: &str) -> bool {

@@ -19,6 +19,7 @@ use crate::ledger::command::moved_waves;
 use crate::ledger::outbox::{self, Due};
 use crate::ledger::{LedgerError, images};
 use crate::mapping::EventSpec;
+use crate::mapping::route::Route;
 
 /// Objects shown; a row may be part of very many.
 const MOST: usize = 20;
@@ -124,7 +125,8 @@ async fn describe(
     let data = if values { event.data.clone() } else { redacted(&event.data) };
     let _ = writeln!(out, "  data {}", indented(&data));
     let moved = moved_waves(client).await?;
-    let routes: Vec<_> = config.routes.iter().filter(|route| route.event_type == event.event_type).collect();
+    let reaches = |route: &&Route| config.upcasters.reaches(&event.event_type, &route.event_type);
+    let routes: Vec<_> = config.routes.iter().filter(reaches).collect();
     if routes.is_empty() {
         out.push_str("  no route: it stands in the ledger and goes nowhere\n");
     }
@@ -139,15 +141,20 @@ async fn describe(
             };
             let owed = images::owed(client, std::slice::from_ref(&lane)).await?.contains(&lane);
             let _ = write!(out, "  -> {} {}: ", lane.target, lane.object);
-            match route.takes(event, owed, &moved).and_then(|takes| Ok((takes, route.requirements(event)?))) {
+            let lifted =
+                config.upcasters.event(event, &route.event_type).unwrap_or_else(|| Ok(event.clone()));
+            let taken = lifted.and_then(|event| {
+                Ok((route.takes(&event, owed, &moved)?, route.requirements(&event)?, event))
+            });
+            match taken {
                 Err(error) => {
                     let _ = writeln!(out, "parked: {error}");
                 }
-                Ok((false, _)) => {
+                Ok((false, ..)) => {
                     let _ = writeln!(out, "not taken: {} does not hold", route.when.text());
                 }
-                Ok((true, requires)) => {
-                    let due = due(client, lane, event, requires).await?;
+                Ok((true, requires, event)) => {
+                    let due = due(client, lane, &event, requires).await?;
                     request(&target.connector, &due, values, out);
                 }
             }

@@ -11,9 +11,11 @@ use super::rehearsal::Rehearsal;
 use crate::app::{EX_CONFIG, EX_USAGE, fail, say};
 use crate::cli::DocsFormat;
 use crate::config::node::{Problem, Problems};
+use crate::config::settings::check_ownership;
 use crate::connector::{self, Connector};
 use crate::mapping::file::yaml_files;
 use crate::mapping::route::{self, Route};
+use crate::mapping::upcast::Upcasters;
 use crate::mapping::{Constants, SourceMapping, file};
 use crate::trial::example::{self, Example, Failure};
 
@@ -25,6 +27,8 @@ pub struct Files {
     pub connectors: Vec<Connector>,
     /// Routes.
     pub routes: Vec<Route>,
+    /// Older events in the form of newer versions.
+    pub upcasters: Upcasters,
 }
 
 /// Reads everything below `directory`; all mistakes at once.
@@ -40,8 +44,13 @@ pub fn read(directory: &Path) -> Result<Files, Vec<Problem>> {
     let names = paths.iter().filter_map(|path| path.file_stem()?.to_str());
     let connectors = names.filter_map(|name| connector::file::load(directory, name, &mut problems)).collect();
     let routes = route::load(directory, &mut problems);
+    let connectors: Vec<Connector> = connectors;
+    for (mapping, _) in &sources {
+        check_ownership(mapping, &routes, connectors.iter(), &mut problems);
+    }
+    let upcasters = Upcasters::load(directory, &mut problems);
     if problems.is_empty() {
-        return Ok(Files { sources, connectors, routes });
+        return Ok(Files { sources, connectors, routes, upcasters });
     }
     Err(problems.sorted())
 }
@@ -99,7 +108,7 @@ pub fn test(directory: &Path) -> ExitCode {
     let (mut passed, mut failed) = (0, 0);
     for (mapping, examples) in &files.sources {
         for example in examples {
-            let mut rehearsal = Rehearsal::new(&files.routes, &files.connectors);
+            let mut rehearsal = Rehearsal::new(&files.routes, &files.connectors, &files.upcasters);
             let failures = example.run(mapping, "erp", &mut |emitted| rehearsal.requests(emitted));
             let name = example.path.file_name().unwrap_or_default().to_string_lossy();
             match failures {

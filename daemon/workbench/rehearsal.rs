@@ -13,11 +13,13 @@ use crate::image::Emitted;
 use crate::ledger::batch::Lane;
 use crate::ledger::outbox::Due;
 use crate::mapping::route::Route;
+use crate::mapping::upcast::Upcasters;
 
 /// See the module's text.
 pub struct Rehearsal<'a> {
     routes: &'a [Route],
     connectors: &'a [Connector],
+    upcasters: &'a Upcasters,
     /// What stands where: system, object, canonical id.
     known: HashSet<(String, String, String)>,
 }
@@ -25,8 +27,8 @@ pub struct Rehearsal<'a> {
 impl<'a> Rehearsal<'a> {
     /// Nothing stands anywhere.
     #[must_use]
-    pub fn new(routes: &'a [Route], connectors: &'a [Connector]) -> Self {
-        Self { routes, connectors, known: HashSet::new() }
+    pub fn new(routes: &'a [Route], connectors: &'a [Connector], upcasters: &'a Upcasters) -> Self {
+        Self { routes, connectors, upcasters, known: HashSet::new() }
     }
 
     /// The requests that an event leads to: `system`, `request` and `body`; or `error`.
@@ -36,19 +38,21 @@ impl<'a> Rehearsal<'a> {
             return Vec::new();
         }
         let mut requests = Vec::new();
-        for route in self.routes.iter().filter(|route| route.event_type == event.event_type) {
+        for route in self.routes {
+            let Some(lifted) = self.upcasters.event(event, &route.event_type) else { continue };
             let Some(connector) = self.connectors.iter().find(|known| known.system == route.system) else {
                 continue;
             };
             let object = (route.system.clone(), route.object.clone(), event.id.clone());
             let owed = self.known.contains(&object);
-            let taken = route
-                .takes(event, owed, &BTreeSet::new())
-                .and_then(|takes| Ok((takes, route.requirements(event)?)));
+            let taken = lifted.and_then(|event| {
+                let takes = route.takes(&event, owed, &BTreeSet::new())?;
+                Ok((takes, route.requirements(&event)?, event.data))
+            });
             match taken {
-                Ok((false, _)) => {}
-                Ok((true, requires)) => {
-                    let due = self.due(emitted, &object, requires);
+                Ok((false, ..)) => {}
+                Ok((true, requires, data)) => {
+                    let due = self.due(emitted, &object, requires, &data);
                     requests.extend(shown(connector, &due));
                     if event.operation == Operation::Delete {
                         self.known.remove(&object);
@@ -62,7 +66,13 @@ impl<'a> Rehearsal<'a> {
         requests
     }
 
-    fn due(&self, emitted: &Emitted, object: &(String, String, String), requires: Vec<String>) -> Due {
+    fn due(
+        &self,
+        emitted: &Emitted,
+        object: &(String, String, String),
+        requires: Vec<String>,
+        data: &Value,
+    ) -> Due {
         let (system, name, id) = object;
         let stands = |name: &str, id: &str| {
             let key = (system.clone(), name.to_owned(), id.to_owned());
@@ -80,7 +90,7 @@ impl<'a> Rehearsal<'a> {
             id: 0,
             lane: Lane { target: system.clone(), object: name.clone(), canonical_id: id.clone() },
             event_seq: 0,
-            event: json!({"data": emitted.event.data, "event_id": emitted.event.event_id}),
+            event: json!({"data": data, "event_id": emitted.event.event_id}),
             operation: if deletes { "delete" } else { "upsert" }.to_owned(),
             uncertain: false,
             round: 0,

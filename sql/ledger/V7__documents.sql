@@ -36,3 +36,8 @@ create table wave (
   changed_by text not null,
   changed_at timestamptz not null default now()
 );
+
+-- `drift`: a source changed a field that another system owns.
+alter table entry drop constraint entry_kind_check;
+alter table entry add constraint entry_kind_check check (kind in
+  ('event', 'attempt', 'outcome', 'operator', 'config', 'gap', 'tx_end', 'start', 'stop', 'erase', 'drift'));

@@ -1,0 +1,105 @@
+//! `mappings/ownership.yaml`: which system is authoritative for which field.
+//!
+//! ```yaml
+//! format: 1
+//! owners:
+//!   customer:
+//!     "*": odoo          # every field that is not named; whoever makes the event when there is no such line
+//!     email: stripe
+//! ```
+//!
+//! What a source says of a field that it does not own goes nowhere: the field is null in its events, and a change of it is
+//! written into the ledger as drift. So a connector must not write such a field from such an event; that is refused at load.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::file::{check_format, read};
+use super::route::Route;
+use super::shape::suggestion;
+use crate::config::node::{At, Node, Problems};
+
+/// A field's owner, and where that is said.
+type Owner = (String, At);
+
+/// See the module's text.
+#[derive(Debug, Clone, Default)]
+pub struct Ownership {
+    owners: BTreeMap<String, BTreeMap<String, Owner>>,
+}
+
+impl Ownership {
+    /// Loads the file; without one each source owns what it says.
+    pub fn load(mappings: &Path, problems: &mut Problems) -> Self {
+        let path = mappings.join("ownership.yaml");
+        if !path.exists() {
+            return Self::default();
+        }
+        let node = read(&path, problems).and_then(|text| Node::from_yaml(&path, &text, problems));
+        let Some(node) = node else { return Self::default() };
+        let mut fields = node.fields(problems);
+        check_format(&mut fields, problems);
+        let objects = fields.required("owners", "customer: { email: stripe }", problems);
+        fields.finish(problems);
+        let mut owners = BTreeMap::new();
+        for (object, node) in objects.map(|node| node.entries(problems)).unwrap_or_default() {
+            let named = node.entries(problems).into_iter();
+            let owner = |(field, node): (String, Node)| Some((field, (node.string(problems)?, node.at)));
+            owners.insert(object, named.filter_map(owner).collect());
+        }
+        Self { owners }
+    }
+
+    /// Whose word counts for a field of an object, and where that is said; `None`: whoever makes the event.
+    fn owner(&self, object: &str, field: &str) -> Option<&Owner> {
+        let fields = self.owners.get(object)?;
+        fields.get(field).or_else(|| fields.get("*"))
+    }
+
+    /// True when `system` may say what the field is.
+    #[must_use]
+    pub fn may_say(&self, system: &str, object: &str, field: &str) -> bool {
+        field == "id" || self.owner(object, field).is_none_or(|(owner, _)| owner == system)
+    }
+
+    /// True when `system` has no say in some field of an object.
+    #[must_use]
+    pub fn is_shared(&self, system: &str, object: &str) -> bool {
+        self.owners.get(object).is_some_and(|fields| fields.values().any(|(owner, _)| owner != system))
+    }
+
+    /// Reports objects and fields that no event has. `fields_of`: of an object, `None` when there is none.
+    pub fn check_names(&self, fields_of: &dyn Fn(&str) -> Option<Vec<String>>, problems: &mut Problems) {
+        for (object, fields) in &self.owners {
+            let at = fields.values().next().map(|(_, at)| at.clone());
+            let Some(known) = fields_of(object) else {
+                let at = at.unwrap_or_else(|| At::file(Path::new("ownership.yaml")));
+                problems.add(&at, format!("no event is about `{object}`"), "an object such as customer");
+                continue;
+            };
+            let known: Vec<&str> = known.iter().map(String::as_str).collect();
+            for (field, (_, at)) in
+                fields.iter().filter(|(field, _)| *field != "*" && !known.contains(&field.as_str()))
+            {
+                let what = format!("`{object}` has no field `{field}`");
+                problems.add(at, what, suggestion(field, &known, "one of"));
+            }
+        }
+    }
+
+    /// Reports a route whose target would be told, by `source`, what somebody else owns. `written`: fields of the event that the
+    /// target's object is made of.
+    pub fn check_route(&self, source: &str, route: &Route, written: &[String], problems: &mut Problems) {
+        let Some((object, _)) = route.event_type.rsplit_once(".v") else { return };
+        for field in written.iter().filter(|field| !self.may_say(source, object, field)) {
+            let Some((owner, at)) = self.owner(object, field) else { continue };
+            let (system, target) = (&route.system, &route.object);
+            let what = format!(
+                "`{owner}` owns `{object}.{field}`, but {system}'s `{target}` is made of what {source} says of it"
+            );
+            let instead =
+                format!("take event.{field} out of connectors/{system}.yaml, or let {source} own it");
+            problems.add(at, what, instead);
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! Older events in the form of a newer version, so that what is stored stays of use and a reader can pin the version it knows.
+//!
+//! The schema of the newer version says how, in `x-upcast`: from which version, what becomes of its data (a template over
+//! `data`, laid over what was there), and which fields are dropped:
+//!
+//! ```json
+//! "x-upcast": { "from": "customer.v1", "data": { "emails": "data.email == null ? [] : [data.email]" }, "drop": ["email"] }
+//! ```
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::expression::EvaluationError;
+use super::scope::Scope;
+use super::shape::{Variables, open_variables};
+use super::template::Template;
+use crate::config::node::{At, Content, Node, Problems};
+use crate::event::CanonicalEvent;
+
+/// One step.
+#[derive(Debug)]
+struct Step {
+    to: String,
+    data: Template,
+    drop: Vec<String>,
+}
+
+/// See the module's text.
+#[derive(Debug, Default)]
+pub struct Upcasters {
+    /// By the version they start from.
+    steps: BTreeMap<String, Step>,
+}
+
+impl Upcasters {
+    /// Reads `x-upcast` of all schemas; what is no JSON has been complained of already.
+    pub fn load(mappings: &Path, problems: &mut Problems) -> Self {
+        let mut steps = BTreeMap::new();
+        let entries = std::fs::read_dir(mappings.join("canonical")).into_iter().flatten().flatten();
+        for path in entries.map(|entry| entry.path()) {
+            let name =
+                path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".json"));
+            let text = std::fs::read_to_string(&path).unwrap_or_default();
+            let schema: Option<Value> = serde_json::from_str(&text).ok();
+            if let (Some(name), Some(upcast)) =
+                (name, schema.as_ref().and_then(|schema| schema.get("x-upcast")))
+            {
+                steps.extend(read_step(name, upcast, &At::file(&path), problems));
+            }
+        }
+        Self { steps }
+    }
+
+    /// True when events of type `from` can be given as `to`, or are.
+    #[must_use]
+    pub fn reaches(&self, from: &str, to: &str) -> bool {
+        let mut at = from;
+        // A version is never reached twice: each step starts from another one.
+        for _ in 0..=self.steps.len() {
+            match self.steps.get(at) {
+                _ if at == to => return true,
+                Some(step) => at = &step.to,
+                None => return false,
+            }
+        }
+        false
+    }
+
+    /// The data of an event of type `from` as `to` has it; as it is, when there is no way.
+    pub fn lift(&self, from: &str, to: &str, data: &Value) -> Result<Value, EvaluationError> {
+        let (mut at, mut data) = (from, data.clone());
+        while at != to && self.reaches(at, to) {
+            let Some(step) = self.steps.get(at) else { break };
+            if let Value::Object(new) = step.data.render(&Scope::new([("data", &data)]))?
+                && let Value::Object(map) = &mut data
+            {
+                map.retain(|field, _| !step.drop.contains(field));
+                map.extend(new);
+            }
+            at = &step.to;
+        }
+        Ok(data)
+    }
+
+    /// The event as a reader of `event_type` gets it; `None` when it is not for such readers.
+    pub fn event(
+        &self,
+        event: &CanonicalEvent,
+        event_type: &str,
+    ) -> Option<Result<CanonicalEvent, EvaluationError>> {
+        if !self.reaches(&event.event_type, event_type) {
+            return None;
+        }
+        let lifted = self.lift(&event.event_type, event_type, &event.data);
+        Some(lifted.map(|data| CanonicalEvent { event_type: event_type.to_owned(), data, ..event.clone() }))
+    }
+}
+
+fn read_step(to: &str, upcast: &Value, at: &At, problems: &mut Problems) -> Option<(String, Step)> {
+    let from = upcast.get("from").and_then(Value::as_str);
+    let Some(from) = from.filter(|from| *from != to) else {
+        let instead = "\"x-upcast\": {\"from\": \"customer.v1\", \"data\": {…}, \"drop\": […]}";
+        problems.add(at, "`x-upcast` does not say from which other version", instead);
+        return None;
+    };
+    let variables: Variables = open_variables(&["data"]);
+    let empty = Value::Object(serde_json::Map::new());
+    let data = Template::compile(&node(upcast.get("data").unwrap_or(&empty), at), &variables, problems)?;
+    let drop = upcast.get("drop").and_then(Value::as_array).into_iter().flatten();
+    let drop = drop.filter_map(Value::as_str).map(str::to_owned).collect();
+    Some((from.to_owned(), Step { to: to.to_owned(), data, drop }))
+}
+
+/// JSON as a tree of nodes, all at one place.
+fn node(value: &Value, at: &At) -> Node {
+    let content = match value {
+        Value::Object(map) => {
+            Content::Map(map.iter().map(|(key, value)| (key.clone(), node(value, at))).collect())
+        }
+        Value::Array(items) => Content::List(items.iter().map(|item| node(item, at)).collect()),
+        scalar => Content::Scalar(scalar.clone()),
+    };
+    Node { at: at.clone(), content }
+}
