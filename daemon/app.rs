@@ -80,6 +80,9 @@ async fn dispatch(command: Command) -> ExitCode {
         Command::Ledger(LedgerCommand::Verify { config, json }) => {
             with_config(&config, |config| verify_ledger(config, json)).await
         }
+        Command::Mappings(MappingsCommand::Check { files, against: Some(settings) }) => {
+            check_against(&files.dir, &settings).await
+        }
         Command::Mappings(command) => mappings(&command),
         Command::Release { config, all, target, object, discard } => {
             let what = (all || target.is_some() || object.is_some()).then_some(LedgerOrder::Release {
@@ -148,11 +151,52 @@ async fn explain(config: Config, name: Option<String>, table: String, key: Strin
 
 fn mappings(command: &MappingsCommand) -> ExitCode {
     match command {
-        MappingsCommand::Check { files } => workbench::mappings::check(&files.dir),
+        MappingsCommand::Check { files, .. } => workbench::mappings::check(&files.dir),
         MappingsCommand::Test { files } => workbench::mappings::test(&files.dir),
         MappingsCommand::Diff { files, against } => workbench::mappings::diff(&files.dir, against),
         MappingsCommand::Docs { files, format } => workbench::mappings::docs(&files.dir, *format),
     }
+}
+
+/// `tailwater mappings check --against`: the files, and then what the databases say of them.
+async fn check_against(directory: &Path, settings: &Path) -> ExitCode {
+    let named = ("TAILWATER__MAPPINGS".to_owned(), absolute(directory));
+    let files = workbench::mappings::check(directory);
+    if files != ExitCode::SUCCESS {
+        return files;
+    }
+    let config = match load(settings, std::env::vars().chain([named])) {
+        Ok(config) => config,
+        Err(problems) => return workbench::mappings::refuse(&problems),
+    };
+    let mut code = ExitCode::SUCCESS;
+    for source in &config.sources {
+        let looked = async {
+            let client =
+                source.database.connect("tailwater-check").await.map_err(|error| error.to_string())?;
+            let presence = Presence::of(&client, &source.mapping, &source.publication, BTreeSet::new()).await;
+            let presence = presence.map_err(|error| crate::pg::describe(&error))?;
+            let mapping = presence.wanted(&source.mapping);
+            catalog::columns(&client, &mapping).await.map_err(|error| crate::pg::describe(&error))
+        };
+        match looked.await {
+            Ok(findings) if findings.is_empty() => {
+                say(&format!("source {}: every table and column is there\n", source.name))
+            }
+            Ok(findings) => {
+                code = ExitCode::from(EX_CONFIG);
+                for finding in findings {
+                    say(&format!("{}: {}\n  next: {}\n", finding.subject, finding.what, finding.remedy));
+                }
+            }
+            Err(reason) => return fail(EX_UNAVAILABLE, &format!("source {}: {reason}", source.name)),
+        }
+    }
+    code
+}
+
+fn absolute(path: &Path) -> String {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()).display().to_string()
 }
 
 /// Says what is wrong; gives the exit code.

@@ -247,11 +247,14 @@ pub struct MappingsArgs {
 #[derive(Debug, Subcommand)]
 pub enum MappingsCommand {
     /// Check all files, every mistake at once, each with its place and what to write instead. Needs no settings and no
-    /// server; `tailwater check` compares the mapping with the ERP's tables besides.
+    /// server; with `--against` the tables and columns are looked for in a database, too.
     Check {
         /// Where the files are.
         #[command(flatten)]
         files: MappingsArgs,
+        /// Settings whose sources are compared with the mapping: tables, columns, keys.
+        #[arg(long, value_name = "SETTINGS")]
+        against: Option<PathBuf>,
     },
     /// Try the mappings on the examples beside them (sources/NAME/examples/*.yaml): rows in, events and requests out.
     Test {

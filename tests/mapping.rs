@@ -356,3 +356,74 @@ fn a_difference_that_readers_may_stumble_over_is_named_and_fails() {
         assert!(text.contains(expected), "{expected}: {text}");
     }
 }
+
+/// Code blocks of a page: language and text.
+fn blocks(page: &str) -> Vec<(String, String)> {
+    let fenced = page.split("\n```").enumerate().filter(|(index, _)| index % 2 == 1).map(|(_, block)| block);
+    let split = |block: &str| {
+        let (language, text) = block.split_once('\n').unwrap();
+        (language.to_owned(), format!("{text}\n"))
+    };
+    fenced.map(split).collect()
+}
+
+#[test]
+fn the_first_mapping_of_the_guide_works_as_it_is_written() {
+    let guide =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("mappings/README.md")).unwrap();
+    let directory = TemporaryDirectory::new("tailwater-guide").unwrap();
+    shipped::write(directory.path()).unwrap();
+    let blocks = blocks(&guide);
+    let with = |language: &str, text: &str| {
+        let found = blocks.iter().find(|(known, block)| known == language && block.contains(text));
+        found.unwrap_or_else(|| panic!("{text}")).1.clone()
+    };
+    std::fs::write(directory.path().join("canonical/lead.v1.json"), with("json", "Lead, version 1")).unwrap();
+    std::fs::write(
+        directory.path().join("sources/odoo/leads.yaml"),
+        with("yaml", "lead.v1:\n    table: crm_lead"),
+    )
+    .unwrap();
+    std::fs::write(directory.path().join("sources/odoo/examples/lead.yaml"), with("yaml", "only: [lead.v1]"))
+        .unwrap();
+    for command in ["check", "test"] {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_tailwater"))
+            .args(["mappings", command, "--dir"])
+            .arg(directory.path())
+            .output()
+            .unwrap();
+        let text =
+            format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{text}");
+        assert!(command == "check" || text.contains("ok      lead.yaml"), "{text}");
+    }
+    // Other pieces of the guide are whole files, too.
+    std::fs::write(directory.path().join("ownership.yaml"), with("yaml", "owners:")).unwrap();
+    let routes = with("yaml", "waves:");
+    std::fs::write(directory.path().join("routes/default.yaml"), routes).unwrap();
+    let problems = read(directory.path()).err().unwrap_or_default();
+    assert!(problems.is_empty(), "{problems:?}");
+}
+
+#[test]
+fn the_reference_of_events_is_current() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_tailwater"))
+        .args(["mappings", "docs", "--dir"])
+        .arg(root.join("mappings"))
+        .output()
+        .unwrap();
+    let written = std::fs::read_to_string(root.join("docs/events.md")).unwrap();
+    assert!(
+        String::from_utf8_lossy(&output.stdout) == written,
+        "tailwater mappings docs --dir mappings > docs/events.md"
+    );
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_tailwater"))
+        .args(["mappings", "docs", "--format", "asyncapi", "--dir"])
+        .arg(root.join("mappings"))
+        .output()
+        .unwrap();
+    let asyncapi: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(asyncapi["asyncapi"], "3.0.0");
+    assert_eq!(asyncapi["channels"].as_object().unwrap().len(), 13);
+}

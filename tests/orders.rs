@@ -106,6 +106,31 @@ async fn plan_and_explain_show_the_exact_request_and_send_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn unknown_columns_of_a_mapping_are_found_in_the_live_database() {
+    let world = World::start(WorldOptions::default()).await;
+    let directory = TemporaryDirectory::new("tailwater-columns").unwrap();
+    shipped::write(directory.path()).unwrap();
+    let check = || {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_tailwater"))
+            .args(["mappings", "check", "--dir"])
+            .arg(directory.path())
+            .arg("--against")
+            .arg(&world.config)
+            .output()
+            .unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let (code, text) = check();
+    assert!(code == Some(0) && text.contains("source erp: every table and column is there"), "{text}");
+    let path = directory.path().join("sources/odoo/partners.yaml");
+    let mapping = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, mapping.replacen("columns: [id, code]", "columns: [id, code, iso_code]", 1))
+        .unwrap();
+    let (code, text) = check();
+    assert!(code == Some(78) && text.contains("has no column \"iso_code\""), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_mass_change_is_held_until_it_is_released_and_order_is_kept() {
     let world = World::start(WorldOptions::default()).await;
     set(&world, "[sources.erp.mass]\nobjects = 10\nendings = 3\nwithin = \"10min\"");

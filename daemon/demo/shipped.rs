@@ -4,7 +4,8 @@ use std::io;
 use std::path::Path;
 
 /// Path below `mappings/`, and content.
-pub const FILES: [(&str, &str); 31] = [
+pub const FILES: [(&str, &str); 32] = [
+    ("README.md", include_str!("../../mappings/README.md")),
     ("canonical/contact.v1.json", include_str!("../../mappings/canonical/contact.v1.json")),
     ("canonical/credit_note.v1.json", include_str!("../../mappings/canonical/credit_note.v1.json")),
     ("canonical/customer.v1.json", include_str!("../../mappings/canonical/customer.v1.json")),

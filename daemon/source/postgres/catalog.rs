@@ -235,7 +235,10 @@ async fn identities(client: &Client, publication: &str) -> Result<Vec<Finding>, 
 }
 
 /// Mapped columns that do not exist, and keys that are not the primary key.
-async fn columns(client: &Client, mapping: &SourceMapping) -> Result<Vec<Finding>, tokio_postgres::Error> {
+pub async fn columns(
+    client: &Client,
+    mapping: &SourceMapping,
+) -> Result<Vec<Finding>, tokio_postgres::Error> {
     let mut findings = generated(client, mapping).await?;
     findings.extend(hidden(client, mapping).await?);
     let sql = "select a.attname::text, coalesce(a.attnum = any (i.indkey), false), has_column_privilege(c.oid, a.attnum, 'select')

@@ -63,6 +63,12 @@ impl Presence {
         mapping.narrowed(|part| self.counts(part))
     }
 
+    /// The mapping with only the files whose tables the database has, published or not.
+    #[must_use]
+    pub fn wanted(&self, mapping: &SourceMapping) -> SourceMapping {
+        mapping.narrowed(|part| part.only_with.is_empty() || self.exists(part))
+    }
+
     /// Files that the database has tables for, and that wait to be published.
     #[must_use]
     pub fn findings(&self, mapping: &SourceMapping, publication: &str) -> Vec<Finding> {
