@@ -201,22 +201,28 @@ async fn list_waves(config: Config) -> ExitCode {
 }
 
 async fn move_wave(config: Config, name: String, moved: bool) -> ExitCode {
-    let mut events: Vec<String> =
+    let pinned: Vec<String> =
         routes_of(&config.routes, &name).map(|route| route.event_type.clone()).collect();
-    events.sort();
-    events.dedup();
-    if events.is_empty() {
+    let reaches = |made: &str| pinned.iter().any(|pinned| config.upcasters.reaches(made, pinned));
+    if pinned.is_empty() {
         return fail(EX_USAGE, &format!("no route names a wave \"{name}\"\nnext: tailwater wave list"));
     }
     let work = async {
         let client = client(&config).await?;
         order(&config, &client, Command::Wave { name: name.clone(), moved }).await?;
+        let mut late = Ok(());
         for source in &config.sources {
-            let events = events.clone();
-            order(&config, &client, Command::Backfill { source: source.name.clone(), events }).await?;
+            // The mapping's own types: a route may pin another version.
+            let made = source.mapping.events.iter().map(|event| event.event_type.clone());
+            let mut events: Vec<String> = made.filter(|made| reaches(made)).collect();
+            events.dedup();
+            let asked =
+                order(&config, &client, Command::Backfill { source: source.name.clone(), events }).await;
+            late = late.and(asked);
         }
+        late?;
         let word = if moved { "has moved" } else { "has moved back" };
-        Ok(format!("wave {name} {word}; what the other system lacks of {} is delivered\n", events.join(", ")))
+        Ok(format!("wave {name} {word}; what the other system lacks is delivered\n"))
     };
     finish(work.await)
 }

@@ -180,10 +180,15 @@ impl Supervisor<'_> {
         }
         let ready = tokio::spawn(report_ready(streaming));
         let pulse = self.pulses.register("commands");
-        let commands = tokio::spawn(serve(ledger.clone(), self.waves.clone(), wake.clone(), pulse));
+        dispatchers.spawn(serve(
+            ledger.clone(),
+            self.waves.clone(),
+            wake.clone(),
+            pulse,
+            self.stopping.clone(),
+        ));
         let end = self.wait(&ledger, &mut followers, &mut dispatchers).await;
         ready.abort();
-        commands.abort();
         // The connection to the ERP goes first, so that it can stop whatever becomes of the rest.
         followers.shutdown().await;
         if matches!(end, End::Stopped) {

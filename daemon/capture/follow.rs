@@ -321,7 +321,12 @@ impl Follower {
         }
         if tail.loading.is_none() && looked.loads.elapsed() >= LOOK_INTERVAL {
             looked.loads = Instant::now();
-            let backfills = command::backfills(self.ledger.reader(), &self.source.name).await?;
+            let mut backfills = Vec::new();
+            let look = async {
+                backfills = command::backfills(self.ledger.reader(), &self.source.name).await?;
+                Ok(())
+            };
+            self.yielding(stream, urgent, answered(look)).await?;
             if !backfills.is_empty() && !tail.has_work() {
                 return self.yielding(stream, urgent, tail.tell_again(backfills)).await;
             }

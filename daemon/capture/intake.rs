@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::Source;
-use super::mass::{LEAST, MassGuard};
+use super::mass::LEAST;
 use crate::event::{CanonicalEvent, Cluster, EventRecord, Operation, Origin, Transaction};
 use crate::image::{Drift, Emitted, Images, Missing, Overlay, OverlayChanges, Projection, RowId, Touch};
 use crate::ledger::batch::{Batch, DeliveryWrite, ImageWrite, Lane, SpillWrite};
@@ -20,6 +22,9 @@ use crate::source::postgres::chunk::{ChunkError, read_back};
 
 /// Rounds of loading after which something must be wrong: each round resolves one level of joins.
 const MAX_ROUNDS: usize = 16;
+
+/// How long a count of all objects of a type is good for.
+const COUNTED: Duration = Duration::from_secs(60);
 
 /// Why a slice could not be worked out.
 #[derive(Debug, thiserror::Error)]
@@ -55,9 +60,8 @@ pub struct Intake {
     rounds: usize,
     /// Objects that are new to the ledger may be known to the targets.
     look_first: bool,
-    mass: MassGuard,
     /// Objects by type, as last counted.
-    known: HashMap<String, u64>,
+    known: HashMap<String, (u64, Instant)>,
 }
 
 impl Intake {
@@ -75,7 +79,6 @@ impl Intake {
             images,
             rounds: 0,
             look_first: false,
-            mass: MassGuard::default(),
             known: HashMap::new(),
         }
     }
@@ -111,10 +114,17 @@ impl Intake {
     }
 
     /// Takes a transaction, or a slice of one, into the images, and notes which objects it touches.
-    pub async fn spill(&mut self, transaction: &Transaction) -> Result<Prepared, IntakeError> {
+    /// `trusted`: a row that it inserts is in no image.
+    pub async fn spill(&mut self, transaction: &Transaction, trusted: bool) -> Result<Prepared, IntakeError> {
         let projection = self.projection();
         let mut overlay = Overlay::new(&self.images);
-        let touched = projection.touched(&mut overlay, transaction);
+        let touched = if trusted {
+            projection.touched(&mut overlay, transaction)
+        } else {
+            let mut looked_up = transaction.clone();
+            looked_up.changes.iter_mut().for_each(|change| change.inserted = false);
+            projection.touched(&mut overlay, &looked_up)
+        };
         let (missing, changes) = overlay.finish();
         if !missing.is_empty() {
             return self.needs(missing);
@@ -212,13 +222,19 @@ impl Intake {
             return Ok(());
         }
         for spec in &self.source.mapping.events {
-            let of_type = |emitted: &&Emitted| emitted.event.event_type == spec.event_type;
+            let of_type = |emitted: &&Emitted| {
+                emitted.event.event_type == spec.event_type
+                    && (!emitted.event.snapshot || emitted.event.operation == Operation::Delete)
+            };
             let more = u64::try_from(emitted.iter().filter(of_type).count()).unwrap_or(u64::MAX);
-            // Counting takes a look at all of them: once, and again while there are many changes.
-            if more > 0 && self.mass.count(&spec.event_type) + more > LEAST {
+            let count =
+                self.source.mass_guard.lock().map(|guard| guard.count(&spec.event_type)).unwrap_or_default();
+            let fresh = self.known.get(&spec.event_type).is_some_and(|(_, at)| at.elapsed() < COUNTED);
+            // Counting takes a look at all of them.
+            if more > 0 && count + more > LEAST && !fresh {
                 let reader = self.ledger.reader();
                 let known = images::objects(reader, &self.source.name, &spec.table, &spec.event_type).await?;
-                self.known.insert(spec.event_type.clone(), known);
+                self.known.insert(spec.event_type.clone(), (known, Instant::now()));
             }
         }
         Ok(())
@@ -261,14 +277,15 @@ impl Intake {
         changes.rows().map(write).collect()
     }
 
-    fn batch(&mut self, emitted: Vec<Emitted>, ways: Vec<Vec<Way<'_>>>, owed: &HashSet<Lane>) -> Batch {
+    fn batch(&self, emitted: Vec<Emitted>, ways: Vec<Vec<Way<'_>>>, owed: &HashSet<Lane>) -> Batch {
         let mut newly_owed: HashSet<Lane> = HashSet::new();
         let mut batch = Batch::default();
         let moved = self.source.waves.moved();
         for (Emitted { event, fault, heals }, ways) in emitted.into_iter().zip(ways) {
             let entry = batch.next_entry();
-            let known = self.known.get(&event.event_type).copied();
-            let held = self.mass.judge(&self.source.mass, &event, known);
+            let known = self.known.get(&event.event_type).map(|(known, _)| *known);
+            let guard = self.source.mass_guard.lock();
+            let held = guard.ok().and_then(|mut guard| guard.judge(&self.source.mass, &event, known));
             if heals {
                 batch.healed.extend(ways.iter().map(|way| (way.lane.clone(), entry)));
             }

@@ -12,11 +12,36 @@ use crate::event::{CanonicalEvent, Operation};
 /// Fewer objects are never a mass, whatever their share.
 pub const LEAST: u64 = 20;
 
-/// Events of one kind within the window, and how many of them end something.
+/// Events of one kind within the window.
 #[derive(Debug, Default)]
 struct Window {
-    events: VecDeque<(Timestamp, bool)>,
+    /// Time of a commit, its events, and how many of them end something.
+    commits: VecDeque<(Timestamp, u64, u64)>,
+    events: u64,
     endings: u64,
+}
+
+impl Window {
+    fn add(&mut self, at: Timestamp, ends: bool) {
+        let ends = u64::from(ends);
+        match self.commits.back_mut().filter(|(last, ..)| *last == at) {
+            Some((_, events, endings)) => {
+                *events += 1;
+                *endings += ends;
+            }
+            None => self.commits.push_back((at, 1, ends)),
+        }
+        self.events += 1;
+        self.endings += ends;
+    }
+
+    fn forget_before(&mut self, start: Timestamp) {
+        while let Some((_, events, endings)) = self.commits.front().copied().filter(|(at, ..)| *at < start) {
+            self.commits.pop_front();
+            self.events -= events;
+            self.endings -= endings;
+        }
+    }
 }
 
 /// See the module's text.
@@ -33,49 +58,33 @@ impl MassGuard {
         event: &CanonicalEvent,
         known: Option<u64>,
     ) -> Option<String> {
+        let MassSettings { objects, percent, endings, window: length } = settings;
         // A first load is one large change by nature; what it finds gone is not.
-        if event.snapshot && event.operation != Operation::Delete {
+        let expected = event.snapshot && event.operation != Operation::Delete;
+        if expected || (objects.is_none() && percent.is_none() && endings.is_none()) {
             return None;
         }
         let window = self.windows.entry(event.event_type.clone()).or_default();
-        let start = event.committed_at.checked_sub(settings.window).unwrap_or(Timestamp::MIN);
-        while let Some((at, ends)) = window.events.front().copied().filter(|(at, _)| *at < start) {
-            debug_assert!(at < start);
-            window.events.pop_front();
-            window.endings -= u64::from(ends);
-        }
+        window.forget_before(event.committed_at.checked_sub(*length).unwrap_or(Timestamp::MIN));
         let ends = is_ending(event);
-        window.events.push_back((event.committed_at, ends));
-        window.endings += u64::from(ends);
-        let count = u64::try_from(window.events.len()).unwrap_or(u64::MAX);
-        let (kind, minutes) = (&event.event_type, settings.window.as_secs() / 60);
-        if settings.endings.is_some_and(|most| window.endings > most) && ends {
-            return Some(format!(
-                "mass change: more than {} of {kind} end within {minutes} min",
-                settings.endings?
-            ));
+        window.add(event.committed_at, ends);
+        let (kind, minutes) = (&event.event_type, length.as_secs() / 60);
+        if let Some(most) = endings.filter(|most| ends && window.endings > *most) {
+            return Some(format!("mass change: more than {most} of {kind} end within {minutes} min"));
         }
-        if settings.objects.is_some_and(|most| count > most) {
-            return Some(format!(
-                "mass change: more than {} of {kind} within {minutes} min",
-                settings.objects?
-            ));
+        if let Some(most) = objects.filter(|most| window.events > *most) {
+            return Some(format!("mass change: more than {most} of {kind} within {minutes} min"));
         }
-        let share = known.filter(|known| *known > 0).map(|known| count.saturating_mul(100) / known);
-        if count > LEAST && settings.percent.zip(share).is_some_and(|(most, share)| share > most) {
-            return Some(format!(
-                "mass change: more than {} % of {kind} within {minutes} min",
-                settings.percent?
-            ));
-        }
-        None
+        let share = known.filter(|known| *known > 0).map(|known| window.events.saturating_mul(100) / known);
+        let most =
+            percent.filter(|most| window.events > LEAST && share.is_some_and(|share| share > *most))?;
+        Some(format!("mass change: more than {most} % of {kind} within {minutes} min"))
     }
 
-    /// Events of a kind within the window.
+    /// Events of a kind within the window, as it was last looked at.
     #[must_use]
     pub fn count(&self, event_type: &str) -> u64 {
-        let window = self.windows.get(event_type);
-        window.map_or(0, |window| u64::try_from(window.events.len()).unwrap_or(u64::MAX))
+        self.windows.get(event_type).map_or(0, |window| window.events)
     }
 }
 

@@ -16,7 +16,8 @@ create table res_partner_res_partner_category_rel (
   category_id int references res_partner_category on delete cascade,
   partner_id int references res_partner on delete cascade, primary key (category_id, partner_id));
 create table res_company (id serial primary key, partner_id int not null references res_partner, name varchar);
-create table res_users (id serial primary key, partner_id int not null references res_partner, login varchar);
+create table res_users (id serial primary key, partner_id int not null references res_partner, login varchar,
+  share boolean default false);
 create table mail_message (id serial primary key, model varchar, res_id int, body text);
 
 insert into res_country (code, name) values

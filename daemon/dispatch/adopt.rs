@@ -32,7 +32,9 @@ impl Delivery {
         for (index, request) in look_ups {
             let Some(adoption) = object.and_then(|object| object.adopt.get(index)) else { continue };
             self.target.open().await;
-            let attempt_seq = self.ledger.writer().write(self.attempt(&request, "")).await?;
+            let mut attempt = self.attempt(&request, "");
+            self.supersede(&mut attempt);
+            let attempt_seq = self.ledger.writer().write(attempt).await?;
             self.target.permit().await;
             let result = self.target.http.send(&request, "").await;
             let mut outcome = self.judge(&request.step, result);
@@ -61,6 +63,17 @@ impl Delivery {
                         several.len(),
                         adoption.by
                     );
+                    batch.entry(self.outcome_entry(Class::Rejected, attempt_seq, &outcome, None));
+                    let reason = Some(outcome.reason.clone());
+                    batch.closed.push(ClosedWrite { id: self.due.id, state: "parked", reason });
+                }
+                None if matches!(
+                    outcome.class,
+                    Class::Applied | Class::Rejected | Class::Missing | Class::Conflict | Class::Duplicate
+                ) =>
+                {
+                    outcome.reason =
+                        format!("the look-up by {} has no usable answer: {}", adoption.by, outcome.reason);
                     batch.entry(self.outcome_entry(Class::Rejected, attempt_seq, &outcome, None));
                     let reason = Some(outcome.reason.clone());
                     batch.closed.push(ClosedWrite { id: self.due.id, state: "parked", reason });

@@ -47,16 +47,14 @@ pub(super) struct Outcome<'a> {
 impl Delivery {
     /// Carries out `plan`. When it returns, the outcome is durable.
     pub async fn run(self, plan: Plan) -> Result<(), LedgerError> {
+        if self.target.shadow {
+            return self.shadow(plan).await;
+        }
         match plan {
             Plan::Skip { reason, claims } => self.close("duplicate", reason.to_owned(), claims).await,
             Plan::Park(reason) => {
                 tracing::warn!(delivery = self.due.id, target = %self.due.lane.target, reason, "delivery parked");
                 self.close("parked", reason, None).await
-            }
-            Plan::Send { request, .. } | Plan::Adopt { request, .. } | Plan::Find(request)
-                if self.target.shadow =>
-            {
-                self.shadow(&request).await
             }
             Plan::Adopt { look_ups, request, wishes } => match self.adopt(look_ups).await? {
                 Adopted::Nobody => self.send(request, wishes).await,

@@ -110,17 +110,17 @@ impl Projection<'_> {
         self.object(overlay, spec, key, touch.causes, &stamp)
     }
 
-    /// The events of the first load for these root rows.
+    /// The events of the first load for these root rows, or of a later round in which they are told again at the same place.
     pub fn snapshot(
         &self,
         overlay: &mut Overlay<'_>,
         spec: &EventSpec,
         keys: &[String],
-        consistent_point: crate::event::Lsn,
+        (consistent_point, round): (crate::event::Lsn, u64),
         taken_at: jiff::Timestamp,
     ) -> Vec<Emitted> {
         let stamp = Stamp {
-            position: ChangePosition { commit_lsn: consistent_point, ordinal: 0 },
+            position: ChangePosition { commit_lsn: consistent_point, ordinal: round },
             committed_at: taken_at,
             xid: None,
             snapshot: true,

@@ -133,6 +133,15 @@ pub fn statements(asked: Asked, out: &mut Vec<Prepared>) {
                  on conflict (target, object, canonical_id) do update set state = 'present', sha256 = null",
                 parameters![target.clone(), object.clone(), id.clone()],
             ));
+            // A request in doubt holds up its lane; which object it would have made is known now.
+            out.push((
+                "update delivery p set state = case when p.fact then 'pending' else 'superseded' end, request = null,
+                        reason = 'linked by an operator', round = round + 1, idempotency_key = null
+                 where target = $1 and object = $2 and canonical_id = $3 and state = 'parked' and request is not null
+                   and exists (select from delivery n where n.target = $1 and n.object = $2 and n.canonical_id = $3
+                               and n.id > p.id)",
+                parameters![target.clone(), object.clone(), id.clone()],
+            ));
             // What waited for a person to choose goes on.
             out.push((
                 "update delivery set state = 'pending', reason = null, request = null, due_at = now(), round = round + 1,
@@ -156,8 +165,12 @@ pub fn statements(asked: Asked, out: &mut Vec<Prepared>) {
             "update image i set emitted = (
                select nullif(jsonb_agg(e order by n), '[]')::text
                from jsonb_array_elements(i.emitted::jsonb) with ordinality as x(e, n) where e ->> 0 <> all ($2::text[]))
-             where source = $1 and emitted is not null",
-            parameters![source, events],
+             where source = $1 and emitted like any ($3::text[])",
+            parameters![
+                source,
+                events.clone(),
+                events.iter().map(|event| format!("%[\"{event}\",%")).collect::<Vec<_>>()
+            ],
         )),
         Command::Wave { name, moved } => out.push((
             "insert into wave (name, moved, changed_by) values ($1, $2, $3)

@@ -37,6 +37,10 @@ pub fn dispatch_statements(batch: Batch, seq_of: &dyn Fn(EntryIndex) -> i64, out
     for target in batch.live {
         out.push((
             "update delivery set state = 'pending', reason = null where target = $1 and state = 'shadowed'",
+            parameters![target.clone()],
+        ));
+        out.push((
+            "update delivery set due_at = now() where target = $1 and state = 'sending' and due_at > now()",
             parameters![target],
         ));
     }

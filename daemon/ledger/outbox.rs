@@ -66,8 +66,8 @@ const DUE: &str = "
       where h.state = 'pending' and not h.fact and n.target = h.target and n.object = h.object
         and n.canonical_id = h.canonical_id and n.state = 'pending' and not n.fact and n.id > h.id
         and not exists (select from delivery f where f.target = h.target and f.object = h.object
-                        and f.canonical_id = h.canonical_id and f.state in ('pending', 'sending') and f.fact
-                        and f.id < n.id)
+                        and f.canonical_id = h.canonical_id and f.id < n.id
+                        and ((f.state in ('pending', 'sending') and f.fact) or (f.state = 'held' and f.id > h.id)))
       order by n.id desc limit 1) n on true
     where h.target = $1 and h.open and h.due_at <= now() and h.id <> all ($2::bigint[])
       and not exists (select from delivery e where e.target = h.target and e.object = h.object
@@ -77,7 +77,7 @@ const DUE: &str = "
                       cross join lateral (
                         select from delivery q where q.target = h.target and q.object = split_part(r, '/', 1)
                         and q.canonical_id = substr(r, strpos(r, '/') + 1)
-                        and q.state in ('pending', 'sending') and q.operation = 'upsert' limit 1) q
+                        and q.state in ('pending', 'sending', 'held') and q.operation = 'upsert' limit 1) q
                       where not exists (select from applied a where a.target = h.target
                                         and a.object = split_part(r, '/', 1)
                                         and a.canonical_id = substr(r, strpos(r, '/') + 1) and a.state = 'present'))
@@ -200,7 +200,8 @@ pub async fn identities(
 
 /// How many deliveries were worked out and not sent, because the target was in shadow mode.
 pub async fn shadowed(client: &Client, target: &str) -> Result<i64, LedgerError> {
-    let sql = "select count(*) from delivery where target = $1 and state = 'shadowed'";
+    let sql = "select count(*) from delivery where target = $1
+               and (state = 'shadowed' or (open and state = 'sending' and due_at > now() + interval '1 hour'))";
     Ok(client.query_one(sql, &[&target]).await?.try_get(0)?)
 }
 

@@ -51,11 +51,45 @@ fn spilled(writes: Vec<SpillWrite>) -> Prepared {
     }
     (
         "insert into spill (source, event_type, root, key, ordinal, causes)
-         select * from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::jsonb[])
-         on conflict (source, event_type, root, key) do update
-           set ordinal = excluded.ordinal, causes = spill.causes || excluded.causes",
+         select * from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::jsonb[])",
         parameters![sources, types, roots, keys, ordinals, causes],
     )
+}
+
+/// Row changes read at once, as the ledger keeps them; one object comes whole however large it is.
+const MAX_BYTES: i64 = 8 << 20;
+
+/// Lines looked at to find out which objects fit.
+const LINES: i64 = 2_000;
+
+/// Keys of the next objects, as many as fit; at least one while there is any.
+async fn fitting(
+    client: &Client,
+    source: &str,
+    event_type: &str,
+    root: &str,
+    limit: i64,
+) -> Result<Vec<String>, LedgerError> {
+    let sql = "select key, pg_column_size(causes)::bigint from spill
+               where source = $1 and event_type = $2 and root = $3 order by key, ordinal limit $4";
+    let rows = client.query(sql, &[&source, &event_type, &root, &LINES]).await?;
+    let cut_off = i64::try_from(rows.len()).unwrap_or(LINES) == LINES;
+    let (mut keys, mut bytes): (Vec<String>, i64) = (Vec::new(), 0);
+    for row in &rows {
+        let (key, size): (String, i64) = (row.try_get(0)?, row.try_get(1)?);
+        if keys.last() != Some(&key) {
+            if bytes > MAX_BYTES || i64::try_from(keys.len()).unwrap_or(limit) >= limit {
+                return Ok(keys);
+            }
+            keys.push(key);
+        }
+        bytes += size;
+    }
+    // The last one may have more lines; it comes with the next look, or alone.
+    if cut_off && keys.len() > 1 {
+        keys.pop();
+    }
+    Ok(keys)
 }
 
 /// Some of the spilled objects of one type, in the order of their keys.
@@ -66,20 +100,28 @@ pub async fn read(
     root: &str,
     limit: i64,
 ) -> Result<Vec<Spilled>, LedgerError> {
-    let sql = "select key, ordinal, causes from spill where source = $1 and event_type = $2 and root = $3
-               order by key limit $4";
-    let mut found = Vec::new();
+    let keys = fitting(client, source, event_type, root, limit).await?;
+    let sql = "select key, ordinal, causes from spill
+               where source = $1 and event_type = $2 and root = $3 and key = any ($4) order by key, ordinal";
+    let mut found: Vec<Spilled> = Vec::new();
     let mut like = Columns::default();
-    for row in client.query(sql, &[&source, &event_type, &root, &limit]).await? {
+    for row in client.query(sql, &[&source, &event_type, &root, &keys]).await? {
+        let (key, ordinal): (String, i64) = (row.try_get(0)?, row.try_get(1)?);
         let causes: Value = row.try_get(2)?;
         let causes = causes.as_array().into_iter().flatten().map(|cause| from_json(cause, &mut like));
         let causes = causes.collect::<Option<Vec<_>>>();
         let causes = causes.ok_or_else(|| LedgerError::Unreadable("a spilled object".into()))?;
-        found.push(Spilled {
-            key: row.try_get(0)?,
-            ordinal: u64::try_from(row.try_get::<_, i64>(1)?).unwrap_or_default(),
-            causes: merged(causes),
-        });
+        let ordinal = u64::try_from(ordinal).unwrap_or_default();
+        match found.last_mut().filter(|object| object.key == key) {
+            Some(object) => {
+                object.ordinal = ordinal;
+                object.causes.extend(causes);
+            }
+            None => found.push(Spilled { key, ordinal, causes }),
+        }
+    }
+    for object in &mut found {
+        object.causes = merged(std::mem::take(&mut object.causes));
     }
     Ok(found)
 }

@@ -116,7 +116,7 @@ impl Simple {
                 Value::Number(number) if number.is_i64() => Value::String(number.to_string()),
                 _ => return None,
             },
-            Self::Size(part) => Value::from(part.size(scope)?),
+            Self::Size(part) => Value::from(part.length(scope).or_else(|| part.size(scope))?),
             Self::Equality(equal, parts) => {
                 let [a, b] = &**parts;
                 Value::Bool(same(&*a.evaluate(scope)?, &*b.evaluate(scope)?)? == *equal)
@@ -152,6 +152,13 @@ impl Simple {
             Variable::Value(Value::String(text)) => Some(text.chars().count()),
             _ => None,
         }
+    }
+
+    /// How many rows or items a list has that is worked out.
+    fn length(&self, scope: &Scope<'_>) -> Option<usize> {
+        let Self::Each { list, name, when, .. } = self else { return None };
+        // What becomes of them does not matter.
+        made(scope, list, name, when.as_deref(), &Self::Constant(Value::Null)).map(|made| made.len())
     }
 }
 

@@ -71,6 +71,10 @@ impl Upcasters {
     /// The data of an event of type `from` as `to` has it; as it is, when there is no way.
     pub fn lift(&self, from: &str, to: &str, data: &Value) -> Result<Value, EvaluationError> {
         let (mut at, mut data) = (from, data.clone());
+        if !data.is_object() {
+            // What is gone has no data.
+            return Ok(data);
+        }
         while at != to && self.reaches(at, to) {
             let Some(step) = self.steps.get(at) else { break };
             if let Value::Object(new) = step.data.render(&Scope::new([("data", &data)]))?

@@ -35,15 +35,19 @@ impl Waves {
     }
 }
 
-/// Runs until the ledger fails. Backfills are left to the source's own loop.
+/// Runs until the ledger fails, or the daemon stops. Backfills are left to the source's own loop.
 pub async fn serve(
     ledger: Ledger,
     waves: Waves,
     wake: watch::Sender<u64>,
     pulse: Pulse,
+    stopping: watch::Receiver<bool>,
 ) -> Result<(), LedgerError> {
     loop {
         pulse.beat();
+        if *stopping.borrow() {
+            return Ok(());
+        }
         for asked in waiting(ledger.reader()).await? {
             if matches!(asked.command, Command::Backfill { .. }) {
                 continue;

@@ -122,7 +122,7 @@ impl<'a> Store<'a> {
                 .map(|(_, key)| key.clone())
                 .collect();
             emitted.extend(self.work(|projection, overlay| {
-                projection.snapshot(overlay, spec, &keys, Lsn(0), jiff::Timestamp::UNIX_EPOCH)
+                projection.snapshot(overlay, spec, &keys, (Lsn(0), 0), jiff::Timestamp::UNIX_EPOCH)
             }));
         }
         emitted

@@ -5,9 +5,9 @@ create table spill (
   event_type text not null,
   root       text not null,                      -- table of the row that the object is
   key        text not null,
-  ordinal    bigint not null,                    -- of the last change
+  ordinal    bigint not null,                    -- of the last change in a slice; one line for each slice
   causes     jsonb not null,                     -- [{table, key, before, after}, …]
-  primary key (source, event_type, root, key)
+  primary key (source, event_type, root, key, ordinal)
 );
 
 -- `shadowed`: worked out and recorded in every respect, and not sent, because the target is in shadow mode. `held`: part of a mass

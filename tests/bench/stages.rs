@@ -180,7 +180,8 @@ fn document_s(mapping: &SourceMapping, lines: i64) -> f64 {
     for _ in 0..12 {
         let started = Instant::now();
         let mut overlay = Overlay::new(&images);
-        let emitted = projection.snapshot(&mut overlay, spec, &keys, Lsn(1), jiff::Timestamp::UNIX_EPOCH);
+        let emitted =
+            projection.snapshot(&mut overlay, spec, &keys, (Lsn(1), 0), jiff::Timestamp::UNIX_EPOCH);
         let (missing, _) = overlay.finish();
         let took = started.elapsed().as_secs_f64();
         if missing.is_empty() {

@@ -22,7 +22,7 @@ const IS_CUSTOMER: &str =
     "(p.is_company is true or coalesce(p.commercial_partner_id = p.id, p.parent_id is null))";
 
 const STRANGERS: &str = "not exists (select from res_company x where x.partner_id = p.id)
-  and not exists (select from res_users x where x.partner_id = p.id)";
+  and not exists (select from res_users x where x.partner_id = p.id and x.share is not true)";
 
 /// Text of a decimal without trailing zeros.
 fn plain(number: &str) -> String {
@@ -41,7 +41,7 @@ fn lines(sign: &str) -> String {
               from jsonb_each_text(l.analytic_distribution) a), '[]')) order by l.sequence, l.id)
          from account_move_line l left join product_product v on v.id = l.product_id
          left join product_template t on t.id = v.product_tmpl_id left join uom_uom u on u.id = l.product_uom_id
-         where l.move_id = m.id and l.display_type in ('product', 'rounding')), '[]')",
+         where l.move_id = m.id and (l.display_type = 'product' or (l.display_type = 'rounding' and l.tax_line_id is null))), '[]')",
         quantity = plain("l.quantity"),
         price = plain("l.price_unit"),
         discount = plain("l.discount"),
@@ -66,7 +66,7 @@ fn move_document(types: &str, sign: &str, own: &str) -> String {
                 'rate_percent', case x.amount_type when 'percent' then {rate} end,
                 'amount', round({sign} * l.amount_currency, y.decimal_places)::text) order by l.sequence, l.id)
               from account_move_line l left join account_tax x on x.id = l.tax_line_id
-              where l.move_id = m.id and l.display_type = 'tax'), '[]')) || {own}
+              where l.move_id = m.id and (l.display_type = 'tax' or (l.display_type = 'rounding' and l.tax_line_id is not null))), '[]')) || {own}
          from account_move m join res_currency y on y.id = m.currency_id
          left join account_payment_term w on w.id = m.invoice_payment_term_id where m.move_type in ({types})",
         lines = lines(sign),
@@ -97,7 +97,8 @@ fn queries() -> Vec<(&'static str, String)> {
                    'customer', 'ERP-P-' || coalesce(p.commercial_partner_id, p.parent_id), 'active', p.active is not false,
                    'role', p.type, 'email', {EMAIL}, 'phone', p.phone, 'job_title', p.function, 'language', p.lang,
                    'address', {ADDRESS})
-                 {partner} where not {IS_CUSTOMER} and {STRANGERS}"
+                 {partner} where not {IS_CUSTOMER} and {STRANGERS}
+                   and not exists (select from res_company x where x.partner_id = p.commercial_partner_id)"
             ),
         ),
         (
@@ -209,7 +210,7 @@ fn price() -> String {
            'applies_to', case i.applied_on when '0_product_variant' then 'variant' when '1_product' then 'product'
               when '2_product_category' then 'category' else 'everything' end,
            'product', 'ERP-V-' || i.product_id, 'template', 'ERP-T-' || i.product_tmpl_id, 'category', i.categ_id::text,
-           'minimum_quantity', {least}, 'rule', i.compute_price,
+           'minimum_quantity', {least}, 'rule', i.compute_price, 'base', case when i.compute_price <> 'fixed' then i.base end,
            'amount', case i.compute_price when 'fixed' then {fixed} end,
            'discount_percent', case i.compute_price when 'percentage' then {percent} when 'formula' then {discount} end,
            'surcharge', case i.compute_price when 'formula' then {surcharge} end,
@@ -231,15 +232,20 @@ fn subscription() -> String {
            'customer', 'ERP-P-' || k.commercial_partner_id, 'bill_to', 'ERP-P-' || coalesce(k.invoice_partner_id, k.partner_id),
            'seller', 'ERP-C-' || k.company_id, 'currency', coalesce(y.name, z.name), 'starts_on', k.date_start,
            'ends_on', k.date_end, 'next_invoice_on', k.recurring_next_date,
-           'every', jsonb_build_object('count', k.recurring_interval, 'unit', case k.recurring_rule_type when 'daily' then 'day'
+           'every', jsonb_build_object('count', case when k.line_recurrence is not true then k.recurring_interval end,
+              'unit', case when k.line_recurrence is not true then case k.recurring_rule_type when 'daily' then 'day'
               when 'weekly' then 'week' when 'yearly' then 'year' when 'quarterly' then 'quarter'
-              when 'semesterly' then 'half_year' else 'month' end),
+              when 'semesterly' then 'half_year' when 'monthly' then 'month' end end),
            'payment_terms', w.name->>'en_US',
            'lines', coalesce((select jsonb_agg(jsonb_build_object('id', l.id::text, 'description', l.name,
                 'product', 'ERP-V-' || l.product_id, 'product_code', v.default_code, 'product_name', t.name->>'en_US',
                 'quantity', {quantity}, 'unit', u.name->>'en_US',
                 'unit_price', case when l.automatic_price is not true then {price} end, 'discount_percent', {discount},
-                'active', l.is_canceled is not true and l.active is not false, 'starts_on', l.date_start, 'ends_on', l.date_end)
+                'active', l.is_canceled is not true and l.active is not false,
+                'every', jsonb_build_object('count', case when k.line_recurrence then l.recurring_interval else k.recurring_interval end,
+                   'unit', case case when k.line_recurrence then l.recurring_rule_type else k.recurring_rule_type end when 'daily' then 'day'
+              when 'weekly' then 'week' when 'yearly' then 'year' when 'quarterly' then 'quarter'
+              when 'semesterly' then 'half_year' when 'monthly' then 'month' end), 'starts_on', l.date_start, 'ends_on', l.date_end)
                 order by l.sequence, l.id)
               from contract_line l left join product_product v on v.id = l.product_id
               left join product_template t on t.id = v.product_tmpl_id left join uom_uom u on u.id = l.uom_id

@@ -16,7 +16,9 @@ const PARTNERS: &str = "
            join res_partner_res_partner_category_rel r on r.category_id = t.id where r.partner_id = p.id)
   from res_partner p left join res_country c on c.id = p.country_id left join res_country_state s on s.id = p.state_id
   where not exists (select from res_company x where x.partner_id = p.id)
-    and not exists (select from res_users x where x.partner_id = p.id)";
+    and not exists (select from res_users x where x.partner_id = p.id and x.share is not true)
+    and (p.is_company is true or p.commercial_partner_id = p.id
+         or not exists (select from res_company x where x.partner_id = p.commercial_partner_id))";
 
 /// Customers at Stripe, organizations and users at Zendesk, by canonical id, reduced to the fields compared.
 #[derive(Debug, Default, PartialEq)]

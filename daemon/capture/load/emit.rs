@@ -33,6 +33,7 @@ pub async fn emit(
         intake.look_first();
     }
     let cursor = position.mapped.take().unwrap_or_default();
+    let round = cursor.get("round").and_then(serde_json::Value::as_u64).unwrap_or_default();
     let text = |name: &str| cursor.get(name).and_then(|value| value.as_str()).map(str::to_owned);
     let events = source.mapping.events.iter();
     // A type that is mapped no more says nothing of the others: they are gone through again.
@@ -50,7 +51,7 @@ pub async fn emit(
             let mut batch = loop {
                 let settled = writing.is_none();
                 let prepared = intake.prepare(settled, |projection, overlay| {
-                    Some(projection.snapshot(overlay, spec, &keys, at, taken_at))
+                    Some(projection.snapshot(overlay, spec, &keys, (at, round), taken_at))
                 });
                 match prepared.await? {
                     Prepared::Batch(batch) => break *batch,
@@ -66,7 +67,7 @@ pub async fn emit(
                 intake.age();
             }
             wake();
-            position.mapped = Some(json!({"event_type": spec.event_type, "after": last}));
+            position.mapped = Some(json!({"event_type": spec.event_type, "after": last, "round": round}));
             batch.positions.push(position.clone());
             // The next objects are worked out while these are being written.
             let writer = ledger.writer().clone();

@@ -68,6 +68,8 @@ pub struct Tail {
     waiting: VecDeque<Transaction>,
     /// A transaction whose spilled objects are being worked out.
     draining: Option<spill::Draining>,
+    /// The transaction that is being spilled, and whether a row of it may have been deleted before.
+    spilling: Option<(Lsn, bool)>,
     /// When a batch last became durable, or was sent with none before it.
     progress_at: Instant,
     /// Batches sent so far, and how many had been when the images last aged.
@@ -98,6 +100,7 @@ impl Tail {
             wake,
             waiting: VecDeque::new(),
             draining: None,
+            spilling: None,
             progress_at: Instant::now(),
             sent: 0,
             aged_at: 0,
@@ -145,8 +148,12 @@ impl Tail {
 
     /// A slice of a transaction, not the whole of it.
     fn is_part(&self, transaction: &Transaction) -> bool {
-        !transaction.complete
-            || (self.position.ordinal.is_some() && self.position.commit_lsn == transaction.commit_lsn)
+        !transaction.complete || self.is_continued(transaction)
+    }
+
+    /// A part of it is in the ledger already.
+    fn is_continued(&self, transaction: &Transaction) -> bool {
+        self.position.ordinal.is_some() && self.position.commit_lsn == transaction.commit_lsn
     }
 
     /// Anybody may write a message with our prefix beside changes of their own; those count all the same.
@@ -272,11 +279,13 @@ impl Tail {
         }
         self.settle().await?;
         let mut batch = Batch::default();
+        // Ids of events made again at the same position must not be those of before.
+        let round = asked.iter().map(|asked| asked.id).max().unwrap_or_default();
         for asked in asked {
             batch.append(command::batch(asked));
         }
         self.position.phase = Phase::Mapping;
-        self.position.mapped = None;
+        self.position.mapped = Some(json!({"round": round}));
         self.send(batch, None);
         self.settle().await
     }

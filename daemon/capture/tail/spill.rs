@@ -6,7 +6,7 @@
 use super::{Tail, tx_end};
 use crate::capture::error::CaptureError;
 use crate::capture::intake::{IntakeError, Prepared};
-use crate::event::Transaction;
+use crate::event::{RowState, Transaction};
 use crate::ledger::batch::{Batch, SpillDone};
 use crate::ledger::spill;
 
@@ -25,13 +25,19 @@ impl Tail {
     /// Takes a transaction, or a slice of one, into the images.
     pub(super) async fn spill(&mut self, part: &Transaction) -> Result<(), CaptureError> {
         self.age().await?;
+        let first = !self.is_continued(part);
+        let trusted = first || self.spilling == Some((part.commit_lsn, false));
         let mut batch = loop {
-            match self.intake.spill(part).await? {
+            match self.intake.spill(part, trusted).await? {
                 Prepared::Batch(batch) => break *batch,
                 Prepared::Needs(missing) => self.load(missing).await?,
                 Prepared::TooLarge(_) => return Err(IntakeError::Endless.into()),
             }
         };
+        // A row that was deleted in an earlier slice may come back as an inserted one: then it is looked up all the same.
+        let deletes =
+            part.changes.iter().any(|change| change.state == RowState::Absent) || !part.truncated.is_empty();
+        self.spilling = Some((part.commit_lsn, !trusted || deletes));
         // Also the last slice leaves the position inside the transaction.
         self.advance(&Transaction { complete: false, ..without_changes(part) });
         batch.loads.extend(self.noted(part));

@@ -91,7 +91,11 @@ impl Presence {
     }
 
     fn counts(&self, part: &Part) -> bool {
-        part.only_with.is_empty() || (self.exists(part) && part.tables.iter().all(|table| self.reads(table)))
+        let was_read = part.only_with.iter().any(|table| self.known.contains(&*table.name));
+        // What was delivered once is not left out in silence: the checks say what has become of its tables.
+        part.only_with.is_empty()
+            || was_read
+            || (self.exists(part) && part.tables.iter().all(|table| self.reads(table)))
     }
 
     fn exists(&self, part: &Part) -> bool {
