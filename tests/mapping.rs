@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
-use tailwater::config::node::{At, Content, Node, Problems};
+use tailwater::config::node::{At, Content, Node, Problem, Problems};
 use tailwater::demo::private::TemporaryDirectory;
 use tailwater::demo::shipped;
 use tailwater::event::{Change, Operation, Row};
@@ -97,6 +97,92 @@ fn ten_mistakes_in_two_hundred_lines_give_ten_messages_with_line_column_and_reme
             "Option", "Some(", "Err(", "Result<", "&str", "Vec<", "::", "panic", "unwrap", "struct", "serde",
         ];
         assert!(rust.iter().all(|word| !problem.to_string().contains(word)), "{problem}");
+    }
+}
+
+#[test]
+fn each_mistake_is_told_where_it_stands_and_nothing_hostile_ends_the_process() {
+    let deep = format!(
+        "  - {{ event: invoice.v1, system: stripe, object: {}x{} }}\n",
+        "[".repeat(5_000),
+        "]".repeat(5_000)
+    );
+    let indented: String = (0..2_000).map(|level| format!("{}a:\n", " ".repeat(level))).collect();
+    let brackets = format!("origin: {}row.id{}", "(".repeat(5_000), ")".repeat(5_000));
+    let sum = format!("origin: row.id{}", " + row.id".repeat(200));
+    let cases = [
+        (
+            "sources/odoo/invoices.yaml",
+            "untaxed: money(times",
+            "untaxd: money(times",
+            "has no field `untaxd`",
+            "untaxed",
+        ),
+        (
+            "sources/odoo/invoices.yaml",
+            "origin: filled(row.invoice_origin)",
+            &brackets,
+            "longer than 2,000",
+            "let",
+        ),
+        (
+            "sources/odoo/invoices.yaml",
+            "origin: filled(row.invoice_origin)",
+            &sum,
+            "more than 120 operators",
+            "let",
+        ),
+        (
+            "sources/odoo/invoices.yaml",
+            "origin: filled(row.invoice_origin)",
+            "origin: row.id = 1",
+            "is not a CEL expression",
+            "==",
+        ),
+        (
+            "sources/odoo/invoices.yaml",
+            "origin: filled(row.invoice_origin)",
+            "origin: row.id > 0 and row.id < 5",
+            "is not a CEL expression",
+            "&&",
+        ),
+        ("sources/odoo/invoices.yaml", "tables:\n", &indented, "nested too deeply", "levels"),
+        (
+            "routes/default.yaml",
+            "event: customer.v1",
+            "event: custmer.v1",
+            "event `custmer.v1`, which no mapping makes",
+            "event",
+        ),
+        ("routes/default.yaml", "system: stripe", "system: strip", "no connector `strip`", "stripe"),
+        ("routes/default.yaml", "object: customer", "object: custmer", "names object `custmer`", "customer"),
+        ("routes/default.yaml", "routes:\n", &format!("routes:\n{deep}"), "", ""),
+        (
+            "sources/odoo/examples/merge.yaml",
+            "res_partner:",
+            "res_partnr:",
+            "reads no table `res_partnr`",
+            "res_partner",
+        ),
+        (
+            "canonical/invoice.v1.json",
+            "\"x-invariants\"",
+            "\"x-invariant\"",
+            "unknown key `x-invariant`",
+            "x-invariants",
+        ),
+    ];
+    for (file, from, to, what, instead) in cases {
+        let directory = TemporaryDirectory::new("tailwater-mapping").unwrap();
+        shipped::write(directory.path()).unwrap();
+        edit(&directory.path().join(file), from, to);
+        let problems =
+            read(directory.path()).err().unwrap_or_else(|| panic!("{file}: `{to:.60}` is accepted"));
+        let told = |problem: &&Problem| {
+            problem.what.contains(what) && problem.instead.contains(instead) && problem.file.ends_with(file)
+        };
+        let printed: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        assert!(problems.iter().any(|problem| told(&problem)), "{what}: {printed:#?}");
     }
 }
 

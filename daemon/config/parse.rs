@@ -8,6 +8,9 @@ use toml::de::{DeTable, DeValue};
 
 use super::node::{At, Content, Node, Problems};
 
+/// Columns before the first word of a line.
+const MAX_INDENT: usize = 200;
+
 impl Node {
     /// Parses TOML; every syntax error becomes a problem.
     pub fn from_toml(path: &Path, text: &str, problems: &mut Problems) -> Option<Self> {
@@ -29,16 +32,26 @@ impl Node {
 
     /// Parses one YAML document.
     pub fn from_yaml(path: &Path, text: &str, problems: &mut Problems) -> Option<Self> {
+        // The parser goes down one level for each: what nobody could read is refused before the stack is at its end.
+        let indent = |line: &str| line.chars().take_while(|c| matches!(c, ' ' | '-' | '?')).count();
+        if let Some(line) =
+            text.lines().position(|line| indent(line) > MAX_INDENT && indent(line) < line.len())
+        {
+            let at = At { file: path.to_path_buf(), line: line + 1, column: 1 };
+            problems.add(&at, "is nested too deeply", "at most a hundred levels");
+            return None;
+        }
         match MarkedYaml::load_from_str(text) {
             Ok(documents) if documents.len() == 1 => {
                 documents.first().map(|doc| yaml_node(path, doc, problems))
             }
-            Ok(_) => {
-                problems.add(
-                    &At::file(path),
-                    "the file must hold exactly one YAML document",
-                    "remove `---` separators",
-                );
+            Ok(documents) => {
+                let what = if documents.is_empty() {
+                    "the file is empty"
+                } else {
+                    "the file holds several YAML documents"
+                };
+                problems.add(&At::file(path), what, "one document, without `---` between its parts");
                 None
             }
             Err(error) => {
@@ -118,7 +131,8 @@ fn yaml_node(path: &Path, node: &MarkedYaml<'_>, problems: &mut Problems) -> Nod
             Content::Map(list)
         }
         _ => {
-            problems.add(&at, "tags, anchors and aliases are not allowed here", "write the value out");
+            let instead = "put an expression that begins with ! or * in quotes; an alias needs its anchor (&name) before it";
+            problems.add(&at, "a tag or an alias without its anchor stands here", instead);
             Content::Scalar(Value::Null)
         }
     };

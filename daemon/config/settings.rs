@@ -12,7 +12,7 @@ use crate::connector::{self, Auth, Connector};
 use crate::dispatch::quota::Quota;
 use crate::mapping;
 use crate::mapping::SourceMapping;
-use crate::mapping::route::Route;
+use crate::mapping::route::{self, Route};
 use crate::mapping::upcast::Upcasters;
 use crate::pg::{Database, is_local};
 
@@ -87,12 +87,12 @@ fn read(
         sources.iter().filter_map(|(name, node)| read_source(name, node, &mappings, problems)).collect();
     let targets: Vec<TargetConfig> =
         targets.iter().filter_map(|(name, node)| read_target(name, node, &mappings, problems)).collect();
-    let routes = mapping::route::load(&mappings, problems);
+    let routes = route::load(&mappings, problems);
     let upcasters = Upcasters::load(&mappings, problems);
     let config = Config { ledger: ledger?, redis_url: redis_url?, sources, targets, routes, upcasters };
     if problems.is_empty() {
         // Only then is known which events and objects there are.
-        check_routes(&config, &mappings, problems);
+        check_routes(&config, problems);
     }
     Some(config)
 }
@@ -263,35 +263,21 @@ fn read_base_url(
     None
 }
 
-/// Routes must name objects that exist; an event that goes nowhere is allowed.
-fn check_routes(config: &Config, mappings: &Path, problems: &mut Problems) {
-    let at = At::file(&mappings.join("routes"));
+/// Routes must name objects that exist; an event that goes nowhere is allowed, and a system without a target.
+fn check_routes(config: &Config, problems: &mut Problems) {
     let known: HashSet<&str> = config
         .sources
         .iter()
         .flat_map(|source| source.mapping.events.iter().map(|event| event.event_type.as_str()))
         .collect();
-    for route in &config.routes {
-        let made = known.iter().any(|known| config.upcasters.reaches(known, &route.event_type));
-        if !made && !config.sources.is_empty() {
-            problems.add(
-                &at,
-                format!("a route names event `{}`, which no mapping makes", route.event_type),
-                "a mapped event type",
-            );
-        }
-        for target in config.targets.iter().filter(|target| target.connector.system == route.system) {
-            let names =
-                std::iter::once(&route.object).chain(route.requires.iter().map(|required| &required.object));
-            for object in names.filter(|object| target.connector.object(object).is_none()) {
-                let what = format!(
-                    "a route names object `{object}`, which connector `{}` does not have",
-                    route.system
-                );
-                problems.add(&at, what, "an object of the connector file");
-            }
-        }
-    }
+    let made = |event_type: &str| {
+        config.sources.is_empty() || known.iter().any(|known| config.upcasters.reaches(known, event_type))
+    };
+    let objects = |system: &str| {
+        let target = config.targets.iter().find(|target| target.connector.system == system)?;
+        Some(target.connector.objects.iter().map(|object| object.name.clone()).collect())
+    };
+    route::check(&config.routes, &made, &objects, problems);
     for source in &config.sources {
         check_ownership(
             &source.mapping,

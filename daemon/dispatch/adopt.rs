@@ -37,58 +37,72 @@ impl Delivery {
             let attempt_seq = self.ledger.writer().write(attempt).await?;
             self.target.permit().await;
             let result = self.target.http.send(&request, "").await;
-            let mut outcome = self.judge(&request.step, result);
+            let outcome = self.judge(&request.step, result);
             self.target.note(outcome.class, outcome.status, outcome.retry_after).await;
-            let candidates = self.candidates(adoption, &outcome);
-            let mut batch = Batch::default();
-            match candidates.as_deref() {
-                Some([]) => {
-                    outcome.reason = format!("nobody by {}", adoption.by);
-                    batch.entry(self.outcome_entry(Class::Transient, attempt_seq, &outcome, None));
-                    self.ledger.writer().write(batch).await?;
-                    continue;
-                }
-                Some([only]) => {
-                    outcome.reason = format!("adopted by {}", adoption.by);
-                    let entry =
-                        batch.entry(self.outcome_entry(Class::Applied, attempt_seq, &outcome, Some(only)));
-                    // With whatever content: now that it is known there, it is updated.
-                    batch.applied.push(self.applied(&request, Some(only.clone()), entry));
-                    batch.retries.push(self.retry(Duration::ZERO, &outcome, false, true));
-                }
-                Some(several) => {
-                    let named = several.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
-                    outcome.reason = format!(
-                        "{} objects match by {}: {named}; choose with `tailwater identity link`",
-                        several.len(),
-                        adoption.by
-                    );
-                    batch.entry(self.outcome_entry(Class::Rejected, attempt_seq, &outcome, None));
-                    let reason = Some(outcome.reason.clone());
-                    batch.closed.push(ClosedWrite { id: self.due.id, state: "parked", reason });
-                }
-                None if matches!(
-                    outcome.class,
-                    Class::Applied | Class::Rejected | Class::Missing | Class::Conflict | Class::Duplicate
-                ) =>
-                {
-                    outcome.reason =
-                        format!("the look-up by {} has no usable answer: {}", adoption.by, outcome.reason);
-                    batch.entry(self.outcome_entry(Class::Rejected, attempt_seq, &outcome, None));
-                    let reason = Some(outcome.reason.clone());
-                    batch.closed.push(ClosedWrite { id: self.due.id, state: "parked", reason });
-                }
-                None => {
-                    batch.entry(self.outcome_entry(outcome.class, attempt_seq, &outcome, None));
-                    let wait =
-                        outcome.retry_after.unwrap_or_else(|| backoff(self.due.attempts + 1, rand::random()));
-                    batch.retries.push(self.retry(wait, &outcome, false, false));
-                }
-            }
+            let (batch, settled) = self.taken(adoption, &request, attempt_seq, outcome);
             self.ledger.writer().write(batch).await?;
-            return Ok(Adopted::Settled);
+            if settled {
+                return Ok(Adopted::Settled);
+            }
         }
         Ok(Adopted::Nobody)
+    }
+
+    /// What an answer to a look-up is written down as, and whether it ends the search.
+    fn taken(
+        &self,
+        adoption: &Adoption,
+        request: &Request,
+        attempt_seq: i64,
+        mut outcome: Outcome<'_>,
+    ) -> (Batch, bool) {
+        let mut batch = Batch::default();
+        let candidates = self.candidates(adoption, &outcome);
+        match candidates.as_deref() {
+            Some([]) => {
+                outcome.reason = format!("nobody by {}", adoption.by);
+                batch.entry(self.outcome_entry(Class::Transient, attempt_seq, &outcome, None));
+                return (batch, false);
+            }
+            Some([only]) => {
+                outcome.reason = format!("adopted by {}", adoption.by);
+                let entry =
+                    batch.entry(self.outcome_entry(Class::Applied, attempt_seq, &outcome, Some(only)));
+                // With whatever content: now that it is known there, it is updated.
+                batch.applied.push(self.applied(request, Some(only.clone()), entry));
+                batch.retries.push(self.retry(Duration::ZERO, &outcome, false, true));
+            }
+            Some(several) => {
+                let named = several.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+                let (count, by) = (several.len(), adoption.by.as_str());
+                outcome.reason =
+                    format!("{count} objects match by {by}: {named}; choose with `tailwater identity link`");
+                self.wait_for_a_person(&mut batch, attempt_seq, &outcome);
+            }
+            // A look-up changes nothing: in doubt it is asked again.
+            None if !matches!(
+                outcome.class,
+                Class::Transient | Class::Throttled | Class::Unauthorised | Class::Uncertain
+            ) =>
+            {
+                outcome.reason =
+                    format!("the look-up by {} has no usable answer: {}", adoption.by, outcome.reason);
+                self.wait_for_a_person(&mut batch, attempt_seq, &outcome);
+            }
+            None => {
+                batch.entry(self.outcome_entry(outcome.class, attempt_seq, &outcome, None));
+                let wait =
+                    outcome.retry_after.unwrap_or_else(|| backoff(self.due.attempts + 1, rand::random()));
+                batch.retries.push(self.retry(wait, &outcome, false, false));
+            }
+        }
+        (batch, true)
+    }
+
+    fn wait_for_a_person(&self, batch: &mut Batch, attempt_seq: i64, outcome: &Outcome<'_>) {
+        batch.entry(self.outcome_entry(Class::Rejected, attempt_seq, outcome, None));
+        let reason = Some(outcome.reason.clone());
+        batch.closed.push(ClosedWrite { id: self.due.id, state: "parked", reason });
     }
 
     /// Ids of what was found; `None` when the target gave no usable answer.

@@ -122,35 +122,7 @@ pub fn statements(asked: Asked, out: &mut Vec<Prepared>) {
              where state = 'held' and ($1::text is null or target = $1) and ($2::text is null or object = $2)",
             parameters![target, object, discard],
         )),
-        Command::Link { target, object, id, external_id } => {
-            out.push((
-                "insert into identity (canonical_id, system, object, external_id) values ($1, $2, $3, $4)
-                 on conflict (system, object, canonical_id) do update set external_id = excluded.external_id",
-                parameters![id.clone(), target.clone(), object.clone(), external_id],
-            ));
-            out.push((
-                "insert into applied (target, object, canonical_id, state) values ($1, $2, $3, 'present')
-                 on conflict (target, object, canonical_id) do update set state = 'present', sha256 = null",
-                parameters![target.clone(), object.clone(), id.clone()],
-            ));
-            // A request in doubt holds up its lane; which object it would have made is known now.
-            out.push((
-                "update delivery p set state = case when p.fact then 'pending' else 'superseded' end, request = null,
-                        reason = 'linked by an operator', round = round + 1, idempotency_key = null
-                 where target = $1 and object = $2 and canonical_id = $3 and state = 'parked' and request is not null
-                   and exists (select from delivery n where n.target = $1 and n.object = $2 and n.canonical_id = $3
-                               and n.id > p.id)",
-                parameters![target.clone(), object.clone(), id.clone()],
-            ));
-            // What waited for a person to choose goes on.
-            out.push((
-                "update delivery set state = 'pending', reason = null, request = null, due_at = now(), round = round + 1,
-                        idempotency_key = null
-                 where target = $1 and object = $2 and canonical_id = $3 and state = 'parked' and id = (
-                   select max(id) from delivery where target = $1 and object = $2 and canonical_id = $3)",
-                parameters![target, object, id],
-            ));
-        }
+        Command::Link { target, object, id, external_id } => link(target, object, id, external_id, out),
         Command::Unlink { target, object, id } => {
             out.push((
                 "delete from identity where system = $1 and object = $2 and canonical_id = $3",
@@ -179,6 +151,37 @@ pub fn statements(asked: Asked, out: &mut Vec<Prepared>) {
         )),
     }
     out.push(("update command set done_at = now() where id = $1", parameters![asked.id]));
+}
+
+/// The person has said which object at the target it is: what waited for that goes on.
+fn link(target: String, object: String, id: String, external_id: String, out: &mut Vec<Prepared>) {
+    out.push((
+        "insert into identity (canonical_id, system, object, external_id) values ($1, $2, $3, $4)
+         on conflict (system, object, canonical_id) do update set external_id = excluded.external_id",
+        parameters![id.clone(), target.clone(), object.clone(), external_id],
+    ));
+    out.push((
+        "insert into applied (target, object, canonical_id, state) values ($1, $2, $3, 'present')
+         on conflict (target, object, canonical_id) do update set state = 'present', sha256 = null",
+        parameters![target.clone(), object.clone(), id.clone()],
+    ));
+    // A request in doubt holds up its lane; which object it would have made is known now.
+    out.push((
+        "update delivery p set state = case when p.fact then 'pending' else 'superseded' end, request = null,
+                reason = 'linked by an operator', round = round + 1, idempotency_key = null
+         where target = $1 and object = $2 and canonical_id = $3 and state = 'parked' and request is not null
+           and exists (select from delivery n where n.target = $1 and n.object = $2 and n.canonical_id = $3
+                       and n.id > p.id)",
+        parameters![target.clone(), object.clone(), id.clone()],
+    ));
+    // What waited for a person to choose goes on.
+    out.push((
+        "update delivery set state = 'pending', reason = null, request = null, due_at = now(), round = round + 1,
+                idempotency_key = null
+         where target = $1 and object = $2 and canonical_id = $3 and state = 'parked' and id = (
+           select max(id) from delivery where target = $1 and object = $2 and canonical_id = $3)",
+        parameters![target, object, id],
+    ));
 }
 
 /// Backfills of a source that wait.

@@ -53,14 +53,20 @@ impl Expression {
             Content::Scalar(value @ (Value::Bool(_) | Value::Number(_) | Value::Null)) => value.to_string(),
             _ => node.string(problems)?,
         };
+        if let Some(what) = too_much(&text) {
+            let start: String = text.chars().take(40).collect();
+            problems.add(
+                &node.at,
+                format!("`{start}…`: {what}"),
+                "several values under `let`, or a template with `rules`",
+            );
+            return None;
+        }
         let program = match environment().compile(&text) {
             Ok(program) => program,
             Err(errors) => {
-                problems.add(
-                    &node.at,
-                    format!("`{text}` is not a CEL expression: {}", first_reason(&errors.to_string())),
-                    "an expression such as row.name == 'x'; a text constant needs inner quotes: \"'text'\"",
-                );
+                let what = format!("`{text}` is not a CEL expression: {}", first_reason(&errors.to_string()));
+                problems.add(&node.at, what, hint(&text));
                 return None;
             }
         };
@@ -163,6 +169,51 @@ fn members(expr: &cel::IdedExpr, variable: &str, found: &mut Vec<String>) {
     }
 }
 
+/// The parser and the interpreter go down one level for each bracket and each operator: what is deeper than any rule that a person
+/// could read is refused, before the stack is at its end.
+fn too_much(text: &str) -> Option<&'static str> {
+    const MAX_LENGTH: usize = 2_000;
+    const MAX_DEPTH: usize = 20;
+    const MAX_OPERATORS: usize = 120;
+    const MAX_MEMBERS: usize = 200;
+    let (mut depth, mut deepest, mut operators, mut members) = (0_usize, 0, 0, 0);
+    let mut quote = None;
+    for c in text.chars() {
+        match (quote, c) {
+            (Some(open), c) if c == open => quote = None,
+            (Some(_), _) => {}
+            (None, '\'' | '"') => quote = Some(c),
+            (None, '(' | '[' | '{') => depth += 1,
+            (None, ')' | ']' | '}') => depth = depth.saturating_sub(1),
+            (None, '+' | '-' | '*' | '/' | '%' | '&' | '|' | '?' | '!' | '<' | '>') => operators += 1,
+            (None, '.') => members += 1,
+            (None, _) => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    match () {
+        () if text.len() > MAX_LENGTH => Some("is longer than 2,000 characters"),
+        () if deepest > MAX_DEPTH => Some("has brackets more than 20 deep"),
+        () if operators > MAX_OPERATORS => Some("has more than 120 operators"),
+        () if members > MAX_MEMBERS => Some("has more than 200 dots"),
+        () => None,
+    }
+}
+
+/// What is usually meant where an expression cannot be read.
+fn hint(text: &str) -> &'static str {
+    let has = |word: &str| text.contains(word);
+    match () {
+        () if has(" and ") || has(" AND ") => "CEL says && for `and`",
+        () if has(" or ") || has(" OR ") => "CEL says || for `or`",
+        () if has(" is not ") || has(" is null") => "CEL says row.name != null, or row.name == null",
+        () if has("not ") => "CEL says ! for `not`",
+        () if has(" = ") => "CEL says == for `is equal to`",
+        () if has("<>") => "CEL says != for `is not equal to`",
+        () => "an expression such as row.name == 'x'; a text constant needs inner quotes: \"'text'\"",
+    }
+}
+
 /// What the parser stumbled over first, without the list of all that might have stood there.
 fn first_reason(message: &str) -> String {
     let line = message.lines().next().unwrap_or_default();
@@ -178,6 +229,24 @@ fn redact(error: &cel::ExecutionError) -> String {
         cel::ExecutionError::FunctionError { function, message } if function::named(function).is_some() => {
             format!("{function}(): the value {message}")
         }
+        cel::ExecutionError::NoSuchKey(_) => "there is no such column or member".into(),
+        cel::ExecutionError::NoSuchOverload(_) | cel::ExecutionError::UnsupportedBinaryOperator(..) => {
+            "the operation does not take such values; is one of them null?".into()
+        }
+        cel::ExecutionError::UnexpectedType { got, want } => {
+            format!("there is a {got} where a {want} is wanted")
+        }
+        cel::ExecutionError::DivisionByZero(_) | cel::ExecutionError::RemainderByZero(_) => {
+            "division by zero".into()
+        }
+        cel::ExecutionError::Overflow(..) => "the number is too large".into(),
+        cel::ExecutionError::IndexOutOfBounds(_) => "the list has no item at that place".into(),
+        cel::ExecutionError::UndeclaredReference(_) => "there is no such name or function".into(),
+        cel::ExecutionError::FunctionError { function, .. } => {
+            format!("{function}() cannot do that with such values")
+        }
+        cel::ExecutionError::ValuesNotComparable(..) => "the values cannot be compared".into(),
+        // Never with the values that the message may quote.
         other => {
             let text = format!("{other:?}");
             text.split(['(', '{', ' ']).next().unwrap_or("failed").to_owned()

@@ -207,7 +207,7 @@ impl EventReader<'_> {
         let problems = &mut *self.problems;
         let when = when.and_then(|node| Expression::compile(&node, &variables, problems));
         if let (Some(schema), Some(node)) = (&schema, &data) {
-            schema.check_fields(&node.entries(problems), &node.at, problems);
+            schema.check_fields(node, problems);
         }
         let data = data.and_then(|node| Template::compile(&node, &variables, problems));
         let when = when?;

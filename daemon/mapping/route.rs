@@ -23,7 +23,7 @@ use super::file::{check_format, read, yaml_files};
 use super::schema::shape_of;
 use super::scope::Scope;
 use super::shape::{Shape, Variables, open_variables, suggestion};
-use crate::config::node::{Fields, Node, Problems};
+use crate::config::node::{At, Fields, Node, Problems};
 use crate::event::{CanonicalEvent, Operation};
 
 /// Another object that must stand at the target first.
@@ -38,6 +38,8 @@ pub struct Requirement {
 /// See the module's text.
 #[derive(Debug)]
 pub struct Route {
+    /// Where it stands.
+    pub at: At,
     /// Event type with version.
     pub event_type: String,
     /// Connector name.
@@ -92,6 +94,31 @@ impl Route {
             }
         }
         Ok(references)
+    }
+}
+
+/// Reports routes that lead nowhere: `made` are the event types of the mappings, `objects` those of a system, `None` when there is
+/// no such connector.
+pub fn check(
+    routes: &[Route],
+    made: &dyn Fn(&str) -> bool,
+    objects: &dyn Fn(&str) -> Option<Vec<String>>,
+    problems: &mut Problems,
+) {
+    for route in routes {
+        if !made(&route.event_type) {
+            let what = format!("a route names event `{}`, which no mapping makes", route.event_type);
+            problems.add(&route.at, what, "a mapped event type");
+        }
+        let Some(known) = objects(&route.system) else { continue };
+        let known: Vec<&str> = known.iter().map(String::as_str).collect();
+        let names =
+            std::iter::once(&route.object).chain(route.requires.iter().map(|required| &required.object));
+        for object in names.filter(|object| !known.contains(&object.as_str())) {
+            let what =
+                format!("a route names object `{object}`, which connector `{}` does not have", route.system);
+            problems.add(&route.at, what, suggestion(object, &known, "one of"));
+        }
     }
 }
 
@@ -159,7 +186,16 @@ fn read_route(mappings: &Path, node: &Node, waves: &[Arc<Wave>], problems: &mut 
     fields.finish(problems);
     let requires = listed.iter().filter_map(|item| read_requirement(item, &shape, problems)).collect();
     let (event_type, system, object) = (event_type?, system?, object?);
-    Some(Route { event_type, system, target, wave: wave?, object, when: when?, requires })
+    Some(Route {
+        at: node.at.clone(),
+        event_type,
+        system,
+        target,
+        wave: wave?,
+        object,
+        when: when?,
+        requires,
+    })
 }
 
 /// `wave: NAME` or `unless_wave: NAME`; `None` when it is wrong.

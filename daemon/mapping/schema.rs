@@ -19,8 +19,9 @@ use crate::config::node::{At, Content, Node, Problems, nearest};
 pub struct Schema {
     validator: jsonschema::Validator,
     properties: Vec<String>,
-    required: Vec<String>,
     invariants: Vec<(Expression, String)>,
+    /// As it is written.
+    text: Value,
     /// What expressions see of the data.
     pub shape: Shape,
 }
@@ -33,8 +34,9 @@ impl Schema {
             Ok(validator) => {
                 let shape = shape(&schema);
                 let invariants = invariants(&schema, &shape, &path, problems);
-                let (properties, required) = (keys(&schema), names(&schema));
-                Some(Self { validator, properties, required, invariants, shape })
+                let found = Self { validator, properties: keys(&schema), invariants, text: schema, shape };
+                found.check_examples(&path, problems);
+                Some(found)
             }
             Err(error) => {
                 problems.add(
@@ -47,19 +49,23 @@ impl Schema {
         }
     }
 
-    /// Reports fields the schema does not know, and required ones that are not mapped: a field that is only misspelt once.
-    pub fn check_fields(&self, fields: &[(String, Node)], at: &At, problems: &mut Problems) {
-        let known: Vec<&str> = self.properties.iter().map(String::as_str).collect();
-        let mut meant = Vec::new();
-        for (field, node) in fields.iter().filter(|(field, _)| !known.contains(&field.as_str())) {
-            meant.extend(nearest(field, &known));
-            let instead = suggestion(field, &known, "one of");
-            problems.add(&node.at, format!("the canonical schema has no field `{field}`"), instead);
-        }
-        let given = |name: &str| meant.contains(&name) || fields.iter().any(|(field, _)| field == name);
-        for name in self.required.iter().filter(|name| !given(name)) {
-            let what = format!("the canonical schema requires field `{name}`");
-            problems.add(at, what, format!("{name}: row.{name}"));
+    /// Reports fields the schema does not know, and required ones that are not mapped, at any depth: a field that is only misspelt
+    /// once.
+    pub fn check_fields(&self, node: &Node, problems: &mut Problems) {
+        check_node(&self.text, node, problems);
+    }
+
+    /// An example that the schema itself refuses helps nobody.
+    fn check_examples(&self, path: &Path, problems: &mut Problems) {
+        let examples = self.text.get("examples").and_then(Value::as_array);
+        for (index, example) in examples.into_iter().flatten().enumerate() {
+            if let Some(what) = self.violation(example) {
+                problems.add(
+                    &At::file(path),
+                    format!("example {}: {what}", index + 1),
+                    "an example that holds",
+                );
+            }
         }
     }
 
@@ -85,6 +91,14 @@ impl Schema {
     }
 }
 
+fn missing(error: &std::io::Error) -> String {
+    if error.kind() == std::io::ErrorKind::NotFound {
+        "there is no such file".into()
+    } else {
+        error.to_string()
+    }
+}
+
 /// What expressions see of the data of an event, from its schema alone; an event without one is reported where it is looked for.
 #[must_use]
 pub fn shape_of(directory: &Path, event_type: &str) -> Shape {
@@ -100,7 +114,7 @@ fn read(directory: &Path, event_type: &str, at: &At, problems: &mut Problems) ->
         Err(error) => {
             let known = known_types(directory);
             let known: Vec<&str> = known.iter().map(String::as_str).collect();
-            let what = format!("no schema for `{event_type}`: {}: {error}", path.display());
+            let what = format!("no schema for `{event_type}`: {}: {}", path.display(), missing(&error));
             problems.add(at, what, suggestion(event_type, &known, "one of"));
             return None;
         }
@@ -122,6 +136,17 @@ fn invariants(
     problems: &mut Problems,
 ) -> Vec<(Expression, String)> {
     let variables: Variables = [("data".to_owned(), shape.clone())].into();
+    let own = schema.as_object().into_iter().flatten().map(|(key, _)| key.as_str());
+    for key in own.filter(|key| key.starts_with("x-") && !["x-invariants", "x-upcast"].contains(key)) {
+        problems.add(&At::file(path), format!("unknown key `{key}`"), "x-invariants or x-upcast");
+    }
+    if schema.get("x-invariants").is_some_and(|listed| !listed.is_array()) {
+        problems.add(
+            &At::file(path),
+            "`x-invariants` is not a list",
+            "[{\"rule\": \"data.paid\", \"says\": \"…\"}]",
+        );
+    }
     let listed = schema.get("x-invariants").and_then(Value::as_array).into_iter().flatten();
     let compiled = listed.filter_map(|item| {
         let (Some(Value::String(rule)), Some(Value::String(says))) = (item.get("rule"), item.get("says"))
@@ -151,6 +176,45 @@ fn shape(schema: &Value) -> Shape {
 fn keys(schema: &Value) -> Vec<String> {
     let properties = schema.get("properties").and_then(Value::as_object);
     properties.map(|map| map.keys().cloned().collect()).unwrap_or_default()
+}
+
+/// Compares what a template makes with what the schema knows.
+fn check_node(schema: &Value, node: &Node, problems: &mut Problems) {
+    let Content::Map(entries) = &node.content else { return };
+    let part = |name: &str| entries.iter().find(|(key, _)| key == name).map(|(_, node)| node);
+    if part("each").is_some() {
+        if let (Some(items), Some(item)) = (schema.get("items"), part("item")) {
+            check_node(items, item, problems);
+        }
+        return;
+    }
+    if let Some(rules) = part("rules") {
+        let Content::List(rules) = &rules.content else { return };
+        for rule in rules {
+            let Content::Map(parts) = &rule.content else { continue };
+            let made = parts.iter().filter(|(key, _)| key == "then" || key == "otherwise");
+            made.for_each(|(_, node)| check_node(schema, node, problems));
+        }
+        return;
+    }
+    let Some(properties) = schema.get("properties").and_then(Value::as_object) else { return };
+    let known: Vec<&str> = properties.keys().map(String::as_str).collect();
+    let mut meant = Vec::new();
+    for (field, node) in entries {
+        match properties.get(field) {
+            Some(schema) => check_node(schema, node, problems),
+            None => {
+                meant.extend(nearest(field, &known));
+                let what = format!("the canonical schema has no field `{field}`");
+                problems.add(&node.at, what, suggestion(field, &known, "one of"));
+            }
+        }
+    }
+    let given = |name: &str| meant.contains(&name) || entries.iter().any(|(field, _)| field == name);
+    for name in names(schema).iter().filter(|name| !given(name)) {
+        let what = format!("the canonical schema requires field `{name}`");
+        problems.add(&node.at, what, format!("{name}: row.{name}"));
+    }
 }
 
 fn names(schema: &Value) -> Vec<String> {

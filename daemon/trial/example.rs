@@ -17,7 +17,7 @@
 //!       - { system: stripe, request: POST /v1/customers, body: "name=Alps" }
 //! ```
 //!
-//! Of `data` only the members that are given are compared; of lists all items. `held: text` expects a document that is held
+//! A step without `expect` expects nothing; `rows` without `expect` are not looked at. Of `data` only the members that are given are compared; of lists all items. `held: text` expects a document that is held
 //! back, with that text in the reason.
 
 use std::path::{Path, PathBuf};
@@ -30,6 +30,7 @@ use crate::event::Operation;
 use crate::image::Emitted;
 use crate::mapping::SourceMapping;
 use crate::mapping::file::{check_format, read, yaml_files};
+use crate::mapping::shape::suggestion;
 
 /// What an example expects of an event.
 #[derive(Debug, Clone, PartialEq)]
@@ -55,8 +56,10 @@ pub struct Asked {
 #[derive(Debug, Default)]
 pub struct Step {
     changes: Vec<(String, Map<String, Value>, bool)>,
-    expect: Vec<Expected>,
+    /// `None`: not looked at.
+    expect: Option<Vec<Expected>>,
     requests: Option<Vec<Asked>>,
+    at: Option<At>,
 }
 
 /// A file.
@@ -85,15 +88,15 @@ pub struct Failure {
 pub type Requests<'a> = &'a mut dyn FnMut(&Emitted) -> Vec<Value>;
 
 /// All examples of a source; none when it has no directory for them.
-pub fn load(mappings: &Path, name: &str, problems: &mut Problems) -> Vec<Example> {
+pub fn load(mappings: &Path, name: &str, mapping: &SourceMapping, problems: &mut Problems) -> Vec<Example> {
     let directory = mappings.join("sources").join(name).join("examples");
     if !directory.is_dir() {
         return Vec::new();
     }
-    yaml_files(&directory, problems).iter().filter_map(|path| read_example(path, problems)).collect()
+    yaml_files(&directory, problems).iter().filter_map(|path| read_example(path, mapping, problems)).collect()
 }
 
-fn read_example(path: &Path, problems: &mut Problems) -> Option<Example> {
+fn read_example(path: &Path, mapping: &SourceMapping, problems: &mut Problems) -> Option<Example> {
     let text = read(path, problems)?;
     let node = Node::from_yaml(path, &text, problems)?;
     let mut fields = node.fields(problems);
@@ -101,28 +104,28 @@ fn read_example(path: &Path, problems: &mut Problems) -> Option<Example> {
     let only = fields.optional("only").map(|node| node.strings(problems)).unwrap_or_default();
     let mut first = Step::default();
     if let Some(rows) = fields.optional("rows") {
-        read_rows(&rows, false, &mut first, problems);
+        read_rows(&rows, mapping, false, &mut first, problems);
     }
     if let Some(node) = fields.optional("expect") {
-        first.expect = read_expected(&node, problems);
+        first.expect = Some(read_expected(&node, problems));
     }
     let steps = fields.optional("steps").map(|node| node.list(problems)).unwrap_or_default();
     fields.finish(problems);
-    let steps = steps.iter().map(|node| read_step(node, problems)).collect();
+    let steps = steps.iter().map(|node| read_step(node, mapping, problems)).collect();
     Some(Example { path: path.to_path_buf(), only, first, steps })
 }
 
-fn read_step(node: &Node, problems: &mut Problems) -> Step {
+fn read_step(node: &Node, mapping: &SourceMapping, problems: &mut Problems) -> Step {
     let mut step = Step::default();
     let mut fields = node.fields(problems);
     for (key, delete) in [("change", false), ("delete", true)] {
         if let Some(rows) = fields.optional(key) {
-            read_rows(&rows, delete, &mut step, problems);
+            read_rows(&rows, mapping, delete, &mut step, problems);
         }
     }
-    if let Some(node) = fields.optional("expect") {
-        step.expect = read_expected(&node, problems);
-    }
+    let expect = fields.optional("expect").map(|node| read_expected(&node, problems));
+    step.expect = Some(expect.unwrap_or_default());
+    step.at = Some(node.at.clone());
     if let Some(node) = fields.optional("requests") {
         step.requests =
             Some(node.list(problems).iter().filter_map(|node| read_asked(node, problems)).collect());
@@ -131,11 +134,22 @@ fn read_step(node: &Node, problems: &mut Problems) -> Step {
     step
 }
 
-fn read_rows(node: &Node, delete: bool, step: &mut Step, problems: &mut Problems) {
+fn read_rows(node: &Node, mapping: &SourceMapping, delete: bool, step: &mut Step, problems: &mut Problems) {
     for (table, rows) in node.entries(problems) {
+        let Some(spec) = mapping.table_named(&table) else {
+            let known: Vec<&str> = mapping.tables.iter().map(|table| &*table.name).collect();
+            let what = format!("the mapping reads no table `{table}`");
+            problems.add(&rows.at, what, suggestion(&table, &known, "one of"));
+            continue;
+        };
+        let columns: Vec<&str> = spec.columns.iter().map(|column| &**column).collect();
         for row in rows.list(problems) {
-            if let Value::Object(columns) = row.to_json() {
-                step.changes.push((table.clone(), columns, delete));
+            if let Value::Object(given) = row.to_json() {
+                for name in given.keys().filter(|name| !columns.contains(&name.as_str())) {
+                    let what = format!("table `{table}` declares no column `{name}`");
+                    problems.add(&row.at, what, suggestion(name, &columns, "one of"));
+                }
+                step.changes.push((table.clone(), given, delete));
             } else {
                 problems.add(&row.at, "a row is a map of columns", "{ id: 1, name: x }");
             }
@@ -183,7 +197,7 @@ impl Example {
     ) -> Result<Vec<Failure>, String> {
         let mut store = Store::new(mapping, source);
         let mut failures = Vec::new();
-        for (index, step) in std::iter::once(&self.first).chain(&self.steps).enumerate() {
+        for step in std::iter::once(&self.first).chain(&self.steps) {
             let mut changes = Vec::with_capacity(step.changes.len());
             for (table, columns, delete) in &step.changes {
                 let change = store.change(table, columns, *delete);
@@ -194,7 +208,7 @@ impl Example {
             emitted.retain(|emitted| self.only.is_empty() || self.only.contains(&emitted.event.event_type));
             // What stands at first matters to the requests of what follows.
             let made = emitted.iter().flat_map(&mut *requests).collect();
-            if index > 0 || !step.expect.is_empty() {
+            if step.expect.is_some() {
                 compare(&self.path, step, &emitted, made, &mut failures);
             }
         }
@@ -203,10 +217,11 @@ impl Example {
 }
 
 fn compare(path: &Path, step: &Step, emitted: &[Emitted], made: Vec<Value>, failures: &mut Vec<Failure>) {
-    let place =
-        |index: usize| step.expect.get(index).or(step.expect.last()).map(|expected| expected.at.clone());
-    for index in 0..step.expect.len().max(emitted.len()) {
-        let (expected, found) = (step.expect.get(index), emitted.get(index));
+    let expect = step.expect.as_deref().unwrap_or_default();
+    let whole = step.at.clone().unwrap_or_else(|| At::file(path));
+    let place = |index: usize| expect.get(index).or(expect.last()).map(|expected| expected.at.clone());
+    for index in 0..expect.len().max(emitted.len()) {
+        let (expected, found) = (expect.get(index), emitted.get(index));
         let wanted = expected.map(|expected| expected.shown.clone());
         let shown = found.map(|found| shown(found, wanted.as_ref()));
         let held = expected.and_then(|expected| expected.held.as_deref());
@@ -218,7 +233,7 @@ fn compare(path: &Path, step: &Step, emitted: &[Emitted], made: Vec<Value>, fail
         };
         if wanted != shown || !as_held {
             failures.push(Failure {
-                at: place(index).unwrap_or_else(|| At::file(path)),
+                at: place(index).unwrap_or_else(|| whole.clone()),
                 expected: printed(wanted.as_ref(), held),
                 found: printed(shown.as_ref(), fault),
             });
@@ -229,7 +244,7 @@ fn compare(path: &Path, step: &Step, emitted: &[Emitted], made: Vec<Value>, fail
             let (wanted, found) = (asked.get(index), made.get(index));
             let found = found.map(|found| as_given(found, wanted.map(|wanted| &wanted.shown)));
             if wanted.map(|wanted| &wanted.shown) != found.as_ref() {
-                let at = wanted.or(asked.last()).map_or_else(|| At::file(path), |asked| asked.at.clone());
+                let at = wanted.or(asked.last()).map_or_else(|| whole.clone(), |asked| asked.at.clone());
                 let expected = printed(wanted.map(|wanted| &wanted.shown), None);
                 failures.push(Failure { at, expected, found: printed(found.as_ref(), None) });
             }

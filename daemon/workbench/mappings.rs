@@ -15,6 +15,7 @@ use crate::config::settings::check_ownership;
 use crate::connector::{self, Connector};
 use crate::mapping::file::yaml_files;
 use crate::mapping::route::{self, Route};
+use crate::mapping::shape::suggestion;
 use crate::mapping::upcast::Upcasters;
 use crate::mapping::{Constants, SourceMapping, file};
 use crate::trial::example::{self, Example, Failure};
@@ -37,8 +38,10 @@ pub fn read(directory: &Path) -> Result<Files, Vec<Problem>> {
     let mut sources = Vec::new();
     for name in directories(&directory.join("sources"), &mut problems) {
         let mapping = file::load(directory, &name, Constants::of("erp"), &mut problems);
-        let examples = example::load(directory, &name, &mut problems);
-        sources.extend(mapping.map(|mapping| (mapping, examples)));
+        sources.extend(mapping.map(|mapping| {
+            let examples = example::load(directory, &name, &mapping, &mut problems);
+            (mapping, examples)
+        }));
     }
     let paths = yaml_files(&directory.join("connectors"), &mut problems);
     let names = paths.iter().filter_map(|path| path.file_stem()?.to_str());
@@ -50,9 +53,34 @@ pub fn read(directory: &Path) -> Result<Files, Vec<Problem>> {
     }
     let upcasters = Upcasters::load(directory, &mut problems);
     if problems.is_empty() {
+        check_routes(&routes, &sources, &connectors, &upcasters, &mut problems);
+    }
+    if problems.is_empty() {
         return Ok(Files { sources, connectors, routes, upcasters });
     }
     Err(problems.sorted())
+}
+
+fn check_routes(
+    routes: &[Route],
+    sources: &[(SourceMapping, Vec<Example>)],
+    connectors: &[Connector],
+    upcasters: &Upcasters,
+    problems: &mut Problems,
+) {
+    let events = || sources.iter().flat_map(|(mapping, _)| &mapping.events);
+    let made = |event_type: &str| events().any(|spec| upcasters.reaches(&spec.event_type, event_type));
+    let connector = |system: &str| connectors.iter().find(|connector| connector.system == system);
+    let systems: Vec<&str> = connectors.iter().map(|connector| connector.system.as_str()).collect();
+    for route in routes.iter().filter(|route| connector(&route.system).is_none()) {
+        let what = format!("there is no connector `{}`", route.system);
+        problems.add(&route.at, what, suggestion(&route.system, &systems, "one of"));
+    }
+    let objects = |system: &str| {
+        let objects = &connector(system)?.objects;
+        Some(objects.iter().map(|object| object.name.clone()).collect())
+    };
+    route::check(routes, &made, &objects, problems);
 }
 
 fn directories(path: &Path, problems: &mut Problems) -> Vec<String> {
