@@ -17,6 +17,7 @@ use crate::capture::Source;
 use crate::capture::error::CaptureError;
 use crate::capture::follow::Follower;
 use crate::capture::guard::Guard;
+use crate::capture::mass::MassGuard;
 use crate::config::{Config, TargetConfig};
 use crate::dispatch::dedup::Dedup;
 use crate::dispatch::gate::Gate;
@@ -144,18 +145,20 @@ struct Supervisor<'a> {
 }
 
 impl Supervisor<'_> {
-    /// Opens the ledger, starts every loop, and waits for the first reason to end.
+    /// Opens the ledger, and takes up what it says of earlier runs.
+    async fn open(&self, database: &crate::pg::Database) -> Result<Ledger, LedgerError> {
+        let ledger = Ledger::open(database).await?;
+        note(&ledger, EntryKind::Start, self.describe()).await?;
+        self.waves.refresh(&ledger).await?;
+        Ok(ledger)
+    }
+
+    /// Starts every loop, and waits for the first reason to end.
     async fn run(&self, database: &crate::pg::Database) -> End {
-        let ledger = match Ledger::open(database).await {
+        let ledger = match self.open(database).await {
             Ok(ledger) => ledger,
             Err(error) => return End::LedgerLost(error),
         };
-        if let Err(error) = note(&ledger, EntryKind::Start, self.describe()).await {
-            return End::LedgerLost(error);
-        }
-        if let Err(error) = self.waves.refresh(&ledger).await {
-            return End::LedgerLost(error);
-        }
         let (wake, woken) = watch::channel(0);
         let mut dispatchers = JoinSet::new();
         for target in self.targets {
@@ -180,9 +183,11 @@ impl Supervisor<'_> {
         }
         let ready = tokio::spawn(report_ready(streaming));
         let pulse = self.pulses.register("commands");
+        let guards: Vec<MassGuard> = self.sources.iter().map(|source| source.mass_guard.clone()).collect();
         dispatchers.spawn(serve(
             ledger.clone(),
             self.waves.clone(),
+            move || guards.iter().for_each(MassGuard::reset),
             wake.clone(),
             pulse,
             self.stopping.clone(),

@@ -135,39 +135,101 @@ async fn a_mass_change_is_held_until_it_is_released_and_order_is_kept() {
     let world = World::start(WorldOptions::default()).await;
     set(&world, "[sources.erp.mass]\nobjects = 10\nendings = 3\nwithin = \"10min\"");
     let odoo = world.odoo().await;
-    let _daemon = world.daemon();
+    let mut daemon = world.daemon();
     world.streaming().await;
     let client = odoo.client();
+    // One customer that changes all the time is one.
     client
-        .batch_execute("insert into res_partner (name, complete_name, is_company) select 'Mass ' || n, 'Mass ' || n, true from generate_series(1, 40) n")
+        .batch_execute(
+            "insert into res_partner (name, complete_name, is_company) values ('Busy', 'Busy', true)",
+        )
+        .await
+        .unwrap();
+    for round in 0..15 {
+        client
+            .execute(
+                "update res_partner set name = $1 where complete_name = 'Busy'",
+                &[&format!("Busy {round}")],
+            )
+            .await
+            .unwrap();
+    }
+    world.settled(PATIENCE).await;
+    assert_eq!(world.stripe.with(|stripe| stripe.customers().len()), 1);
+    // What came before a restart is not forgotten, and none of a mass goes.
+    daemon.kill();
+    let _daemon = world.daemon();
+    client
+        .batch_execute("insert into res_partner (name, complete_name, is_company) select 'Mass ' || n, 'Mass ' || n, true from generate_series(1, 10) n")
         .await
         .unwrap();
     world.settled(PATIENCE).await;
     let held = "select count(*) from delivery where target = 'stripe' and state = 'held'";
-    assert_eq!((count(&world, held).await, world.stripe.with(|stripe| stripe.customers().len())), (30, 10));
+    assert_eq!((count(&world, held).await, world.stripe.with(|stripe| stripe.customers().len())), (10, 1));
     // A later change of an object that is held waits behind it.
-    client.batch_execute("update res_partner set name = 'Later' where name = 'Mass 40'").await.unwrap();
+    client.batch_execute("update res_partner set name = 'Later' where name = 'Mass 10'").await.unwrap();
     world
         .settled_held(
             &client.query_one("select pg_current_wal_lsn()::text", &[]).await.unwrap().get::<_, String>(0),
         )
         .await;
-    assert_eq!(world.stripe.with(|stripe| stripe.customers().len()), 10);
+    assert_eq!(world.stripe.with(|stripe| stripe.customers().len()), 1);
     let listed = printed(&world, &["release"]);
     assert!(
         listed
-            .contains("stripe: upsert 31 x customer: mass change: more than 10 of customer.v1 within 10 min"),
+            .contains("stripe: upsert 11 x customer: mass change: more than 10 of customer.v1 within 10 min"),
         "{listed}"
     );
     let released = printed(&world, &["release", "--all"]);
     assert!(released.contains("0 stay held"), "{released}");
     world.settled(PATIENCE).await;
     let customers = world.stripe.with(|stripe| stripe.customers());
-    assert_eq!(customers.len(), 40);
+    assert_eq!(customers.len(), 11);
     assert_eq!(customers.values().filter(|customer| customer["name"] == "Later").count(), 1);
     let operator = "select count(*) from entry where kind = 'operator' and convert_from(body, 'UTF8') like '%\"action\":\"release\"%'";
     assert_eq!(count(&world, operator).await, 1);
+    // After a release it is counted anew; of endings, fewer are a mass.
+    let more = "insert into res_partner (name, complete_name, is_company) select 'More ' || n, 'More', true from generate_series(1, 4) n";
+    client.batch_execute(more).await.unwrap();
+    world.settled(PATIENCE).await;
+    assert_eq!(world.stripe.with(|stripe| stripe.customers().len()), 15);
+    client.batch_execute("update res_partner set active = false where complete_name = 'More'").await.unwrap();
+    world.settled(PATIENCE).await;
+    assert_eq!(count(&world, held).await, 4);
+    assert!(printed(&world, &["release"]).contains("more than 3 of customer.v1 end within 10 min"));
+    printed(&world, &["release", "--all", "--discard"]);
+    world.settled(PATIENCE).await;
+    assert_eq!(count(&world, held).await, 0);
+    assert_eq!(world.stripe.with(|stripe| stripe.customers().len()), 15);
     assert_eq!(world.stripe.with(|stripe| stripe.doubled()), Vec::<String>::new());
+    world.verify();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mass_change_in_a_transaction_too_large_for_a_slice_is_held_from_its_first_object_on() {
+    let world = World::start(WorldOptions::default()).await;
+    set(&world, "[sources.erp.mass]\nobjects = 2000");
+    let odoo = world.odoo().await;
+    let _daemon = world.daemon();
+    world.streaming().await;
+    let insert = |name: &str, count: u32| {
+        format!(
+            "insert into res_partner (name, complete_name, is_company) select '{name} ' || n, '{name}', true from generate_series(1, {count}) n"
+        )
+    };
+    odoo.client().batch_execute(&insert("Mass", 2500)).await.unwrap();
+    world.settled(PATIENCE).await;
+    let held = "select count(*) from delivery where target = 'stripe' and state = 'held'";
+    assert_eq!((count(&world, held).await, world.stripe.with(|stripe| stripe.customers().len())), (2500, 0));
+    printed(&world, &["release", "--all", "--discard"]);
+    // It is over: what is less is none.
+    odoo.client().batch_execute(&insert("Some", 1200)).await.unwrap();
+    eventually(PATIENCE, "some customers at Stripe", async || {
+        let there = world.stripe.with(|stripe| stripe.customers().len());
+        if there > 0 { Ok(()) } else { Err(world.log()) }
+    })
+    .await;
+    assert_eq!(count(&world, held).await, 0);
     world.verify();
 }
 

@@ -227,8 +227,7 @@ impl Intake {
                     && (!emitted.event.snapshot || emitted.event.operation == Operation::Delete)
             };
             let more = u64::try_from(emitted.iter().filter(of_type).count()).unwrap_or(u64::MAX);
-            let count =
-                self.source.mass_guard.lock().map(|guard| guard.count(&spec.event_type)).unwrap_or_default();
+            let count = self.source.mass_guard.count(&spec.event_type);
             let fresh = self.known.get(&spec.event_type).is_some_and(|(_, at)| at.elapsed() < COUNTED);
             // Counting takes a look at all of them.
             if more > 0 && count + more > LEAST && !fresh {
@@ -281,11 +280,12 @@ impl Intake {
         let mut newly_owed: HashSet<Lane> = HashSet::new();
         let mut batch = Batch::default();
         let moved = self.source.waves.moved();
+        let Source { mass, mass_guard, .. } = &*self.source;
+        let known = |event_type: &str| self.known.get(event_type).map(|(known, _)| *known);
+        mass_guard.note(mass, emitted.iter().map(|emitted| &emitted.event), known);
         for (Emitted { event, fault, heals }, ways) in emitted.into_iter().zip(ways) {
             let entry = batch.next_entry();
-            let known = self.known.get(&event.event_type).map(|(known, _)| *known);
-            let guard = self.source.mass_guard.lock();
-            let held = guard.ok().and_then(|mut guard| guard.judge(&self.source.mass, &event, known));
+            let held = mass_guard.judge(mass, &event, known(&event.event_type));
             if heals {
                 batch.healed.extend(ways.iter().map(|way| (way.lane.clone(), entry)));
             }

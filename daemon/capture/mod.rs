@@ -12,7 +12,7 @@ pub mod tail;
 pub mod watch;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{GuardSettings, LoadSettings, MassSettings, SourceConfig};
@@ -54,7 +54,7 @@ pub struct Source {
     /// When a change is too large to go without a person.
     pub mass: MassSettings,
     /// What has changed of late; it outlives connections.
-    pub mass_guard: Arc<Mutex<mass::MassGuard>>,
+    pub mass_guard: mass::MassGuard,
     /// Waves that have been moved.
     pub waves: Waves,
     /// The slot is being let go of.
@@ -84,7 +84,7 @@ impl Source {
             recheck: config.recheck,
             binary: config.binary,
             mass: config.mass,
-            mass_guard: Arc::default(),
+            mass_guard: mass::MassGuard::default(),
             waves,
             releasing: guard::Releasing::default(),
         }

@@ -94,6 +94,14 @@ pub struct MassSettings {
     pub window: Duration,
 }
 
+impl MassSettings {
+    /// Any change is too large at all.
+    #[must_use]
+    pub fn is_set(&self) -> bool {
+        self.objects.is_some() || self.percent.is_some() || self.endings.is_some()
+    }
+}
+
 impl Default for MassSettings {
     fn default() -> Self {
         Self { objects: None, percent: None, endings: None, window: Duration::from_secs(600) }

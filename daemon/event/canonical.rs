@@ -31,6 +31,12 @@ impl Operation {
             Self::Delete => "delete",
         }
     }
+
+    /// Of the word in the ledger.
+    #[must_use]
+    pub fn parse(word: &str) -> Option<Self> {
+        [Self::Create, Self::Update, Self::Delete].into_iter().find(|operation| operation.as_str() == word)
+    }
 }
 
 /// A row change behind an event.

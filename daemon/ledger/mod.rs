@@ -13,6 +13,7 @@ pub mod load_statements;
 pub mod loads;
 pub mod outbox;
 pub mod position;
+pub mod recent;
 pub mod spill;
 pub mod statements;
 pub mod status;

@@ -92,6 +92,17 @@ async fn fitting(
     Ok(keys)
 }
 
+/// How many objects are spilled, by type.
+pub async fn count(client: &Client, source: &str) -> Result<HashMap<String, u64>, LedgerError> {
+    let sql = "select event_type, count(distinct (root, key)) from spill where source = $1 group by 1";
+    let rows = client.query(sql, &[&source]).await?;
+    let count = |row: &tokio_postgres::Row| {
+        let count: i64 = row.try_get(1)?;
+        Ok((row.try_get(0)?, u64::try_from(count).unwrap_or_default()))
+    };
+    rows.iter().map(count).collect()
+}
+
 /// Some of the spilled objects of one type, in the order of their keys.
 pub async fn read(
     client: &Client,

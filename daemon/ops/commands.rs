@@ -35,10 +35,12 @@ impl Waves {
     }
 }
 
-/// Runs until the ledger fails, or the daemon stops. Backfills are left to the source's own loop.
+/// Runs until the ledger fails, or the daemon stops. Backfills are left to the source's own loop. `released`: what was held is let
+/// go, or thrown away.
 pub async fn serve(
     ledger: Ledger,
     waves: Waves,
+    released: impl Fn() + Send,
     wake: watch::Sender<u64>,
     pulse: Pulse,
     stopping: watch::Receiver<bool>,
@@ -53,10 +55,14 @@ pub async fn serve(
                 continue;
             }
             let is_wave = matches!(asked.command, Command::Wave { .. });
+            let is_release = matches!(asked.command, Command::Release { .. });
             tracing::warn!(command = asked.id, requested_by = %asked.requested_by, "an operator's command is carried out");
             ledger.writer().write(batch(asked)).await?;
             if is_wave {
                 waves.refresh(&ledger).await?;
+            }
+            if is_release {
+                released();
             }
             wake.send_modify(|count| *count = count.wrapping_add(1));
         }

@@ -3,6 +3,8 @@
 //! transaction, and memory stays bounded (INV-8). Until the last one is made the position stays inside the transaction: after
 //! a crash its slices are skipped, and what is left of its objects is gone through.
 
+use std::collections::HashMap;
+
 use super::{Tail, tx_end};
 use crate::capture::error::CaptureError;
 use crate::capture::intake::{IntakeError, Prepared};
@@ -19,6 +21,8 @@ pub struct Draining {
     transaction: Transaction,
     /// The event of the mapping that comes next.
     next_event: usize,
+    /// The mass guard knows how much it is.
+    counted: bool,
 }
 
 impl Tail {
@@ -43,7 +47,8 @@ impl Tail {
         batch.loads.extend(self.noted(part));
         self.send(batch, None);
         if part.complete {
-            self.draining = Some(Draining { transaction: without_changes(part), next_event: 0 });
+            self.draining =
+                Some(Draining { transaction: without_changes(part), next_event: 0, counted: false });
         }
         Ok(())
     }
@@ -69,6 +74,11 @@ impl Tail {
     pub(super) async fn drain(&mut self) -> Result<(), CaptureError> {
         let Some(mut draining) = self.draining.take() else { return Ok(()) };
         self.settle().await?;
+        if !draining.counted && self.source.mass.is_set() {
+            let touched = spill::count(self.ledger.reader(), &self.source.name).await?;
+            self.source.mass_guard.expect(&touched);
+        }
+        draining.counted = true;
         let mapping = self.source.mapping.clone();
         while let Some(spec) = mapping.events.get(draining.next_event) {
             let (event_type, root) = (&spec.event_type, &*spec.table);
@@ -95,6 +105,7 @@ impl Tail {
             self.draining = Some(draining);
             return Ok(());
         }
+        self.source.mass_guard.expect(&HashMap::new());
         self.advance(&draining.transaction);
         let mut batch = Batch::default();
         batch.entry(tx_end(&self.source.name, &draining.transaction));
