@@ -25,7 +25,6 @@ use crate::source::postgres::presence::Presence;
 use crate::source::postgres::script::{Names, source_sql, uninstall_sql};
 use crate::supervise::run;
 use crate::workbench;
-use crate::workbench::explain::Question;
 
 /// Wrong usage of the command line.
 pub const EX_USAGE: u8 = 64;
@@ -98,54 +97,14 @@ async fn dispatch(command: Command) -> ExitCode {
             with_config(&config, |config| backfill(config, source, events)).await
         }
         Command::Explain { config, table, key, source, values } => {
-            with_config(&config, |config| explain(config, source, table, key, values)).await
+            with_config(&config, |config| workbench::answers::explain(config, source, table, key, values))
+                .await
         }
-        Command::Plan { config, first, values } => {
-            with_config(&config, |config| async move {
-                let text = async {
-                    let client = config.ledger.connect("tailwater-plan").await?;
-                    workbench::plan::plan(&config, &client, first, values).await
-                };
-                print_or_fail(text.await)
-            })
-            .await
+        Command::Plan { config, target, first, values } => {
+            with_config(&config, |config| workbench::answers::plan(config, target, first, values)).await
         }
         Command::Demo { keep, seconds, plain } => crate::demo::run(keep, seconds, plain).await,
         Command::Man => print_man(),
-    }
-}
-
-fn print_or_fail(text: Result<String, LedgerError>) -> ExitCode {
-    match text {
-        Ok(text) => {
-            say(&text);
-            ExitCode::SUCCESS
-        }
-        Err(error) => fail(EX_UNAVAILABLE, &error.to_string()),
-    }
-}
-
-async fn explain(config: Config, name: Option<String>, table: String, key: String, values: bool) -> ExitCode {
-    let names: Vec<&str> = config.sources.iter().map(|source| source.name.as_str()).collect();
-    let only = config.sources.len() == 1;
-    let source = config.sources.iter().find(|source| name.as_ref().map_or(only, |name| source.name == *name));
-    let Some(source) = source else {
-        return fail(EX_USAGE, &format!("name one source: --source {}", names.join(" | ")));
-    };
-    let question = Question { table: &table, key: &key, values };
-    let answer = async {
-        let client = config.ledger.connect("tailwater-explain").await?;
-        workbench::explain::explain(&config, source, &client, &question).await
-    };
-    match answer.await {
-        Ok(Some(text)) => print_or_fail(Ok(text)),
-        Ok(None) => {
-            let message = format!(
-                "the ledger knows no row {key} of table \"{table}\"\nnext: a table of the mapping, and a key that exists"
-            );
-            fail(EX_USAGE, &message)
-        }
-        Err(error) => fail(EX_UNAVAILABLE, &error.to_string()),
     }
 }
 

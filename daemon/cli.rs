@@ -101,6 +101,9 @@ pub enum Command {
         /// The settings file.
         #[command(flatten)]
         config: ConfigArgs,
+        /// Only what is owed to this one.
+        #[arg(long)]
+        target: Option<String>,
         /// Requests shown for each target.
         #[arg(long, default_value_t = 3, value_name = "N")]
         first: i64,

@@ -99,7 +99,7 @@ async fn plan_and_explain_show_the_exact_request_and_send_nothing() {
     let ledger = world.ledger_client().await;
     ledger.batch_execute("update delivery set state = 'pending', due_at = now() where target = 'stripe'; update applied set sha256 = null").await.unwrap();
     let text = printed(&world, &["plan", "--first", "5"]);
-    assert!(text.contains("stripe (1000/s): 1 requests, about a second"), "{text}");
+    assert!(text.contains("stripe (1000/s): 1 request, about a second"), "{text}");
     assert!(text.contains(&format!("ERP-P-{company}: POST /v1/customers/cus_")), "{text}");
     assert!(!text.contains("private@example.com"), "{text}");
     assert_eq!(world.stripe.journal().calls.len(), calls);
@@ -174,6 +174,10 @@ async fn a_mass_change_is_held_until_it_is_released_and_order_is_kept() {
         )
         .await;
     assert_eq!(world.stripe.with(|stripe| stripe.customers().len()), 1);
+    let planned = printed(&world, &["plan", "--target", "stripe"]);
+    assert!(planned.contains("held: upsert customer: 11 deliveries: mass change"), "{planned}");
+    assert!(!planned.contains("zendesk"), "{planned}");
+    assert_eq!(world.run(&["plan", "--target", "strip"]).status.code(), Some(64));
     let listed = printed(&world, &["release"]);
     assert!(
         listed

@@ -52,9 +52,9 @@ pub struct Due {
 
 /// Heads of lanes that are due at `target`, oldest first, except those in `busy`.
 ///
-/// A lane is headed by its oldest open delivery, so order is kept (INV-5); behind one that is held for a person it waits. A pending state is replaced by the newest
-/// pending state behind it, up to the next fact (INV-6). A lane waits while something it requires is on its way there, and
-/// while a request of its own is in doubt and waits for a person.
+/// A lane is headed by its oldest open delivery, so order is kept (INV-5); behind one that is held for a person it waits. A
+/// pending state is replaced by the newest pending state behind it, up to the next fact (INV-6). A lane waits while something
+/// it requires is on its way there, and while a request of its own is in doubt and waits for a person.
 ///
 /// Only the heads are looked for among all open deliveries (`open`), whose number is the backlog.
 const DUE: &str = "

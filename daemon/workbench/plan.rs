@@ -10,14 +10,21 @@ use tokio_postgres::Client;
 use super::redact::redacted;
 use super::rehearsal::shown;
 use crate::config::{Config, TargetConfig};
-use crate::ledger::LedgerError;
 use crate::ledger::outbox::{Outbox, open_deliveries};
+use crate::ledger::{LedgerError, command};
 
-/// Describes what is owed; `first`: requests shown for each target.
-pub async fn plan(config: &Config, client: &Client, first: i64, values: bool) -> Result<String, LedgerError> {
+/// Describes what is owed, to all or `only` one; `first`: requests shown for each target.
+pub async fn plan(
+    config: &Config,
+    client: &Client,
+    only: Option<&str>,
+    first: i64,
+    values: bool,
+) -> Result<String, LedgerError> {
     let outbox = Outbox::prepare(client).await?;
+    let held = command::held(client).await?;
     let mut out = String::new();
-    for target in &config.targets {
+    for target in config.targets.iter().filter(|target| only.is_none_or(|only| only == target.name)) {
         let owed = open_deliveries(client, &target.name).await?;
         let total: i64 = owed.iter().map(|owed| owed.lanes).sum();
         let mode = if target.shadow { ", shadow: nothing is sent" } else { "" };
@@ -28,6 +35,9 @@ pub async fn plan(config: &Config, client: &Client, first: i64, values: bool) ->
                 "  {} {}: {} objects, {} deliveries",
                 owed.operation, owed.object, owed.lanes, owed.deliveries
             );
+        }
+        for (_, object, operation, reason, count, _) in held.iter().filter(|held| held.0 == target.name) {
+            let _ = writeln!(out, "  held: {operation} {object}: {count} deliveries: {reason}");
         }
         for due in outbox.due(client, &target.name, &[], first).await? {
             if let Some(shown) = shown(&target.connector, &due) {
@@ -49,7 +59,8 @@ fn summary(target: &TargetConfig, requests: i64) -> String {
     }
     let (_, interval) = target.quota.bucket();
     let count = u32::try_from(requests).unwrap_or(u32::MAX);
-    format!("{requests} requests, about {}", spoken(interval.saturating_mul(count)))
+    let requests = if requests == 1 { "1 request".to_owned() } else { format!("{requests} requests") };
+    format!("{requests}, about {}", spoken(interval.saturating_mul(count)))
 }
 
 fn spoken(time: Duration) -> String {

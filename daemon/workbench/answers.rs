@@ -1,0 +1,62 @@
+//! `tailwater explain` and `plan`, from settings to what is printed.
+
+use std::process::ExitCode;
+
+use super::explain::{self, Question};
+use super::plan;
+use crate::app::{EX_UNAVAILABLE, EX_USAGE, fail, say};
+use crate::config::Config;
+use crate::ledger::LedgerError;
+
+/// `tailwater explain`; `name`: of the source.
+pub async fn explain(
+    config: Config,
+    name: Option<String>,
+    table: String,
+    key: String,
+    values: bool,
+) -> ExitCode {
+    let names: Vec<&str> = config.sources.iter().map(|source| source.name.as_str()).collect();
+    let only = config.sources.len() == 1;
+    let source = config.sources.iter().find(|source| name.as_ref().map_or(only, |name| source.name == *name));
+    let Some(source) = source else {
+        return fail(EX_USAGE, &format!("name one source: --source {}", names.join(" | ")));
+    };
+    let question = Question { table: &table, key: &key, values };
+    let answer = async {
+        let client = config.ledger.connect("tailwater-explain").await?;
+        explain::explain(&config, source, &client, &question).await
+    };
+    match answer.await {
+        Ok(None) => {
+            let message = format!(
+                "the ledger knows no row {key} of table \"{table}\"\nnext: a table of the mapping, and a key that exists"
+            );
+            fail(EX_USAGE, &message)
+        }
+        answer => print(answer.map(Option::unwrap_or_default)),
+    }
+}
+
+/// `tailwater plan`; `only`: name of a target.
+pub async fn plan(config: Config, only: Option<String>, first: i64, values: bool) -> ExitCode {
+    let names: Vec<&str> = config.targets.iter().map(|target| target.name.as_str()).collect();
+    if let Some(name) = only.as_deref().filter(|name| !names.contains(name)) {
+        return fail(EX_USAGE, &format!("there is no target \"{name}\"\nnext: one of {}", names.join(", ")));
+    }
+    let answer = async {
+        let client = config.ledger.connect("tailwater-plan").await?;
+        plan::plan(&config, &client, only.as_deref(), first, values).await
+    };
+    print(answer.await)
+}
+
+fn print(text: Result<String, LedgerError>) -> ExitCode {
+    match text {
+        Ok(text) => {
+            say(&text);
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(EX_UNAVAILABLE, &error.to_string()),
+    }
+}
