@@ -125,7 +125,8 @@ pub enum Command {
         /// What is held of this object, such as customer.
         #[arg(long)]
         object: Option<String>,
-        /// Throw the deliveries away; the objects are delivered again with their next change.
+        /// Throw the deliveries away. An object is delivered again with its next change; one whose deletion is thrown away
+        /// stays at the target.
         #[arg(long)]
         discard: bool,
     },

@@ -10,6 +10,7 @@ use tokio_postgres::Client;
 use crate::app::{EX_CONFIG, EX_TEMPORARY, EX_UNAVAILABLE, EX_USAGE, fail, say};
 use crate::cli::{ConfigArgs, IdentityCommand, WaveCommand};
 use crate::config::{Config, load};
+use crate::ledger::batch::Lane;
 use crate::ledger::command::{self, Asked, Command};
 use crate::ledger::{Ledger, is_served, outbox};
 use crate::mapping::route::Route;
@@ -69,10 +70,12 @@ pub async fn release(config: Config, what: Option<Command>) -> ExitCode {
             };
             return Ok(text + hint);
         };
+        let discarded = matches!(what, Command::Release { discard: true, .. });
         order(&config, &client, what).await?;
         let left: i64 = command::held(&client).await?.iter().map(|held| held.4).sum();
         let before: i64 = held.iter().map(|held| held.4).sum();
-        Ok(format!("{} deliveries are let go, {left} stay held\n", before - left))
+        let done = if discarded { "thrown away" } else { "let go" };
+        Ok(format!("{} deliveries are {done}, {left} are held\n", (before - left).max(0)))
     };
     finish(work.await)
 }
@@ -152,6 +155,16 @@ async fn change_identity(config: Config, change: Command) -> ExitCode {
     }
     let work = async {
         let client = client(&config).await?;
+        if let Command::Link { target, object, id, external_id } = &change {
+            let (target, object, canonical_id) = (target.clone(), object.clone(), id.clone());
+            let lane = Lane { target, object, canonical_id };
+            if !outbox::taken(&client, &lane, std::slice::from_ref(external_id)).await?.is_empty() {
+                let message = format!(
+                    "{external_id} stands for another object\nnext: tailwater identity show {external_id}, and unlink that one first"
+                );
+                return Err(Refusal(EX_USAGE, message));
+            }
+        }
         order(&config, &client, change.clone()).await?;
         Ok("done; it is in the ledger\n".to_owned())
     };

@@ -27,7 +27,7 @@ use crate::dispatch::target::Versions;
 use crate::dispatch::{Dispatcher, Target};
 use crate::ledger::batch::Batch;
 use crate::ledger::entry::{EntryKind, NewEntry};
-use crate::ledger::{Ledger, LedgerError};
+use crate::ledger::{Ledger, LedgerError, recent};
 use crate::ops::commands::{Waves, serve};
 use crate::ops::log;
 use crate::ops::pulse::Pulses;
@@ -132,6 +132,7 @@ fn prepare_target(target: TargetConfig, redis_url: &str, versions: Versions) -> 
         shadow: target.shadow,
         versions,
         adopts: target.adopts,
+        adopting: Mutex::new(()),
         gate: Mutex::new(Gate::default()),
     }))
 }
@@ -150,6 +151,11 @@ impl Supervisor<'_> {
         let ledger = Ledger::open(database).await?;
         note(&ledger, EntryKind::Start, self.describe()).await?;
         self.waves.refresh(&ledger).await?;
+        for source in self.sources.iter().filter(|source| source.mass.is_set()) {
+            source
+                .mass_guard
+                .resume(recent::events(ledger.reader(), &source.name, source.mass.window).await?);
+        }
         Ok(ledger)
     }
 

@@ -158,7 +158,7 @@ async fn a_mass_change_is_held_until_it_is_released_and_order_is_kept() {
     assert_eq!(world.stripe.with(|stripe| stripe.customers().len()), 1);
     // What came before a restart is not forgotten, and none of a mass goes.
     daemon.kill();
-    let _daemon = world.daemon();
+    let mut daemon = world.daemon();
     client
         .batch_execute("insert into res_partner (name, complete_name, is_company) select 'Mass ' || n, 'Mass ' || n, true from generate_series(1, 10) n")
         .await
@@ -166,29 +166,37 @@ async fn a_mass_change_is_held_until_it_is_released_and_order_is_kept() {
     world.settled(PATIENCE).await;
     let held = "select count(*) from delivery where target = 'stripe' and state = 'held'";
     assert_eq!((count(&world, held).await, world.stripe.with(|stripe| stripe.customers().len())), (10, 1));
-    // A later change of an object that is held waits behind it.
+    // A later change that is no mass itself waits behind one that is held, and nothing else does.
+    assert!(daemon.terminate().success());
+    world.edit_settings("objects = 10", "objects = 1000");
+    let _daemon = world.daemon();
     client.batch_execute("update res_partner set name = 'Later' where name = 'Mass 10'").await.unwrap();
-    world
-        .settled_held(
-            &client.query_one("select pg_current_wal_lsn()::text", &[]).await.unwrap().get::<_, String>(0),
-        )
+    for others in 2..4 {
+        let sentinel =
+            "insert into res_partner (name, complete_name, is_company) values ('Other', 'Other', true)";
+        client.batch_execute(sentinel).await.unwrap();
+        eventually(PATIENCE, "the others at Stripe", async || {
+            let there = world.stripe.with(|stripe| stripe.customers().len());
+            if there == others { Ok(()) } else { Err(world.log()) }
+        })
         .await;
-    assert_eq!(world.stripe.with(|stripe| stripe.customers().len()), 1);
+    }
+    assert_eq!(count(&world, held).await, 10);
     let planned = printed(&world, &["plan", "--target", "stripe"]);
-    assert!(planned.contains("held: upsert customer: 11 deliveries: mass change"), "{planned}");
+    assert!(planned.contains("held: upsert customer: 10 deliveries: mass change"), "{planned}");
     assert!(!planned.contains("zendesk"), "{planned}");
     assert_eq!(world.run(&["plan", "--target", "strip"]).status.code(), Some(64));
     let listed = printed(&world, &["release"]);
     assert!(
         listed
-            .contains("stripe: upsert 11 x customer: mass change: more than 10 of customer.v1 within 10 min"),
+            .contains("stripe: upsert 10 x customer: mass change: more than 10 of customer.v1 within 10 min"),
         "{listed}"
     );
     let released = printed(&world, &["release", "--all"]);
-    assert!(released.contains("0 stay held"), "{released}");
+    assert!(released.contains("0 are held"), "{released}");
     world.settled(PATIENCE).await;
     let customers = world.stripe.with(|stripe| stripe.customers());
-    assert_eq!(customers.len(), 11);
+    assert_eq!(customers.len(), 13);
     assert_eq!(customers.values().filter(|customer| customer["name"] == "Later").count(), 1);
     let operator = "select count(*) from entry where kind = 'operator' and convert_from(body, 'UTF8') like '%\"action\":\"release\"%'";
     assert_eq!(count(&world, operator).await, 1);
@@ -196,7 +204,7 @@ async fn a_mass_change_is_held_until_it_is_released_and_order_is_kept() {
     let more = "insert into res_partner (name, complete_name, is_company) select 'More ' || n, 'More', true from generate_series(1, 4) n";
     client.batch_execute(more).await.unwrap();
     world.settled(PATIENCE).await;
-    assert_eq!(world.stripe.with(|stripe| stripe.customers().len()), 15);
+    assert_eq!(world.stripe.with(|stripe| stripe.customers().len()), 17);
     client.batch_execute("update res_partner set active = false where complete_name = 'More'").await.unwrap();
     world.settled(PATIENCE).await;
     assert_eq!(count(&world, held).await, 4);
@@ -204,7 +212,7 @@ async fn a_mass_change_is_held_until_it_is_released_and_order_is_kept() {
     printed(&world, &["release", "--all", "--discard"]);
     world.settled(PATIENCE).await;
     assert_eq!(count(&world, held).await, 0);
-    assert_eq!(world.stripe.with(|stripe| stripe.customers().len()), 15);
+    assert_eq!(world.stripe.with(|stripe| stripe.customers().len()), 17);
     assert_eq!(world.stripe.with(|stripe| stripe.doubled()), Vec::<String>::new());
     world.verify();
 }
@@ -225,15 +233,39 @@ async fn a_mass_change_in_a_transaction_too_large_for_a_slice_is_held_from_its_f
     world.settled(PATIENCE).await;
     let held = "select count(*) from delivery where target = 'stripe' and state = 'held'";
     assert_eq!((count(&world, held).await, world.stripe.with(|stripe| stripe.customers().len())), (2500, 0));
-    printed(&world, &["release", "--all", "--discard"]);
-    // It is over: what is less is none.
-    odoo.client().batch_execute(&insert("Some", 1200)).await.unwrap();
-    eventually(PATIENCE, "some customers at Stripe", async || {
-        let there = world.stripe.with(|stripe| stripe.customers().len());
-        if there > 0 { Ok(()) } else { Err(world.log()) }
-    })
-    .await;
-    assert_eq!(count(&world, held).await, 0);
+    let discarded = printed(&world, &["release", "--all", "--discard"]);
+    assert!(discarded.contains("deliveries are thrown away, 0 are held"), "{discarded}");
+    world.verify();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mass_change_in_a_backlog_is_judged_by_the_time_of_its_commits() {
+    let world = World::start(WorldOptions::default()).await;
+    set(&world, "[sources.erp.mass]\nendings = 3\nwithin = \"1s\"");
+    let odoo = world.odoo().await;
+    let mut daemon = world.daemon();
+    world.streaming().await;
+    let client = odoo.client();
+    let insert = "insert into res_partner (name, complete_name, is_company) select 'Old ' || n, 'Old', true from generate_series(1, 9) n";
+    client.batch_execute(insert).await.unwrap();
+    world.settled(PATIENCE).await;
+    assert!(daemon.terminate().success());
+    // All of this comes at once when the daemon is back: one ended long before the mass, one long after it.
+    let end = |numbers: &str| {
+        format!(
+            "update res_partner set active = false where complete_name = 'Old' and split_part(name, ' ', 2)::int in ({numbers})"
+        )
+    };
+    client.batch_execute(&end("1")).await.unwrap();
+    client.batch_execute("select pg_sleep(1.2)").await.unwrap();
+    client.batch_execute(&end("2, 3, 4, 5, 6")).await.unwrap();
+    client.batch_execute("select pg_sleep(1.2)").await.unwrap();
+    client.batch_execute(&end("7")).await.unwrap();
+    let _daemon = world.daemon();
+    world.settled(PATIENCE).await;
+    let held = "select count(*) from delivery where target = 'stripe' and state = 'held'";
+    assert_eq!(count(&world, held).await, 5, "the mass, and nothing else");
+    assert!(printed(&world, &["release"]).contains("more than 3 of customer.v1 end within 1 s"));
     world.verify();
 }
 
@@ -334,6 +366,19 @@ async fn an_identity_is_shown_unlinked_and_linked_and_each_change_is_in_the_ledg
     world.settled(PATIENCE).await;
     assert_eq!(world.stripe.with(|stripe| stripe.customers().len()), 1);
     assert_eq!(world.stripe.journal().calls.len(), calls + 1, "an update of the linked object");
+    let other = odoo.create_company("Other", "other@example.com", 1).await.unwrap();
+    world.settled(PATIENCE).await;
+    let taken = [
+        "identity",
+        "link",
+        "--target",
+        "stripe",
+        "--object",
+        "customer",
+        &format!("ERP-P-{other}"),
+        &external,
+    ];
+    assert_eq!(world.run(&taken).status.code(), Some(64), "it stands for another");
     let wrong = world.run(&["identity", "link", "--target", "strip", "--object", "customer", &id, &external]);
     assert_eq!(wrong.status.code(), Some(64));
     let operator = "select count(*) from entry where kind = 'operator' and convert_from(body, 'UTF8') ~ '\"action\":\"(un)?link\"'";
@@ -345,9 +390,10 @@ async fn an_identity_is_shown_unlinked_and_linked_and_each_change_is_in_the_ledg
 async fn customers_that_stood_at_the_target_before_are_adopted_and_doubtful_ones_wait_for_a_person() {
     let world = World::start(WorldOptions::default()).await;
     world.edit_settings("connector = \"stripe\"", "connector = \"stripe\"\nadopt = true");
-    let (sure, first, second) = world.stripe.with(|stripe| {
+    let (sure, twin, first, second) = world.stripe.with(|stripe| {
         (
             stripe.made_by_hand("sure@example.com"),
+            stripe.made_by_hand("twin@example.com"),
             stripe.made_by_hand("twice@example.com"),
             stripe.made_by_hand("twice@example.com"),
         )
@@ -356,6 +402,11 @@ async fn customers_that_stood_at_the_target_before_are_adopted_and_doubtful_ones
     let _daemon = world.daemon();
     world.streaming().await;
     let known = odoo.create_company("Known", "sure@example.com", 1).await.unwrap();
+    // Two of ours, one of theirs: one takes it, the other is made.
+    odoo.client()
+        .batch_execute("insert into res_partner (name, complete_name, email, is_company) select 'Twin', 'Twin', 'twin@example.com', true from generate_series(1, 2)")
+        .await
+        .unwrap();
     let doubtful = odoo.create_company("Doubtful", "twice@example.com", 1).await.unwrap();
     let fresh = odoo.create_company("Fresh", "fresh@example.com", 1).await.unwrap();
     world.settled(PATIENCE).await;
@@ -364,6 +415,14 @@ async fn customers_that_stood_at_the_target_before_are_adopted_and_doubtful_ones
     assert_eq!(by_id(known).unwrap()["name"], "Known", "what is adopted is brought up to date");
     assert!(by_id(fresh).is_some());
     assert_eq!(by_id(doubtful), None);
+    let twins: Vec<_> = world
+        .stripe
+        .with(|stripe| stripe.customers())
+        .into_values()
+        .filter(|customer| customer["name"] == "Twin")
+        .collect();
+    assert_eq!(twins.len(), 2, "{twins:?}");
+    assert_eq!(twins.iter().filter(|customer| customer["id"] == twin.as_str()).count(), 1, "{twins:?}");
     let status = printed(&world, &["status"]);
     let reason =
         format!("2 objects match by e-mail: {first}, {second}; choose with `tailwater identity link`");

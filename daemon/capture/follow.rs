@@ -19,7 +19,7 @@ use crate::dispatch::retry::backoff;
 use crate::event::{Cluster, Lsn};
 use crate::ledger::batch::Batch;
 use crate::ledger::position::{Phase, Position};
-use crate::ledger::{Ledger, LedgerError, command, images, loads, recent};
+use crate::ledger::{Ledger, LedgerError, command, images, loads};
 use crate::ops::pulse::Pulse;
 use crate::source::postgres::catalog::Finding;
 use crate::source::postgres::connection::ReplicationConnection;
@@ -94,10 +94,6 @@ impl Follower {
         }
         let mapping = presence.narrow(mapping);
         images::create_indexes(self.ledger.reader(), &mapping.lookup_columns()).await?;
-        let Source { name, mass, mass_guard, .. } = &*self.source;
-        if mass.is_set() {
-            mass_guard.resume(recent::events(self.ledger.reader(), name, mass.window).await?);
-        }
         let types: Vec<&str> = mapping.events.iter().map(|event| event.event_type.as_str()).collect();
         tracing::info!(source_name = %self.source.name, events = types.join(", "), "mapping");
         self.source = Arc::new(self.source.with_mapping(mapping));

@@ -163,6 +163,35 @@ impl Intake {
         .await
     }
 
+    /// Only counts what [`Intake::spilled`] would make of these objects, for the mass guard; gives what is missing for it.
+    pub async fn weigh(
+        &mut self,
+        spec: &EventSpec,
+        objects: &[Spilled],
+        transaction: &Transaction,
+    ) -> Result<Option<Missing>, IntakeError> {
+        let projection = self.projection();
+        let mut overlay = Overlay::new(&self.images);
+        let events = objects.iter().flat_map(|object| {
+            let touch = Touch { ordinal: object.ordinal, causes: object.causes.clone() };
+            projection.of_touched(&mut overlay, spec, &object.key, touch, transaction)
+        });
+        let events: Vec<Emitted> = events.collect();
+        let (missing, _) = overlay.finish();
+        if !missing.is_empty() {
+            return self.needs(missing).map(|needs| match needs {
+                Prepared::Needs(missing) => Some(missing),
+                _ => None,
+            });
+        }
+        self.rounds = 0;
+        self.count_known(&events).await?;
+        let known = |event_type: &str| self.known.get(event_type).map(|(known, _)| *known);
+        let events = events.iter().map(|emitted| &emitted.event);
+        self.source.mass_guard.note(&self.source.mass, events, known);
+        Ok(None)
+    }
+
     fn projection(&self) -> Projection<'_> {
         let cluster = &self.origin.cluster;
         Projection { mapping: &self.source.mapping, source: &self.source.name, cluster }
@@ -282,10 +311,15 @@ impl Intake {
         let moved = self.source.waves.moved();
         let Source { mass, mass_guard, .. } = &*self.source;
         let known = |event_type: &str| self.known.get(event_type).map(|(known, _)| *known);
-        mass_guard.note(mass, emitted.iter().map(|emitted| &emitted.event), known);
-        for (Emitted { event, fault, heals }, ways) in emitted.into_iter().zip(ways) {
+        let mut verdicts = Vec::with_capacity(emitted.len());
+        for transaction in emitted.chunk_by(|a, b| a.event.position.commit_lsn == b.event.position.commit_lsn)
+        {
+            let events = || transaction.iter().map(|emitted| &emitted.event);
+            mass_guard.note(mass, events(), known);
+            verdicts.extend(events().map(|event| mass_guard.judge(mass, event, known(&event.event_type))));
+        }
+        for ((Emitted { event, fault, heals }, ways), held) in emitted.into_iter().zip(ways).zip(verdicts) {
             let entry = batch.next_entry();
-            let held = mass_guard.judge(mass, &event, known(&event.event_type));
             if heals {
                 batch.healed.extend(ways.iter().map(|way| (way.lane.clone(), entry)));
             }

@@ -4,12 +4,13 @@
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::config::MassSettings;
-use crate::event::{CanonicalEvent, Operation};
+use crate::event::{CanonicalEvent, Lsn, Operation};
 use crate::ledger::recent::RecentEvent;
 
 /// Fewer objects are never a mass, whatever their share.
@@ -57,10 +58,39 @@ impl Recent {
 /// Objects of one kind.
 #[derive(Debug, Default)]
 struct Kind {
-    /// That a transaction touches which is being worked out.
-    expected: u64,
     changed: Recent,
     ended: Recent,
+    /// The transaction that was last found to be part of too much, and why: all of it is.
+    too_much: Option<(Lsn, String)>,
+    /// The same of what ends in it.
+    too_much_ends: Option<(Lsn, String)>,
+}
+
+impl Kind {
+    fn ends_too_many(&self, settings: &MassSettings, name: &str) -> Option<String> {
+        let most = settings.endings.filter(|most| self.ended.count() > *most)?;
+        Some(format!("mass change: more than {most} of {name} end within {}", spoken(settings.window)))
+    }
+
+    fn are_too_many(&self, settings: &MassSettings, name: &str, known: Option<u64>) -> Option<String> {
+        let changed = self.changed.count();
+        let window = spoken(settings.window);
+        if let Some(most) = settings.objects.filter(|most| changed > *most) {
+            return Some(format!("mass change: more than {most} of {name} within {window}"));
+        }
+        let passed = |percent: &u64| changed > LEAST && known.is_some() && changed > share(*percent, known);
+        let most = settings.percent.filter(passed)?;
+        Some(format!("mass change: more than {most} % of {name} within {window}"))
+    }
+}
+
+/// The reason, found now or for an earlier event of the same transaction.
+fn sticky(known: &mut Option<(Lsn, String)>, lsn: Lsn, found: Option<String>) -> Option<String> {
+    if let Some((_, reason)) = known.as_ref().filter(|(of, _)| *of == lsn) {
+        return Some(reason.clone());
+    }
+    *known = Some((lsn, found?));
+    known.as_ref().map(|(_, reason)| reason.clone())
 }
 
 /// See the module's text.
@@ -68,8 +98,8 @@ struct Kind {
 pub struct MassGuard(Arc<Mutex<HashMap<String, Kind>>>);
 
 impl MassGuard {
-    /// Takes events into account that go together, before any of them is judged: a mass is held from its first object on.
-    /// `known`: objects by kind.
+    /// Takes events of one transaction into account; once it has all of them they can be judged, so that a mass is held from its
+    /// first object on. The same event counts once. `known`: objects by kind.
     pub fn note<'a>(
         &self,
         settings: &MassSettings,
@@ -92,15 +122,6 @@ impl MassGuard {
         }
     }
 
-    /// How many objects of each kind the transaction touches that is worked out now, bit by bit; none afterwards.
-    pub fn expect(&self, touched: &HashMap<String, u64>) {
-        let Ok(mut kinds) = self.0.lock() else { return };
-        kinds.values_mut().for_each(|kind| kind.expected = 0);
-        for (event_type, count) in touched {
-            kinds.entry(event_type.clone()).or_default().expected = *count;
-        }
-    }
-
     /// The reason when an event is part of too much.
     #[must_use]
     pub fn judge(
@@ -112,20 +133,17 @@ impl MassGuard {
         if !counts(settings, event) {
             return None;
         }
-        let kinds = self.0.lock().ok()?;
-        let kind = kinds.get(&event.event_type)?;
-        let (changed, ended) = (kind.changed.count().max(kind.expected), kind.ended.count());
-        let ending = ends(event.operation, event.data.get("status"), event.data.get("active"));
-        let (name, minutes) = (&event.event_type, settings.window.as_secs() / 60);
-        if let Some(most) = settings.endings.filter(|most| ending && ended > *most) {
-            return Some(format!("mass change: more than {most} of {name} end within {minutes} min"));
+        let mut kinds = self.0.lock().ok()?;
+        let kind = kinds.get_mut(&event.event_type)?;
+        let lsn = event.position.commit_lsn;
+        if ends(event.operation, event.data.get("status"), event.data.get("active")) {
+            let reason = kind.ends_too_many(settings, &event.event_type);
+            if let Some(reason) = sticky(&mut kind.too_much_ends, lsn, reason) {
+                return Some(reason);
+            }
         }
-        if let Some(most) = settings.objects.filter(|most| changed > *most) {
-            return Some(format!("mass change: more than {most} of {name} within {minutes} min"));
-        }
-        let passed = |percent: &u64| changed > LEAST && known.is_some() && changed > share(*percent, known);
-        let most = settings.percent.filter(passed)?;
-        Some(format!("mass change: more than {most} % of {name} within {minutes} min"))
+        let reason = kind.are_too_many(settings, &event.event_type, known);
+        sticky(&mut kind.too_much, lsn, reason)
     }
 
     /// Objects of a kind that changed within the window, as it was last looked at.
@@ -137,8 +155,9 @@ impl MassGuard {
 
     /// A person has looked at what was held: what comes now is counted anew.
     pub fn reset(&self) {
-        if let Ok(mut kinds) = self.0.lock() {
-            kinds.clear();
+        let Ok(mut kinds) = self.0.lock() else { return };
+        for kind in kinds.values_mut() {
+            (kind.changed, kind.ended) = Default::default();
         }
     }
 
@@ -168,6 +187,13 @@ fn ends(operation: Operation, status: Option<&Value>, active: Option<&Value>) ->
     operation == Operation::Delete
         || (operation == Operation::Update
             && (status == Some(&"cancelled".into()) || active == Some(&Value::Bool(false))))
+}
+
+fn spoken(window: Duration) -> String {
+    match window.as_secs() {
+        seconds if seconds < 120 || seconds % 60 != 0 => format!("{seconds} s"),
+        seconds => format!("{} min", seconds / 60),
+    }
 }
 
 fn share(percent: u64, known: Option<u64>) -> u64 {

@@ -1,5 +1,5 @@
-//! An object that stood at the target before us is taken over instead of being made again. What is not certain waits for a
-//! person, with the candidates: `tailwater identity link`.
+//! An object that stood at the target before us is taken over instead of being made again; one that stands for another object of
+//! ours already is no candidate. What is not certain waits for a person, with the candidates: `tailwater identity link`.
 
 use std::time::Duration;
 
@@ -11,7 +11,8 @@ use crate::connector::Adoption;
 use crate::connector::classify::Class;
 use crate::connector::request::Request;
 use crate::ledger::LedgerError;
-use crate::ledger::batch::{Batch, ClosedWrite};
+use crate::ledger::batch::{Batch, ClosedWrite, RetryWrite};
+use crate::ledger::outbox::taken;
 use crate::mapping::scope::Scope;
 
 /// Candidates named in the reason.
@@ -32,14 +33,18 @@ impl Delivery {
         for (index, request) in look_ups {
             let Some(adoption) = object.and_then(|object| object.adopt.get(index)) else { continue };
             self.target.open().await;
-            let mut attempt = self.attempt(&request, "");
-            self.supersede(&mut attempt);
-            let attempt_seq = self.ledger.writer().write(attempt).await?;
+            let attempt_seq = self.ledger.writer().write(self.attempt(&request, "")).await?;
             self.target.permit().await;
             let result = self.target.http.send(&request, "").await;
             let outcome = self.judge(&request.step, result);
             self.target.note(outcome.class, outcome.status, outcome.retry_after).await;
-            let (batch, settled) = self.taken(adoption, &request, attempt_seq, outcome);
+            let mut found = self.candidates(adoption, &outcome);
+            let _only_we = self.target.adopting.lock().await;
+            if let Some(ids) = found.as_mut().filter(|ids| !ids.is_empty()) {
+                let taken = taken(self.ledger.reader(), &self.due.lane, ids).await?;
+                ids.retain(|id| !taken.contains(id));
+            }
+            let (batch, settled) = self.judged(adoption, &request, attempt_seq, outcome, found.as_deref());
             self.ledger.writer().write(batch).await?;
             if settled {
                 return Ok(Adopted::Settled);
@@ -49,18 +54,18 @@ impl Delivery {
     }
 
     /// What an answer to a look-up is written down as, and whether it ends the search.
-    fn taken(
+    fn judged(
         &self,
         adoption: &Adoption,
         request: &Request,
         attempt_seq: i64,
         mut outcome: Outcome<'_>,
+        candidates: Option<&[String]>,
     ) -> (Batch, bool) {
         let mut batch = Batch::default();
-        let candidates = self.candidates(adoption, &outcome);
-        match candidates.as_deref() {
+        match candidates {
             Some([]) => {
-                outcome.reason = format!("nobody by {}", adoption.by);
+                outcome.reason = format!("nobody who is free by {}", adoption.by);
                 batch.entry(self.outcome_entry(Class::Transient, attempt_seq, &outcome, None));
                 return (batch, false);
             }
@@ -93,19 +98,20 @@ impl Delivery {
                 batch.entry(self.outcome_entry(outcome.class, attempt_seq, &outcome, None));
                 let wait =
                     outcome.retry_after.unwrap_or_else(|| backoff(self.due.attempts + 1, rand::random()));
-                batch.retries.push(self.retry(wait, &outcome, false, false));
+                batch.retries.push(RetryWrite { counted: true, ..self.retry(wait, &outcome, false, false) });
             }
         }
         (batch, true)
     }
 
     fn wait_for_a_person(&self, batch: &mut Batch, attempt_seq: i64, outcome: &Outcome<'_>) {
+        self.supersede(batch);
         batch.entry(self.outcome_entry(Class::Rejected, attempt_seq, outcome, None));
         let reason = Some(outcome.reason.clone());
         batch.closed.push(ClosedWrite { id: self.due.id, state: "parked", reason });
     }
 
-    /// Ids of what was found; `None` when the target gave no usable answer.
+    /// Ids of what was found, whoever it may stand for; `None` when the target gave no usable answer.
     fn candidates(&self, adoption: &Adoption, outcome: &Outcome<'_>) -> Option<Vec<String>> {
         if outcome.class != Class::Applied {
             return None;

@@ -267,6 +267,7 @@ impl Delivery {
             reason: outcome.reason.clone(),
             uncertain,
             new_round,
+            counted: false,
             replayed_since,
         }
     }

@@ -27,6 +27,7 @@ impl Delivery {
                 reason: "in doubt since before the target was in shadow mode".into(),
                 uncertain: true,
                 new_round: false,
+                counted: false,
                 replayed_since: None,
             });
             return self.ledger.writer().write(batch).await.map(|_| ());

@@ -63,6 +63,8 @@ pub struct Target {
     pub dedup: Dedup,
     /// Objects may stand there that somebody else has made: they are looked for before one is created.
     pub adopts: bool,
+    /// Held from the look for a free object to its adoption, so that two of ours never take the same.
+    pub adopting: Mutex<()>,
     /// Which version of an event its objects are made of.
     pub versions: Versions,
     /// Everything is done but the request.

@@ -219,6 +219,8 @@ pub struct RetryWrite {
     pub uncertain: bool,
     /// Begin a new round: the next request is a new one with a new key.
     pub new_round: bool,
+    /// A look-up, which is not counted as an attempt otherwise.
+    pub counted: bool,
     /// The attempt was answered with a stored answer, so the last one that may have been carried out is an earlier one.
     pub replayed_since: Option<Timestamp>,
 }

@@ -59,6 +59,14 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// Everything that was held is let go, or thrown away: a person has looked at all of it.
+    #[must_use]
+    pub fn releases_all(&self) -> bool {
+        matches!(self, Self::Release { target: None, object: None, .. })
+    }
+}
+
 /// A command that waits.
 #[derive(Debug, Clone)]
 pub struct Asked {
@@ -86,7 +94,11 @@ pub async fn waiting(client: &Client) -> Result<Vec<Asked>, LedgerError> {
         let id: i64 = row.try_get(0)?;
         match serde_json::from_value(row.try_get(1)?) {
             Ok(command) => asked.push(Asked { id, command, requested_by: row.try_get(2)? }),
-            Err(error) => tracing::error!(command = id, %error, "a command cannot be read; it is left alone"),
+            Err(error) => {
+                tracing::error!(command = id, %error, "a command cannot be read; it is not carried out");
+                let sql = "update command set done_at = now(), outcome = 'cannot be read' where id = $1";
+                client.execute(sql, &[&id]).await?;
+            }
         }
     }
     Ok(asked)

@@ -66,7 +66,8 @@ fn retry(write: RetryWrite) -> Prepared {
     (
             "update delivery set state = case when $4 then 'sending' else 'pending' end, due_at = $2, reason = $3,
                     round = round + case when $5 then 1 else 0 end,
-                    idempotency_key = case when $5 then null else idempotency_key end, last_attempt_at = coalesce($6, last_attempt_at)
+                    idempotency_key = case when $5 then null else idempotency_key end, last_attempt_at = coalesce($6, last_attempt_at),
+                    attempts = attempts + case when $7 then 1 else 0 end
              where id = $1",
             parameters![
                 write.id,
@@ -74,7 +75,8 @@ fn retry(write: RetryWrite) -> Prepared {
                 write.reason,
                 write.uncertain,
                 write.new_round,
-                write.replayed_since
+                write.replayed_since,
+                write.counted
             ],
         )
 }

@@ -243,6 +243,14 @@ pub async fn stands(client: &Client, lane: &Lane) -> Result<(Option<String>, Opt
     Ok((row.try_get(0)?, row.try_get(1)?))
 }
 
+/// Which of these objects at a target stand for another object of ours than that of the lane.
+pub async fn taken(client: &Client, lane: &Lane, ids: &[String]) -> Result<Vec<String>, LedgerError> {
+    let sql = "select external_id from identity
+               where system = $1 and object = $2 and external_id = any ($3) and canonical_id <> $4";
+    let rows = client.query(sql, &[&lane.target, &lane.object, &ids, &lane.canonical_id]).await?;
+    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+}
+
 /// The target's ids of these references (`object/canonical id`), as far as they are there.
 pub async fn references(
     client: &Client,

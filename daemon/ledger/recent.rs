@@ -10,11 +10,11 @@ use tokio_postgres::Client;
 use super::LedgerError;
 use crate::event::Operation;
 
-/// Entries looked at in one go.
-const PAGE: i64 = 5_000;
+/// Entries read at once: they come with everything that is in them.
+const PAGE: i64 = 200;
 
-/// Entries looked at in all: behind a backlog, a window of the commits' time may be long in the ledger.
-const MAX_ENTRIES: i64 = 100_000;
+/// Events looked at in all. Behind a backlog, a window of the commits' time may be long in the ledger.
+const MAX_EVENTS: usize = 50_000;
 
 /// An event, as far as it matters here.
 #[derive(Debug)]
@@ -37,17 +37,15 @@ pub struct RecentEvent {
 
 #[derive(Deserialize)]
 struct Body {
-    #[serde(default)]
     action: Option<String>,
-    #[serde(default)]
+    target: Option<Value>,
+    object: Option<Value>,
     data: Option<Data>,
-    #[serde(default)]
     id: Option<String>,
-    #[serde(default)]
     op: Option<String>,
     #[serde(default)]
     source: Value,
-    #[serde(default, rename = "type")]
+    #[serde(rename = "type")]
     event_type: Option<String>,
 }
 
@@ -58,17 +56,22 @@ struct Data {
 }
 
 /// Events of `source` committed within `window` before its newest one, back to the last time that a person released or discarded
-/// what was held.
+/// all that was held; newest first.
 pub async fn events(
     client: &Client,
     source: &str,
     window: Duration,
 ) -> Result<Vec<RecentEvent>, LedgerError> {
     let mut found: Vec<RecentEvent> = Vec::new();
-    let (mut before, mut looked_at) = (i64::MAX, 0);
-    let sql = "select seq, recorded_at, body from entry where seq < $1 order by seq desc limit $2";
-    while looked_at < MAX_ENTRIES {
-        let rows = client.query(sql, &[&before, &PAGE]).await?;
+    let mut before = i64::MAX;
+    let sql = "select seq, recorded_at, body from entry where seq < $1 and kind in ('event', 'operator')
+               order by seq desc limit $2";
+    let sql = client.prepare(sql).await?;
+    while found.len() < MAX_EVENTS {
+        let rows = client.query(&sql, &[&before, &PAGE]).await?;
+        if rows.is_empty() {
+            break;
+        }
         for row in &rows {
             before = row.try_get(0)?;
             let recorded_at: Timestamp = row.try_get(1)?;
@@ -78,15 +81,11 @@ pub async fn events(
                 return Ok(found);
             }
             let Ok(body) = serde_json::from_slice::<Body>(row.try_get(2)?) else { continue };
-            if body.action.as_deref() == Some("release") {
+            if body.action.as_deref() == Some("release") && body.target.is_none() && body.object.is_none() {
                 return Ok(found);
             }
             let event = read(body, source);
             found.extend(event.filter(|event| start.is_none_or(|start| event.committed_at >= start)));
-        }
-        looked_at += PAGE;
-        if rows.is_empty() {
-            break;
         }
     }
     Ok(found)

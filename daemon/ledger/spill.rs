@@ -68,11 +68,12 @@ async fn fitting(
     source: &str,
     event_type: &str,
     root: &str,
+    after: &str,
     limit: i64,
 ) -> Result<Vec<String>, LedgerError> {
     let sql = "select key, pg_column_size(causes)::bigint from spill
-               where source = $1 and event_type = $2 and root = $3 order by key, ordinal limit $4";
-    let rows = client.query(sql, &[&source, &event_type, &root, &LINES]).await?;
+               where source = $1 and event_type = $2 and root = $3 and key > $4 order by key, ordinal limit $5";
+    let rows = client.query(sql, &[&source, &event_type, &root, &after, &LINES]).await?;
     let cut_off = i64::try_from(rows.len()).unwrap_or(LINES) == LINES;
     let (mut keys, mut bytes): (Vec<String>, i64) = (Vec::new(), 0);
     for row in &rows {
@@ -92,26 +93,16 @@ async fn fitting(
     Ok(keys)
 }
 
-/// How many objects are spilled, by type.
-pub async fn count(client: &Client, source: &str) -> Result<HashMap<String, u64>, LedgerError> {
-    let sql = "select event_type, count(distinct (root, key)) from spill where source = $1 group by 1";
-    let rows = client.query(sql, &[&source]).await?;
-    let count = |row: &tokio_postgres::Row| {
-        let count: i64 = row.try_get(1)?;
-        Ok((row.try_get(0)?, u64::try_from(count).unwrap_or_default()))
-    };
-    rows.iter().map(count).collect()
-}
-
-/// Some of the spilled objects of one type, in the order of their keys.
+/// Some of the spilled objects of one type, in the order of their keys, beginning behind `after`.
 pub async fn read(
     client: &Client,
     source: &str,
     event_type: &str,
     root: &str,
+    after: &str,
     limit: i64,
 ) -> Result<Vec<Spilled>, LedgerError> {
-    let keys = fitting(client, source, event_type, root, limit).await?;
+    let keys = fitting(client, source, event_type, root, after, limit).await?;
     let sql = "select key, ordinal, causes from spill
                where source = $1 and event_type = $2 and root = $3 and key = any ($4) order by key, ordinal";
     let mut found: Vec<Spilled> = Vec::new();

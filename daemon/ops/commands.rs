@@ -35,8 +35,8 @@ impl Waves {
     }
 }
 
-/// Runs until the ledger fails, or the daemon stops. Backfills are left to the source's own loop. `released`: what was held is let
-/// go, or thrown away.
+/// Runs until the ledger fails, or the daemon stops. Backfills are left to the source's own loop. `released`: all that was held
+/// is let go, or thrown away.
 pub async fn serve(
     ledger: Ledger,
     waves: Waves,
@@ -55,13 +55,13 @@ pub async fn serve(
                 continue;
             }
             let is_wave = matches!(asked.command, Command::Wave { .. });
-            let is_release = matches!(asked.command, Command::Release { .. });
+            let all_released = asked.command.releases_all();
             tracing::warn!(command = asked.id, requested_by = %asked.requested_by, "an operator's command is carried out");
             ledger.writer().write(batch(asked)).await?;
             if is_wave {
                 waves.refresh(&ledger).await?;
             }
-            if is_release {
+            if all_released {
                 released();
             }
             wake.send_modify(|count| *count = count.wrapping_add(1));

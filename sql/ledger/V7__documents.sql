@@ -37,6 +37,9 @@ create table wave (
   changed_at timestamptz not null default now()
 );
 
+-- Whom an object at a target stands for.
+create index identity_external on identity (system, external_id);
+
 -- `drift`: a source changed a field that another system owns.
 alter table entry drop constraint entry_kind_check;
 alter table entry add constraint entry_kind_check check (kind in

@@ -310,17 +310,6 @@ quota = "{zendesk_quota}"
         .await;
     }
 
-    /// Waits until the ledger holds everything up to `lsn`, whatever is still owed.
-    pub async fn settled_held(&self, lsn: &str) {
-        let ledger = self.ledger_client().await;
-        eventually(Duration::from_secs(20), "ledgered", async || {
-            let sql = "select end_lsn >= $1::text::pg_lsn from position";
-            let reached: bool = ledger.query_one(sql, &[&lsn]).await.map_err(|e| e.to_string())?.get(0);
-            if reached { Ok(()) } else { Err(tail(&self.log())) }
-        })
-        .await;
-    }
-
     /// Waits until no command waits, and everything that came of them is delivered.
     pub async fn settled_after_backfill(&self) {
         let ledger = self.ledger_client().await;

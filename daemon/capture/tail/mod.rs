@@ -3,7 +3,7 @@
 mod loading;
 mod spill;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -89,7 +89,6 @@ impl Tail {
         wake: Arc<dyn Fn() + Send + Sync>,
     ) -> Self {
         let intake = Intake::new(source.clone(), position.cluster.clone(), ledger.clone());
-        source.mass_guard.expect(&HashMap::new());
         Self {
             source: source.clone(),
             ledger: ledger.clone(),

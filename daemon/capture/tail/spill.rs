@@ -3,8 +3,6 @@
 //! transaction, and memory stays bounded (INV-8). Until the last one is made the position stays inside the transaction: after
 //! a crash its slices are skipped, and what is left of its objects is gone through.
 
-use std::collections::HashMap;
-
 use super::{Tail, tx_end};
 use crate::capture::error::CaptureError;
 use crate::capture::intake::{IntakeError, Prepared};
@@ -21,8 +19,8 @@ pub struct Draining {
     transaction: Transaction,
     /// The event of the mapping that comes next.
     next_event: usize,
-    /// The mass guard knows how much it is.
-    counted: bool,
+    /// The mass guard goes through it first: up to which object it has come; `None` when it knows how much it is.
+    weighed: Option<(usize, String)>,
 }
 
 impl Tail {
@@ -47,8 +45,8 @@ impl Tail {
         batch.loads.extend(self.noted(part));
         self.send(batch, None);
         if part.complete {
-            self.draining =
-                Some(Draining { transaction: without_changes(part), next_event: 0, counted: false });
+            let weighed = self.source.mass.is_set().then(Default::default);
+            self.draining = Some(Draining { transaction: without_changes(part), next_event: 0, weighed });
         }
         Ok(())
     }
@@ -74,16 +72,16 @@ impl Tail {
     pub(super) async fn drain(&mut self) -> Result<(), CaptureError> {
         let Some(mut draining) = self.draining.take() else { return Ok(()) };
         self.settle().await?;
-        if !draining.counted && self.source.mass.is_set() {
-            let touched = spill::count(self.ledger.reader(), &self.source.name).await?;
-            self.source.mass_guard.expect(&touched);
+        if let Some(place) = draining.weighed.take() {
+            draining.weighed = self.weigh(&draining.transaction, place).await?;
+            self.draining = Some(draining);
+            return Ok(());
         }
-        draining.counted = true;
         let mapping = self.source.mapping.clone();
         while let Some(spec) = mapping.events.get(draining.next_event) {
             let (event_type, root) = (&spec.event_type, &*spec.table);
             let objects =
-                spill::read(self.ledger.reader(), &self.source.name, event_type, root, OBJECTS).await?;
+                spill::read(self.ledger.reader(), &self.source.name, event_type, root, "", OBJECTS).await?;
             if objects.is_empty() {
                 draining.next_event += 1;
                 continue;
@@ -105,12 +103,35 @@ impl Tail {
             self.draining = Some(draining);
             return Ok(());
         }
-        self.source.mass_guard.expect(&HashMap::new());
         self.advance(&draining.transaction);
         let mut batch = Batch::default();
         batch.entry(tx_end(&self.source.name, &draining.transaction));
         self.send(batch, None);
         Ok(())
+    }
+}
+
+impl Tail {
+    /// Counts some of the spilled objects before any of them is told: a mass is held from its first object on. Gives the place where
+    /// to go on.
+    async fn weigh(
+        &mut self,
+        transaction: &Transaction,
+        (index, after): (usize, String),
+    ) -> Result<Option<(usize, String)>, CaptureError> {
+        let mapping = self.source.mapping.clone();
+        let Some(spec) = mapping.events.get(index) else { return Ok(None) };
+        let reader = self.ledger.reader();
+        let objects =
+            spill::read(reader, &self.source.name, &spec.event_type, &spec.table, &after, OBJECTS).await?;
+        let Some(last) = objects.last().map(|object| object.key.clone()) else {
+            return Ok(Some((index + 1, String::new())));
+        };
+        self.age().await?;
+        while let Some(missing) = self.intake.weigh(spec, &objects, transaction).await? {
+            self.load(missing).await?;
+        }
+        Ok(Some((index, last)))
     }
 }
 
