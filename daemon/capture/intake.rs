@@ -1,5 +1,6 @@
 //! From transactions to a ledger batch: images, events, deliveries, position, all in one.
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -323,14 +324,18 @@ impl Intake {
             if heals {
                 batch.healed.extend(ways.iter().map(|way| (way.lane.clone(), entry)));
             }
-            for Way { lane, route, event: lifted, unless_owed } in ways {
+            for Way { lane, route, lifted, unless_owed } in ways {
+                let seen = match &lifted {
+                    Ok(lifted) => Ok(lifted.as_ref().unwrap_or(&event)),
+                    Err(error) => Err(error.clone()),
+                };
                 let takes = match owed.contains(&lane) || newly_owed.contains(&lane) {
-                    true => lifted.clone().and_then(|event| route.takes(&event, true, &moved)),
+                    true => seen.clone().and_then(|event| route.takes(event, true, &moved)),
                     false => unless_owed,
                 };
                 let (takes, requires, parked) = match &fault {
                     Some(fault) => (true, Vec::new(), Some(fault.clone())),
-                    None => match (takes, lifted.and_then(|event| route.requirements(&event))) {
+                    None => match (takes, seen.and_then(|event| route.requirements(event))) {
                         (Ok(takes), Ok(requires)) => (takes, requires, None),
                         (Err(error), _) | (_, Err(error)) => (true, Vec::new(), Some(error.to_string())),
                     },
@@ -364,8 +369,8 @@ impl Intake {
 struct Way<'a> {
     lane: Lane,
     route: &'a Route,
-    /// The event in the version that the route names.
-    event: Result<CanonicalEvent, EvaluationError>,
+    /// The event in the version that the route names; `None` when it is so already.
+    lifted: Result<Option<CanonicalEvent>, EvaluationError>,
     /// Whether it takes the route when the target is not owed the object.
     unless_owed: Result<bool, EvaluationError>,
 }
@@ -373,9 +378,16 @@ struct Way<'a> {
 /// Where an event may go.
 fn ways<'a>(source: &'a Source, event: &CanonicalEvent, moved: &BTreeSet<String>) -> Vec<Way<'a>> {
     let way = |(lane, route): (Lane, &'a Route)| {
-        let lifted = source.upcasters.event(event, &route.event_type)?;
-        let unless_owed = lifted.clone().and_then(|event| route.takes(&event, false, moved));
-        Some(Way { lane, route, event: lifted, unless_owed })
+        let seen = source.upcasters.event(event, &route.event_type)?;
+        let unless_owed = match &seen {
+            Ok(seen) => route.takes(seen, false, moved),
+            Err(error) => Err(error.clone()),
+        };
+        let lifted = seen.map(|seen| match seen {
+            Cow::Borrowed(_) => None,
+            Cow::Owned(lifted) => Some(lifted),
+        });
+        Some(Way { lane, route, lifted, unless_owed })
     };
     source.lanes(event).filter_map(way).collect()
 }

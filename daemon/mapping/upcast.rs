@@ -7,6 +7,7 @@
 //! "x-upcast": { "from": "customer.v1", "data": { "emails": "data.email == null ? [] : [data.email]" }, "drop": ["email"] }
 //! ```
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -89,16 +90,27 @@ impl Upcasters {
     }
 
     /// The event as a reader of `event_type` gets it; `None` when it is not for such readers.
-    pub fn event(
+    pub fn event<'a>(
         &self,
-        event: &CanonicalEvent,
+        event: &'a CanonicalEvent,
         event_type: &str,
-    ) -> Option<Result<CanonicalEvent, EvaluationError>> {
+    ) -> Option<Result<Cow<'a, CanonicalEvent>, EvaluationError>> {
+        if event.event_type == event_type {
+            return Some(Ok(Cow::Borrowed(event)));
+        }
         if !self.reaches(&event.event_type, event_type) {
             return None;
         }
-        let lifted = self.lift(&event.event_type, event_type, &event.data);
-        Some(lifted.map(|data| CanonicalEvent { event_type: event_type.to_owned(), data, ..event.clone() }))
+        let lifted = |data| CanonicalEvent {
+            event_type: event_type.to_owned(),
+            data,
+            causes: event.causes.clone(),
+            event_id: event.event_id.clone(),
+            id: event.id.clone(),
+            position: event.position.clone(),
+            ..*event
+        };
+        Some(self.lift(&event.event_type, event_type, &event.data).map(lifted).map(Cow::Owned))
     }
 }
 

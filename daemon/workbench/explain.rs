@@ -1,6 +1,7 @@
 //! `tailwater explain TABLE KEY`: from a row, through its look-ups and its events, to the exact requests. Nothing is sent, and
 //! nothing is written: the ledger is only read.
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -141,8 +142,7 @@ async fn describe(
             };
             let owed = images::owed(client, std::slice::from_ref(&lane)).await?.contains(&lane);
             let _ = write!(out, "  -> {} {}: ", lane.target, lane.object);
-            let lifted =
-                config.upcasters.event(event, &route.event_type).unwrap_or_else(|| Ok(event.clone()));
+            let lifted = config.upcasters.event(event, &route.event_type).unwrap_or(Ok(Cow::Borrowed(event)));
             let taken = lifted.and_then(|event| {
                 Ok((route.takes(&event, owed, &moved)?, route.requirements(&event)?, event))
             });

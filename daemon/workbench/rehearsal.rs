@@ -47,7 +47,8 @@ impl<'a> Rehearsal<'a> {
             let owed = self.known.contains(&object);
             let taken = lifted.and_then(|event| {
                 let takes = route.takes(&event, owed, &BTreeSet::new())?;
-                Ok((takes, route.requirements(&event)?, event.data))
+                let requires = route.requirements(&event)?;
+                Ok((takes, requires, event.into_owned().data))
             });
             match taken {
                 Ok((false, ..)) => {}
