@@ -26,3 +26,7 @@ pub mod supervise;
 pub mod target;
 pub mod trial;
 pub mod workbench;
+
+/// Rows are made by one thread and let go by another, which the system's allocator is slow at.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
