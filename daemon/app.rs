@@ -16,7 +16,7 @@ use crate::dispatch::dedup::Dedup;
 use crate::ledger::LedgerError;
 use crate::ledger::command::Command as LedgerOrder;
 use crate::ledger::verify::{Verdict, verify};
-use crate::operate::{Reread, drain_slot, find_source, recover, reread};
+use crate::operate::{Reread, drain_slot, recover, reread, source_named};
 use crate::ops::status;
 use crate::orders::{backfill, identity, release, wave};
 use crate::source::postgres::catalog::{self, Severity};
@@ -197,7 +197,8 @@ fn count(number: usize, noun: &str) -> String {
     if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
 }
 
-async fn with_config<F: Future<Output = ExitCode>>(
+/// Reads the settings, and carries the command out with them.
+pub async fn with_config<F: Future<Output = ExitCode>>(
     args: &ConfigArgs,
     command: impl FnOnce(Config) -> F,
 ) -> ExitCode {
@@ -217,7 +218,7 @@ async fn show_status(config: Config, as_json: bool) -> ExitCode {
 }
 
 fn print_source_sql(config: Config, name: Option<&str>, uninstall: bool) -> ExitCode {
-    let source = match find_source(config.sources, name) {
+    let source = match source_named(&config.sources, name) {
         Ok(source) => source,
         Err(code) => return code,
     };

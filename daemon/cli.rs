@@ -169,6 +169,22 @@ pub enum Command {
     Man,
 }
 
+/// An object of ours at a target.
+#[derive(Debug, Args)]
+pub struct ObjectArgs {
+    /// The settings file.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Target.
+    #[arg(long)]
+    pub target: String,
+    /// Object of its connector, such as customer.
+    #[arg(long)]
+    pub object: String,
+    /// Canonical id.
+    pub id: String,
+}
+
 /// `tailwater identity …`.
 #[derive(Debug, Subcommand)]
 pub enum IdentityCommand {
@@ -182,33 +198,17 @@ pub enum IdentityCommand {
     },
     /// Say that an object at a target is one of ours; what waited for that goes on.
     Link {
-        /// The settings file.
+        /// Which.
         #[command(flatten)]
-        config: ConfigArgs,
-        /// Target.
-        #[arg(long)]
-        target: String,
-        /// Object of its connector, such as customer.
-        #[arg(long)]
-        object: String,
-        /// Canonical id.
-        id: String,
+        which: ObjectArgs,
         /// The target's own id.
         external_id: String,
     },
     /// Forget where an object stands at a target; nothing is changed there.
     Unlink {
-        /// The settings file.
+        /// Which.
         #[command(flatten)]
-        config: ConfigArgs,
-        /// Target.
-        #[arg(long)]
-        target: String,
-        /// Object of its connector, such as customer.
-        #[arg(long)]
-        object: String,
-        /// Canonical id.
-        id: String,
+        which: ObjectArgs,
     },
 }
 

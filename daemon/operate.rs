@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use crate::app::{EX_CONFIG, EX_SOFTWARE, EX_TEMPORARY, EX_UNAVAILABLE, EX_USAGE, fail, say};
 use crate::capture::Source;
 use crate::capture::recover::Recovery;
-use crate::config::{Config, SourceConfig};
+use crate::config::{Config, SourceConfig, TargetConfig};
 use crate::event::Lsn;
 use crate::ledger::loads::{LoadKind, Request, request};
 use crate::ledger::position::Position;
@@ -57,11 +57,24 @@ pub fn finish(result: Result<String, Refusal>) -> ExitCode {
 }
 
 /// The source of that name, or the only one.
-pub fn find_source(sources: Vec<SourceConfig>, name: Option<&str>) -> Result<SourceConfig, ExitCode> {
-    let names: Vec<String> = sources.iter().map(|source| source.name.clone()).collect();
+pub fn source_named<'a>(
+    sources: &'a [SourceConfig],
+    name: Option<&str>,
+) -> Result<&'a SourceConfig, ExitCode> {
     let only = sources.len() == 1;
-    let found = sources.into_iter().find(|source| name.map_or(only, |name| source.name == name));
-    found.ok_or_else(|| fail(EX_USAGE, &format!("name one source: --source {}", names.join(" | "))))
+    let found = sources.iter().find(|source| name.map_or(only, |name| source.name == name));
+    found.ok_or_else(|| {
+        let names: Vec<&str> = sources.iter().map(|source| source.name.as_str()).collect();
+        fail(EX_USAGE, &format!("name one source: --source {}", names.join(" | ")))
+    })
+}
+
+/// The target of that name.
+pub fn target_named<'a>(targets: &'a [TargetConfig], name: &str) -> Result<&'a TargetConfig, ExitCode> {
+    targets.iter().find(|target| target.name == name).ok_or_else(|| {
+        let names: Vec<&str> = targets.iter().map(|target| target.name.as_str()).collect();
+        fail(EX_USAGE, &format!("there is no target \"{name}\"\nnext: one of {}", names.join(", ")))
+    })
 }
 
 /// Who gives a command, for the ledger.
@@ -74,8 +87,8 @@ pub fn operator() -> String {
 
 /// `tailwater recover`.
 pub async fn recover(config: Config, name: &str, accept_new_cluster: bool) -> ExitCode {
-    let source = match find_source(config.sources, Some(name)) {
-        Ok(source) => Source::new(source, Default::default(), HashMap::new(), Waves::default()),
+    let source = match source_named(&config.sources, Some(name)) {
+        Ok(source) => Source::new(source.clone(), Default::default(), HashMap::new(), Waves::default()),
         Err(code) => return code,
     };
     let work = async {
@@ -130,7 +143,7 @@ pub struct Reread {
 
 /// `tailwater source reread`.
 pub async fn reread(config: Config, name: Option<String>, what: Reread) -> ExitCode {
-    let source = match find_source(config.sources, name.as_deref()) {
+    let source = match source_named(&config.sources, name.as_deref()) {
         Ok(source) => source,
         Err(code) => return code,
     };
@@ -191,7 +204,7 @@ async fn watch(client: &tokio_postgres::Client, load: i64) -> Result<String, Ref
 
 /// `tailwater source drain`.
 pub async fn drain_slot(config: Config, name: Option<String>, slot: String, until: Lsn) -> ExitCode {
-    let source = match find_source(config.sources, name.as_deref()) {
+    let source = match source_named(&config.sources, name.as_deref()) {
         Ok(source) => source,
         Err(code) => return code,
     };

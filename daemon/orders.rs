@@ -7,14 +7,14 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
 
-use crate::app::{EX_CONFIG, EX_TEMPORARY, EX_UNAVAILABLE, EX_USAGE, fail, say};
-use crate::cli::{ConfigArgs, IdentityCommand, WaveCommand};
-use crate::config::{Config, load};
+use crate::app::{EX_TEMPORARY, EX_UNAVAILABLE, EX_USAGE, fail, say, with_config};
+use crate::cli::{IdentityCommand, ObjectArgs, WaveCommand};
+use crate::config::Config;
 use crate::ledger::batch::Lane;
-use crate::ledger::command::{self, Asked, Command};
+use crate::ledger::command::{self, Asked, Command, Held};
 use crate::ledger::{Ledger, is_served, outbox};
 use crate::mapping::route::Route;
-use crate::operate::{Refusal, down, finish, operator};
+use crate::operate::{Refusal, down, finish, operator, source_named, target_named};
 
 /// How long a running daemon may take to carry a command out.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -56,7 +56,7 @@ pub async fn release(config: Config, what: Option<Command>) -> ExitCode {
         let client = client(&config).await?;
         let held = command::held(&client).await?;
         let mut text = String::new();
-        for (target, object, operation, reason, count, first) in &held {
+        for Held { target, object, operation, reason, count, first } in &held {
             text.push_str(&format!(
                 "{target}: {operation} {count} x {object}: {reason}\n  first: {}\n",
                 first.join(", ")
@@ -72,25 +72,12 @@ pub async fn release(config: Config, what: Option<Command>) -> ExitCode {
         };
         let discarded = matches!(what, Command::Release { discard: true, .. });
         order(&config, &client, what).await?;
-        let left: i64 = command::held(&client).await?.iter().map(|held| held.4).sum();
-        let before: i64 = held.iter().map(|held| held.4).sum();
+        let left: i64 = command::held(&client).await?.iter().map(|held| held.count).sum();
+        let before: i64 = held.iter().map(|held| held.count).sum();
         let done = if discarded { "thrown away" } else { "let go" };
         Ok(format!("{} deliveries are {done}, {left} are held\n", (before - left).max(0)))
     };
     finish(work.await)
-}
-
-async fn with_config<F: Future<Output = ExitCode>>(
-    args: &ConfigArgs,
-    work: impl FnOnce(Config) -> F,
-) -> ExitCode {
-    match load(&args.config, std::env::vars()) {
-        Ok(config) => work(config).await,
-        Err(problems) => {
-            let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
-            fail(EX_CONFIG, &lines.join("\n"))
-        }
-    }
 }
 
 /// `tailwater identity`.
@@ -99,15 +86,13 @@ pub async fn identity(command: IdentityCommand) -> ExitCode {
         IdentityCommand::Show { config, id } => {
             with_config(&config, |config| show_identity(config, id)).await
         }
-        IdentityCommand::Link { config, target, object, id, external_id } => {
-            with_config(&config, |config| {
-                change_identity(config, Command::Link { target, object, id, external_id })
-            })
-            .await
+        IdentityCommand::Link { which: ObjectArgs { config, target, object, id }, external_id } => {
+            let link = Command::Link { target, object, id, external_id };
+            with_config(&config, |config| change_identity(config, link)).await
         }
-        IdentityCommand::Unlink { config, target, object, id } => {
-            with_config(&config, |config| change_identity(config, Command::Unlink { target, object, id }))
-                .await
+        IdentityCommand::Unlink { which: ObjectArgs { config, target, object, id } } => {
+            let unlink = Command::Unlink { target, object, id };
+            with_config(&config, |config| change_identity(config, unlink)).await
         }
     }
 }
@@ -138,13 +123,9 @@ async fn change_identity(config: Config, change: Command) -> ExitCode {
     let (Command::Link { target, object, .. } | Command::Unlink { target, object, .. }) = &change else {
         return ExitCode::SUCCESS;
     };
-    let known = config.targets.iter().find(|known| known.name == *target);
-    let Some(known) = known else {
-        let names: Vec<&str> = config.targets.iter().map(|target| target.name.as_str()).collect();
-        return fail(
-            EX_USAGE,
-            &format!("there is no target \"{target}\"\nnext: one of {}", names.join(", ")),
-        );
+    let known = match target_named(&config.targets, target) {
+        Ok(known) => known,
+        Err(code) => return code,
     };
     if known.connector.object(object).is_none() {
         let names: Vec<&str> = known.connector.objects.iter().map(|object| object.name.as_str()).collect();
@@ -242,24 +223,18 @@ async fn move_wave(config: Config, name: String, moved: bool) -> ExitCode {
 
 /// `tailwater backfill`.
 pub async fn backfill(config: Config, source: Option<String>, events: Vec<String>) -> ExitCode {
+    let source = match source_named(&config.sources, source.as_deref()) {
+        Ok(source) => source,
+        Err(code) => return code,
+    };
+    let mapped: Vec<&str> = source.mapping.events.iter().map(|event| event.event_type.as_str()).collect();
+    if let Some(unknown) = events.iter().find(|event| !mapped.contains(&event.as_str())) {
+        return fail(EX_USAGE, &format!("no mapping makes {unknown}\nnext: of {}", mapped.join(", ")));
+    }
     let work = async {
         let client = client(&config).await?;
-        let name = config.sources.iter().map(|source| source.name.clone()).collect::<Vec<_>>();
-        let chosen = source.or_else(|| name.first().filter(|_| name.len() == 1).cloned());
-        let chosen = chosen.filter(|chosen| name.contains(chosen));
-        let chosen = chosen
-            .ok_or_else(|| Refusal(EX_USAGE, format!("name one source: --source {}", name.join(" | "))))?;
-        let mapped = config.sources.iter().find(|source| source.name == chosen);
-        let mapped: Vec<&str> = mapped
-            .iter()
-            .flat_map(|source| &source.mapping.events)
-            .map(|event| event.event_type.as_str())
-            .collect();
-        if let Some(unknown) = events.iter().find(|event| !mapped.contains(&event.as_str())) {
-            let message = format!("no mapping makes {unknown}\nnext: of {}", mapped.join(", "));
-            return Err(Refusal(EX_USAGE, message));
-        }
-        order(&config, &client, Command::Backfill { source: chosen, events: events.clone() }).await?;
+        let asked = Command::Backfill { source: source.name.clone(), events: events.clone() };
+        order(&config, &client, asked).await?;
         Ok(format!("{} are told again; what a target has already is not sent again\n", events.join(", ")))
     };
     finish(work.await)

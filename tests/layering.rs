@@ -35,6 +35,7 @@ const ALLOWED: [(&str, &[&str]); 15] = [
             "image",
             "ledger",
             "mapping",
+            "operate",
             "trial",
         ],
     ),

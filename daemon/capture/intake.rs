@@ -1,6 +1,5 @@
 //! From transactions to a ledger batch: images, events, deliveries, position, all in one.
 
-use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,14 +9,13 @@ use tokio::time::Instant;
 
 use super::Source;
 use super::mass::LEAST;
-use crate::event::{CanonicalEvent, Cluster, EventRecord, Operation, Origin, Transaction};
+use super::way::{Way, ways};
+use crate::event::{Cluster, EventRecord, Operation, Origin, Transaction};
 use crate::image::{Drift, Emitted, Images, Missing, Overlay, OverlayChanges, Projection, RowId, Touch};
 use crate::ledger::batch::{Batch, DeliveryWrite, ImageWrite, Lane, SpillWrite};
 use crate::ledger::entry::{EntryKind, NewEntry};
 use crate::ledger::spill::Spilled;
 use crate::ledger::{Ledger, LedgerError, images};
-use crate::mapping::expression::EvaluationError;
-use crate::mapping::route::Route;
 use crate::mapping::{EventKind, EventSpec};
 use crate::source::postgres::chunk::{ChunkError, read_back};
 
@@ -155,11 +153,7 @@ impl Intake {
         transaction: &Transaction,
     ) -> Result<Prepared, IntakeError> {
         self.prepare(true, |projection, overlay| {
-            let events = objects.iter().flat_map(|object| {
-                let touch = Touch { ordinal: object.ordinal, causes: object.causes.clone() };
-                projection.of_touched(overlay, spec, &object.key, touch, transaction)
-            });
-            Some(events.collect())
+            Some(events_of(projection, overlay, spec, objects, transaction))
         })
         .await
     }
@@ -173,11 +167,7 @@ impl Intake {
     ) -> Result<Option<Missing>, IntakeError> {
         let projection = self.projection();
         let mut overlay = Overlay::new(&self.images);
-        let events = objects.iter().flat_map(|object| {
-            let touch = Touch { ordinal: object.ordinal, causes: object.causes.clone() };
-            projection.of_touched(&mut overlay, spec, &object.key, touch, transaction)
-        });
-        let events: Vec<Emitted> = events.collect();
+        let events = events_of(&projection, &mut overlay, spec, objects, transaction);
         let (missing, _) = overlay.finish();
         if !missing.is_empty() {
             return self.needs(missing).map(|needs| match needs {
@@ -235,7 +225,7 @@ impl Intake {
         self.rounds = 0;
         let owed = images::owed(self.ledger.reader(), &asked).await?;
         self.count_known(&emitted).await?;
-        let mut batch = self.batch(emitted, ways, &owed);
+        let mut batch = self.batch(emitted, ways, &owed, &moved);
         batch.images = self.image_writes(&changes);
         for Drift { event_type, id, fields } in &changes.drifts {
             tracing::warn!(%id, fields = fields.join(", "), "the source changed what it does not own");
@@ -306,10 +296,15 @@ impl Intake {
         changes.rows().map(write).collect()
     }
 
-    fn batch(&self, emitted: Vec<Emitted>, ways: Vec<Vec<Way<'_>>>, owed: &HashSet<Lane>) -> Batch {
+    fn batch(
+        &self,
+        emitted: Vec<Emitted>,
+        ways: Vec<Vec<Way<'_>>>,
+        owed: &HashSet<Lane>,
+        moved: &BTreeSet<String>,
+    ) -> Batch {
         let mut newly_owed: HashSet<Lane> = HashSet::new();
         let mut batch = Batch::default();
-        let moved = self.source.waves.moved();
         let Source { mass, mass_guard, .. } = &*self.source;
         let known = |event_type: &str| self.known.get(event_type).map(|(known, _)| *known);
         let mut verdicts = Vec::with_capacity(emitted.len());
@@ -330,7 +325,7 @@ impl Intake {
                     Err(error) => Err(error.clone()),
                 };
                 let takes = match owed.contains(&lane) || newly_owed.contains(&lane) {
-                    true => seen.clone().and_then(|event| route.takes(event, true, &moved)),
+                    true => seen.clone().and_then(|event| route.takes(event, true, moved)),
                     false => unless_owed,
                 };
                 let (takes, requires, parked) = match &fault {
@@ -365,29 +360,17 @@ impl Intake {
     }
 }
 
-/// A way that an event may go.
-struct Way<'a> {
-    lane: Lane,
-    route: &'a Route,
-    /// The event in the version that the route names; `None` when it is so already.
-    lifted: Result<Option<CanonicalEvent>, EvaluationError>,
-    /// Whether it takes the route when the target is not owed the object.
-    unless_owed: Result<bool, EvaluationError>,
-}
-
-/// Where an event may go.
-fn ways<'a>(source: &'a Source, event: &CanonicalEvent, moved: &BTreeSet<String>) -> Vec<Way<'a>> {
-    let way = |(lane, route): (Lane, &'a Route)| {
-        let seen = source.upcasters.event(event, &route.event_type)?;
-        let unless_owed = match &seen {
-            Ok(seen) => route.takes(seen, false, moved),
-            Err(error) => Err(error.clone()),
-        };
-        let lifted = seen.map(|seen| match seen {
-            Cow::Borrowed(_) => None,
-            Cow::Owned(lifted) => Some(lifted),
-        });
-        Some(Way { lane, route, lifted, unless_owed })
-    };
-    source.lanes(event).filter_map(way).collect()
+/// The events of spilled objects.
+fn events_of(
+    projection: &Projection<'_>,
+    overlay: &mut Overlay<'_>,
+    spec: &EventSpec,
+    objects: &[Spilled],
+    transaction: &Transaction,
+) -> Vec<Emitted> {
+    let events = objects.iter().flat_map(|object| {
+        let touch = Touch { ordinal: object.ordinal, causes: object.causes.clone() };
+        projection.of_touched(overlay, spec, &object.key, touch, transaction)
+    });
+    events.collect()
 }

@@ -10,14 +10,13 @@ mod patience;
 pub mod recover;
 pub mod tail;
 pub mod watch;
+mod way;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{GuardSettings, LoadSettings, MassSettings, SourceConfig};
-use crate::event::CanonicalEvent;
-use crate::ledger::batch::Lane;
 use crate::mapping::route::Route;
 use crate::mapping::upcast::Upcasters;
 use crate::mapping::{EventKind, SourceMapping};
@@ -94,24 +93,6 @@ impl Source {
     #[must_use]
     pub fn with_mapping(&self, mapping: SourceMapping) -> Self {
         Self { mapping: Arc::new(mapping), ..self.clone() }
-    }
-
-    /// Where an event may go: each target of each route for its type.
-    fn lanes<'a>(&'a self, event: &CanonicalEvent) -> impl Iterator<Item = (Lane, &'a Route)> {
-        let reaches = |route: &&Route| self.upcasters.reaches(&event.event_type, &route.event_type);
-        let routes = self.routes.iter().filter(reaches);
-        routes.flat_map(move |route| {
-            let targets = self.targets.get(&route.system).into_iter().flatten();
-            let targets = targets.filter(|target| route.target.as_ref().is_none_or(|only| only == *target));
-            targets.map(move |target| {
-                let lane = Lane {
-                    target: target.clone(),
-                    object: route.object.clone(),
-                    canonical_id: event.id.clone(),
-                };
-                (lane, route)
-            })
-        })
     }
 
     fn kind_of(&self, event_type: &str) -> EventKind {

@@ -9,7 +9,7 @@ use crate::mapping::{self, Constants, SourceMapping};
 use crate::pg::Database;
 
 /// A source.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct SourceConfig {
     /// Name.
     pub name: String,

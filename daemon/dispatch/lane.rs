@@ -161,11 +161,7 @@ impl Dispatcher {
     }
 
     fn park(&mut self, due: Due, obstacle: &Obstacle) -> Result<(), LedgerError> {
-        let reason = match obstacle {
-            Obstacle::Evaluation(error) => error.to_string(),
-            Obstacle::UnknownObject(object) => format!("the connector has no object `{object}`"),
-        };
-        self.spawn(due, Plan::Park(reason));
+        self.spawn(due, Plan::Park(obstacle.to_string()));
         Ok(())
     }
 

@@ -44,18 +44,14 @@ pub enum Plan {
 }
 
 /// Why no plan can be made yet.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Obstacle {
     /// An expression failed on this event.
-    Evaluation(EvaluationError),
+    #[error(transparent)]
+    Evaluation(#[from] EvaluationError),
     /// The connector does not know the object any more.
+    #[error("the connector has no object `{0}`")]
     UnknownObject(String),
-}
-
-impl From<EvaluationError> for Obstacle {
-    fn from(error: EvaluationError) -> Self {
-        Self::Evaluation(error)
-    }
 }
 
 /// The unique values the delivery would like to hold, to be looked up before [`plan`].

@@ -34,19 +34,28 @@ pub struct Versions {
 }
 
 impl Versions {
-    /// Brings the event of a delivery, as the ledger keeps it, to the version that is wanted.
+    /// See [`lift`].
     pub fn lift(&self, system: &str, due: &mut Due) -> Result<(), EvaluationError> {
-        let Some(stored) = due.event.get("type").and_then(Value::as_str).map(str::to_owned) else {
-            return Ok(());
-        };
-        let leads = |route: &&Route| route.system == system && route.object == due.lane.object;
-        let mut routes = self.routes.iter().filter(leads);
-        let wanted = routes.find(|route| self.upcasters.reaches(&stored, &route.event_type));
-        if let (Some(wanted), Some(data)) = (wanted, due.event.get_mut("data")) {
-            *data = self.upcasters.lift(&stored, &wanted.event_type, data)?;
-        }
-        Ok(())
+        lift(&self.routes, &self.upcasters, system, due)
     }
+}
+
+/// Brings the event of a delivery, as the ledger keeps it, to the version that is wanted at `system`.
+pub fn lift(
+    routes: &[Route],
+    upcasters: &Upcasters,
+    system: &str,
+    due: &mut Due,
+) -> Result<(), EvaluationError> {
+    let Some(stored) = due.event.get("type").and_then(Value::as_str).map(str::to_owned) else {
+        return Ok(());
+    };
+    let leads = |route: &&Route| route.system == system && route.object == due.lane.object;
+    let wanted = routes.iter().filter(leads).find(|route| upcasters.reaches(&stored, &route.event_type));
+    if let (Some(wanted), Some(data)) = (wanted, due.event.get_mut("data")) {
+        *data = upcasters.lift(&stored, &wanted.event_type, data)?;
+    }
+    Ok(())
 }
 
 /// See the module's text.

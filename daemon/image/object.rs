@@ -25,14 +25,7 @@ impl Projection<'_> {
     ) -> Option<(Emitted, Vec<Part>)> {
         let image = overlay.image(&spec.table, key)?;
         let (row, known) = (image.row.clone()?, image.emission(&spec.event_type).is_some());
-        let (id, data, fault) = match self.evaluated(overlay, spec, key, &row)? {
-            Evaluated::Nothing => return None,
-            Evaluated::Object(id, data) => {
-                let fault = spec.schema.violation(&data);
-                (id, data, fault)
-            }
-            Evaluated::Fault(id, reason) => (id.clone(), with_id(Value::Null, &id), Some(reason)),
-        };
+        let (id, data, fault) = self.evaluated(overlay, spec, key, &row)?.checked(spec)?;
         let position = ChangePosition { commit_lsn: at, ordinal: 0 };
         let stamp = Stamp { position, committed_at: jiff::Timestamp::UNIX_EPOCH, xid: None, snapshot: false };
         let operation = if known { Operation::Update } else { Operation::Create };
@@ -57,13 +50,9 @@ impl Projection<'_> {
         else {
             return Vec::new();
         };
-        let (now, fault) = match now {
-            Evaluated::Nothing => (None, None),
-            Evaluated::Object(id, data) => {
-                let fault = spec.schema.violation(&data);
-                (Some((id, data)), fault)
-            }
-            Evaluated::Fault(id, reason) => (Some((id.clone(), with_id(Value::Null, &id))), Some(reason)),
+        let (now, fault) = match now.checked(spec) {
+            None => (None, None),
+            Some((id, data, fault)) => (Some((id, data)), fault),
         };
         let (now, foreign) = self.own(spec, now);
         let emission = now.as_ref().map(|(id, data)| Emission {
@@ -133,14 +122,7 @@ impl Projection<'_> {
     ) -> Option<Emitted> {
         let gone = causes.iter().find(|cause| cause.table == spec.table && cause.after.is_none())?;
         let row = gone.before.clone()?;
-        let (id, data, fault) = match self.evaluated(overlay, spec, key, &row)? {
-            Evaluated::Nothing => return None,
-            Evaluated::Object(id, data) => {
-                let fault = spec.schema.violation(&data);
-                (id, data, fault)
-            }
-            Evaluated::Fault(id, reason) => (id.clone(), with_id(Value::Null, &id), Some(reason)),
-        };
+        let (id, data, fault) = self.evaluated(overlay, spec, key, &row)?.checked(spec)?;
         let event = self.event(spec, stamp, (Operation::Create, id, data), causes);
         Some(Emitted { event, fault, heals: false })
     }
@@ -200,6 +182,23 @@ enum Evaluated {
     Object(String, Value),
     /// It may be one, but could not be worked out: canonical id and reason.
     Fault(String, String),
+}
+
+impl Evaluated {
+    /// Canonical id, data, and what is wrong with it; `None` for nothing.
+    fn checked(self, spec: &EventSpec) -> Option<(String, Value, Option<String>)> {
+        match self {
+            Self::Nothing => None,
+            Self::Object(id, data) => {
+                let fault = spec.schema.violation(&data);
+                Some((id, data, fault))
+            }
+            Self::Fault(id, reason) => {
+                let data = with_id(Value::Null, &id);
+                Some((id, data, Some(reason)))
+            }
+        }
+    }
 }
 
 /// Fields of which something else is said now.

@@ -216,23 +216,38 @@ pub async fn moved_waves(client: &Client) -> Result<std::collections::BTreeSet<S
     rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
 
-/// Held deliveries, by target, object, operation and reason: how many, and the first ids.
-pub async fn held(
-    client: &Client,
-) -> Result<Vec<(String, String, String, String, i64, Vec<String>)>, LedgerError> {
+/// Held deliveries of one target, object, operation and reason.
+#[derive(Debug, Clone)]
+pub struct Held {
+    /// Target.
+    pub target: String,
+    /// Object of its connector.
+    pub object: String,
+    /// `upsert` or `delete`.
+    pub operation: String,
+    /// Why.
+    pub reason: String,
+    /// How many.
+    pub count: i64,
+    /// The first canonical ids.
+    pub first: Vec<String>,
+}
+
+/// What is held, the most first.
+pub async fn held(client: &Client) -> Result<Vec<Held>, LedgerError> {
     let sql = "select target, object, operation, coalesce(reason, ''), count(*),
                       (array_agg(canonical_id order by id))[1:5]
                from delivery where state = 'held' group by 1, 2, 3, 4 order by 5 desc";
     let rows = client.query(sql, &[]).await?;
     let held = |row: &tokio_postgres::Row| {
-        Ok((
-            row.try_get(0)?,
-            row.try_get(1)?,
-            row.try_get(2)?,
-            row.try_get(3)?,
-            row.try_get(4)?,
-            row.try_get(5)?,
-        ))
+        Ok(Held {
+            target: row.try_get(0)?,
+            object: row.try_get(1)?,
+            operation: row.try_get(2)?,
+            reason: row.try_get(3)?,
+            count: row.try_get(4)?,
+            first: row.try_get(5)?,
+        })
     };
     rows.iter().map(held).collect()
 }

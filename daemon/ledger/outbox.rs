@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 
 use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio_postgres::{Client, Statement};
 
 use super::LedgerError;
 use super::batch::Lane;
+use crate::event::{CanonicalEvent, Operation};
 
 /// A delivery at the head of its lane, due now.
 #[derive(Debug, Clone)]
@@ -48,6 +49,33 @@ pub struct Due {
     pub applied_sha256: Option<String>,
     /// The target's ids of what this delivery refers to; absent when it is not there.
     pub references: HashMap<String, String>,
+}
+
+impl Due {
+    /// A delivery as it would be, had this event just been ledgered: nothing stands at the target yet.
+    #[must_use]
+    pub fn imagined(lane: Lane, event: &CanonicalEvent, requires: Vec<String>) -> Self {
+        Self {
+            id: 0,
+            lane,
+            event_seq: 0,
+            event: json!({"data": event.data, "event_id": event.event_id}),
+            operation: if event.operation == Operation::Delete { "delete" } else { "upsert" }.to_owned(),
+            uncertain: false,
+            round: 0,
+            attempts: 0,
+            request: None,
+            idempotency_key: None,
+            attempted_at: None,
+            last_attempt_at: None,
+            reason: None,
+            requires,
+            supersedes: Vec::new(),
+            external_id: None,
+            applied_sha256: None,
+            references: HashMap::new(),
+        }
+    }
 }
 
 /// Heads of lanes that are due at `target`, oldest first, except those in `busy`.

@@ -247,9 +247,6 @@ fn redact(error: &cel::ExecutionError) -> String {
         }
         cel::ExecutionError::ValuesNotComparable(..) => "the values cannot be compared".into(),
         // Never with the values that the message may quote.
-        other => {
-            let text = format!("{other:?}");
-            text.split(['(', '{', ' ']).next().unwrap_or("failed").to_owned()
-        }
+        _ => "it cannot be worked out for such values".into(),
     }
 }

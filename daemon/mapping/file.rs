@@ -197,10 +197,10 @@ impl EventReader<'_> {
         let table = table?;
         let mut variables = own_variables(table);
         let id = id.and_then(|node| Expression::compile(&node, &variables, problems));
-        let (joins, shapes) = join::read(&joins, table, &self.tables, 0, problems);
-        for (alias, node) in shapes.keys().filter(|alias| variables.contains_key(*alias)).zip([body]) {
-            problems.add(&node.at, format!("a join cannot be called `{alias}`"), "another alias");
+        for (alias, node) in joins.iter().filter(|(alias, _)| variables.contains_key(alias)) {
+            problems.add(&node.at, format!("a join cannot be called `{alias}`"), "another name");
         }
+        let (joins, shapes) = join::read(&joins, table, &self.tables, 0, problems);
         variables.extend(shapes);
         let company = company.and_then(|node| Expression::compile(&node, &variables, problems));
         let lets = self.lets(&lets, &mut variables);

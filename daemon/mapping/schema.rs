@@ -112,8 +112,8 @@ fn read(directory: &Path, event_type: &str, at: &At, problems: &mut Problems) ->
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
         Err(error) => {
-            let known = known_types(directory);
-            let known: Vec<&str> = known.iter().map(String::as_str).collect();
+            let known = written(directory);
+            let known: Vec<&str> = known.keys().map(String::as_str).collect();
             let what = format!("no schema for `{event_type}`: {}: {}", path.display(), missing(&error));
             problems.add(at, what, suggestion(event_type, &known, "one of"));
             return None;
@@ -223,7 +223,16 @@ fn names(schema: &Value) -> Vec<String> {
     texts.map(str::to_owned).collect()
 }
 
-fn known_types(directory: &Path) -> Vec<String> {
+/// Schemas by event type, as they are written.
+pub type Schemas = BTreeMap<String, Value>;
+
+/// All schemas of a directory with mappings. What is no JSON is left out: loading the events has complained of it.
+#[must_use]
+pub fn written(directory: &Path) -> Schemas {
     let entries = std::fs::read_dir(directory.join("canonical")).into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".json").map(str::to_owned)).collect()
+    let read = |path: PathBuf| {
+        let event_type = path.file_name()?.to_str()?.strip_suffix(".json")?.to_owned();
+        Some((event_type, serde_json::from_str(&std::fs::read_to_string(&path).ok()?).ok()?))
+    };
+    entries.filter_map(|entry| read(entry.path())).collect()
 }

@@ -58,7 +58,7 @@ const STANDARD: [&str; 27] = [
     "substring",
     "trim",
 ];
-/// Of these the list above is short enough to be shown; this one is known, too.
+/// Known, too, and too rare to be suggested.
 const RARE: [&str; 3] = ["uint", "type", "upperAscii"];
 
 /// Walks the syntax tree and reports unknown variables, members and functions.

@@ -14,6 +14,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::expression::EvaluationError;
+use super::schema::written;
 use super::scope::Scope;
 use super::shape::{Variables, open_variables};
 use super::template::Template;
@@ -36,19 +37,13 @@ pub struct Upcasters {
 }
 
 impl Upcasters {
-    /// Reads `x-upcast` of all schemas; what is no JSON has been complained of already.
+    /// Reads `x-upcast` of all schemas.
     pub fn load(mappings: &Path, problems: &mut Problems) -> Self {
         let mut steps = BTreeMap::new();
-        let entries = std::fs::read_dir(mappings.join("canonical")).into_iter().flatten().flatten();
-        for path in entries.map(|entry| entry.path()) {
-            let name =
-                path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".json"));
-            let text = std::fs::read_to_string(&path).unwrap_or_default();
-            let schema: Option<Value> = serde_json::from_str(&text).ok();
-            if let (Some(name), Some(upcast)) =
-                (name, schema.as_ref().and_then(|schema| schema.get("x-upcast")))
-            {
-                steps.extend(read_step(name, upcast, &At::file(&path), problems));
+        for (event_type, schema) in written(mappings) {
+            if let Some(upcast) = schema.get("x-upcast") {
+                let at = At::file(&mappings.join("canonical").join(format!("{event_type}.json")));
+                steps.extend(read_step(&event_type, upcast, &at, problems));
             }
         }
         Self { steps }

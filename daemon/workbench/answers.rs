@@ -7,6 +7,7 @@ use super::plan;
 use crate::app::{EX_UNAVAILABLE, EX_USAGE, fail, say};
 use crate::config::Config;
 use crate::ledger::LedgerError;
+use crate::operate::{source_named, target_named};
 
 /// `tailwater explain`; `name`: of the source.
 pub async fn explain(
@@ -16,11 +17,9 @@ pub async fn explain(
     key: String,
     values: bool,
 ) -> ExitCode {
-    let names: Vec<&str> = config.sources.iter().map(|source| source.name.as_str()).collect();
-    let only = config.sources.len() == 1;
-    let source = config.sources.iter().find(|source| name.as_ref().map_or(only, |name| source.name == *name));
-    let Some(source) = source else {
-        return fail(EX_USAGE, &format!("name one source: --source {}", names.join(" | ")));
+    let source = match source_named(&config.sources, name.as_deref()) {
+        Ok(source) => source,
+        Err(code) => return code,
     };
     let question = Question { table: &table, key: &key, values };
     let answer = async {
@@ -40,9 +39,8 @@ pub async fn explain(
 
 /// `tailwater plan`; `only`: name of a target.
 pub async fn plan(config: Config, only: Option<String>, first: i64, values: bool) -> ExitCode {
-    let names: Vec<&str> = config.targets.iter().map(|target| target.name.as_str()).collect();
-    if let Some(name) = only.as_deref().filter(|name| !names.contains(name)) {
-        return fail(EX_USAGE, &format!("there is no target \"{name}\"\nnext: one of {}", names.join(", ")));
+    if let Some(Err(code)) = only.as_deref().map(|name| target_named(&config.targets, name)) {
+        return code;
     }
     let answer = async {
         let client = config.ledger.connect("tailwater-plan").await?;

@@ -10,7 +10,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::docs::Schemas;
+use crate::mapping::schema::{Schemas, written};
 
 /// How much a change matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -133,7 +133,7 @@ fn invariants(path: &str, old: &Value, new: &Value, found: &mut Vec<Difference>)
 pub fn against(here: &Path, which: &str) -> io::Result<Schemas> {
     let directory = PathBuf::from(which);
     if directory.join("canonical").is_dir() {
-        return Ok(super::docs::schemas(&directory));
+        return Ok(written(&directory));
     }
     let listed = git(here, &["ls-tree", "--name-only", which, "canonical/"])?;
     let mut schemas = Schemas::new();

@@ -1,27 +1,12 @@
 //! `tailwater mappings docs`: the reference of all events, from their schemas: Markdown for people, AsyncAPI 3.0 for tools.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
 use super::mappings::Files;
+use crate::mapping::schema::Schemas;
 use crate::mapping::{EventKind, EventSpec};
-
-/// Schemas by event type, as they are written.
-pub type Schemas = BTreeMap<String, Value>;
-
-/// Reads `canonical/*.json`; what is no JSON is left out, since loading the mappings has complained of it.
-#[must_use]
-pub fn schemas(directory: &Path) -> Schemas {
-    let entries = std::fs::read_dir(directory.join("canonical")).into_iter().flatten().flatten();
-    let read = |path: std::path::PathBuf| {
-        let name = path.file_name()?.to_str()?.strip_suffix(".json")?.to_owned();
-        Some((name, serde_json::from_str(&std::fs::read_to_string(&path).ok()?).ok()?))
-    };
-    entries.filter_map(|entry| read(entry.path())).collect()
-}
 
 /// The reference in Markdown.
 #[must_use]

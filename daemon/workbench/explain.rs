@@ -2,18 +2,17 @@
 //! nothing is written: the ledger is only read.
 
 use std::borrow::Cow;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use jiff::Timestamp;
 use serde_json::Value;
 use tokio_postgres::Client;
 
 use super::redact::redacted;
-use super::rehearsal::shown;
+use super::rehearsal::{printed, shown};
 use crate::config::{Config, SourceConfig};
-use crate::event::{CanonicalEvent, Cause, Cluster, Lsn, Operation};
+use crate::event::{CanonicalEvent, Cause, Lsn};
 use crate::image::{Images, Missing, Overlay, Part, Projection};
 use crate::ledger::batch::Lane;
 use crate::ledger::command::moved_waves;
@@ -21,6 +20,7 @@ use crate::ledger::outbox::{self, Due};
 use crate::ledger::{LedgerError, images};
 use crate::mapping::EventSpec;
 use crate::mapping::route::Route;
+use crate::trial::store::cluster as trial_cluster;
 
 /// Objects shown; a row may be part of very many.
 const MOST: usize = 20;
@@ -55,7 +55,7 @@ pub async fn explain(
         return Ok(None);
     };
     let mut seen = Images::new(&source.mapping.lookup_columns());
-    let cluster = Cluster { system_identifier: "0".into(), timeline: 1 };
+    let cluster = trial_cluster();
     let projection = Projection { mapping: &source.mapping, source: &source.name, cluster: &cluster };
     let mut answers = Vec::new();
     let mut found = false;
@@ -81,8 +81,9 @@ pub async fn explain(
         return Ok(None);
     }
     let mut out = format!("{} {}: part of {} objects\n", question.table, question.key, answers.len());
+    let moved = moved_waves(client).await?;
     for answer in answers.iter().take(MOST) {
-        describe(config, client, answer, question.values, &mut out).await?;
+        describe(config, client, answer, &moved, question.values, &mut out).await?;
     }
     if answers.len() > MOST {
         let _ = writeln!(out, "\n… and {} more", answers.len() - MOST);
@@ -105,6 +106,7 @@ async fn describe(
     config: &Config,
     client: &Client,
     answer: &Answer,
+    moved: &BTreeSet<String>,
     values: bool,
     out: &mut String,
 ) -> Result<(), LedgerError> {
@@ -125,7 +127,6 @@ async fn describe(
     }
     let data = if values { event.data.clone() } else { redacted(&event.data) };
     let _ = writeln!(out, "  data {}", indented(&data));
-    let moved = moved_waves(client).await?;
     let reaches = |route: &&Route| config.upcasters.reaches(&event.event_type, &route.event_type);
     let routes: Vec<_> = config.routes.iter().filter(reaches).collect();
     if routes.is_empty() {
@@ -144,7 +145,7 @@ async fn describe(
             let _ = write!(out, "  -> {} {}: ", lane.target, lane.object);
             let lifted = config.upcasters.event(event, &route.event_type).unwrap_or(Ok(Cow::Borrowed(event)));
             let taken = lifted.and_then(|event| {
-                Ok((route.takes(&event, owed, &moved)?, route.requirements(&event)?, event))
+                Ok((route.takes(&event, owed, moved)?, route.requirements(&event)?, event))
             });
             match taken {
                 Err(error) => {
@@ -171,10 +172,7 @@ fn request(connector: &crate::connector::Connector, due: &Due, values: bool, out
     match shown(connector, due) {
         None => out.push_str("nothing to send: the target has it so\n"),
         Some(shown) => {
-            let line =
-                shown.get("request").or(shown.get("error")).and_then(Value::as_str).unwrap_or_default();
-            let body = shown.get("body").cloned().unwrap_or_default();
-            let body = if values { body } else { redacted(&body) };
+            let (line, body) = printed(&shown, values);
             let _ = writeln!(out, "{line}\n  {}", indented(&body));
         }
     }
@@ -188,27 +186,8 @@ async fn due(
     requires: Vec<String>,
 ) -> Result<Due, LedgerError> {
     let (external_id, applied_sha256) = outbox::stands(client, &lane).await?;
-    let references: HashMap<String, String> = outbox::references(client, &lane.target, &requires).await?;
-    Ok(Due {
-        id: 0,
-        lane,
-        event_seq: 0,
-        event: serde_json::json!({"data": event.data, "event_id": event.event_id}),
-        operation: if event.operation == Operation::Delete { "delete" } else { "upsert" }.to_owned(),
-        uncertain: false,
-        round: 0,
-        attempts: 0,
-        request: None,
-        idempotency_key: None,
-        attempted_at: None,
-        last_attempt_at: None::<Timestamp>,
-        reason: None,
-        requires,
-        supersedes: Vec::new(),
-        external_id,
-        applied_sha256,
-        references,
-    })
+    let references = outbox::references(client, &lane.target, &requires).await?;
+    Ok(Due { external_id, applied_sha256, references, ..Due::imagined(lane, event, requires) })
 }
 
 fn indented(value: &Value) -> String {

@@ -15,6 +15,7 @@ use crate::config::settings::check_ownership;
 use crate::connector::{self, Connector};
 use crate::mapping::file::yaml_files;
 use crate::mapping::route::{self, Route};
+use crate::mapping::schema::written;
 use crate::mapping::shape::suggestion;
 use crate::mapping::upcast::Upcasters;
 use crate::mapping::{Constants, SourceMapping, file};
@@ -171,7 +172,7 @@ pub fn diff(directory: &Path, against: &str) -> ExitCode {
             );
         }
     };
-    let found = diff::differences(&old, &docs::schemas(directory));
+    let found = diff::differences(&old, &written(directory));
     for difference in &found {
         let word = if difference.weight == Weight::Breaking { "breaking  " } else { "compatible" };
         say(&format!("{word}  {}: {}\n", difference.path, difference.what));
@@ -191,7 +192,7 @@ pub fn docs(directory: &Path, format: DocsFormat) -> ExitCode {
         Ok(files) => files,
         Err(problems) => return refuse(&problems),
     };
-    let schemas = docs::schemas(directory);
+    let schemas = written(directory);
     match format {
         DocsFormat::Markdown => say(&docs::markdown(&schemas, &files)),
         DocsFormat::Asyncapi => say(&format!("{:#}\n", docs::asyncapi(&schemas))),

@@ -4,14 +4,14 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use serde_json::Value;
 use tokio_postgres::Client;
 
-use super::redact::redacted;
-use super::rehearsal::shown;
+use super::rehearsal::{printed, shown};
 use crate::config::{Config, TargetConfig};
+use crate::dispatch::target::lift;
+use crate::ledger::LedgerError;
+use crate::ledger::command::{self, Held};
 use crate::ledger::outbox::{Outbox, open_deliveries};
-use crate::ledger::{LedgerError, command};
 
 /// Describes what is owed, to all or `only` one; `first`: requests shown for each target.
 pub async fn plan(
@@ -36,16 +36,20 @@ pub async fn plan(
                 owed.operation, owed.object, owed.lanes, owed.deliveries
             );
         }
-        for (_, object, operation, reason, count, _) in held.iter().filter(|held| held.0 == target.name) {
+        for Held { object, operation, reason, count, .. } in
+            held.iter().filter(|held| held.target == target.name)
+        {
             let _ = writeln!(out, "  held: {operation} {object}: {count} deliveries: {reason}");
         }
-        for due in outbox.due(client, &target.name, &[], first).await? {
+        for mut due in outbox.due(client, &target.name, &[], first).await? {
+            let id = due.lane.canonical_id.clone();
+            if let Err(error) = lift(&config.routes, &config.upcasters, &target.connector.system, &mut due) {
+                let _ = writeln!(out, "  {id}: parked: {error}");
+                continue;
+            }
             if let Some(shown) = shown(&target.connector, &due) {
-                let line =
-                    shown.get("request").or(shown.get("error")).and_then(Value::as_str).unwrap_or_default();
-                let body = shown.get("body").cloned().unwrap_or_default();
-                let body = if values { body } else { redacted(&body) };
-                let _ = writeln!(out, "  {}: {line} {body}", due.lane.canonical_id);
+                let (line, body) = printed(&shown, values);
+                let _ = writeln!(out, "  {id}: {line} {body}");
             }
         }
     }

@@ -6,9 +6,10 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::redact::redacted;
 use crate::connector::Connector;
 use crate::dispatch::plan::{Plan, plan};
-use crate::event::Operation;
+use crate::event::{CanonicalEvent, Operation};
 use crate::image::Emitted;
 use crate::ledger::batch::Lane;
 use crate::ledger::outbox::Due;
@@ -46,14 +47,12 @@ impl<'a> Rehearsal<'a> {
             let object = (route.system.clone(), route.object.clone(), event.id.clone());
             let owed = self.known.contains(&object);
             let taken = lifted.and_then(|event| {
-                let takes = route.takes(&event, owed, &BTreeSet::new())?;
-                let requires = route.requirements(&event)?;
-                Ok((takes, requires, event.into_owned().data))
+                Ok((route.takes(&event, owed, &BTreeSet::new())?, route.requirements(&event)?, event))
             });
             match taken {
                 Ok((false, ..)) => {}
-                Ok((true, requires, data)) => {
-                    let due = self.due(emitted, &object, requires, &data);
+                Ok((true, requires, lifted)) => {
+                    let due = self.due(&lifted, &object, requires);
                     requests.extend(shown(connector, &due));
                     if event.operation == Operation::Delete {
                         self.known.remove(&object);
@@ -67,13 +66,7 @@ impl<'a> Rehearsal<'a> {
         requests
     }
 
-    fn due(
-        &self,
-        emitted: &Emitted,
-        object: &(String, String, String),
-        requires: Vec<String>,
-        data: &Value,
-    ) -> Due {
+    fn due(&self, event: &CanonicalEvent, object: &(String, String, String), requires: Vec<String>) -> Due {
         let (system, name, id) = object;
         let stands = |name: &str, id: &str| {
             let key = (system.clone(), name.to_owned(), id.to_owned());
@@ -86,27 +79,8 @@ impl<'a> Rehearsal<'a> {
                 Some((reference.clone(), stands(name, id)?))
             })
             .collect();
-        let deletes = emitted.event.operation == Operation::Delete;
-        Due {
-            id: 0,
-            lane: Lane { target: system.clone(), object: name.clone(), canonical_id: id.clone() },
-            event_seq: 0,
-            event: json!({"data": data, "event_id": emitted.event.event_id}),
-            operation: if deletes { "delete" } else { "upsert" }.to_owned(),
-            uncertain: false,
-            round: 0,
-            attempts: 0,
-            request: None,
-            idempotency_key: None,
-            attempted_at: None,
-            last_attempt_at: None,
-            reason: None,
-            requires,
-            supersedes: Vec::new(),
-            external_id: stands(name, id),
-            applied_sha256: None,
-            references,
-        }
+        let lane = Lane { target: system.clone(), object: name.clone(), canonical_id: id.clone() };
+        Due { external_id: stands(name, id), references, ..Due::imagined(lane, event, requires) }
     }
 }
 
@@ -124,8 +98,16 @@ pub fn shown(connector: &Connector, due: &Due) -> Option<Value> {
         }
         Ok(Plan::Skip { .. }) => None,
         Ok(Plan::Park(reason)) => Some(json!({"system": system, "error": reason})),
-        Err(obstacle) => Some(json!({"system": system, "error": format!("{obstacle:?}")})),
+        Err(obstacle) => Some(json!({"system": system, "error": obstacle.to_string()})),
     }
+}
+
+/// The line and the body of what is [`shown`]; `values`: personal ones, too.
+#[must_use]
+pub fn printed(shown: &Value, values: bool) -> (&str, Value) {
+    let line = shown.get("request").or(shown.get("error")).and_then(Value::as_str).unwrap_or_default();
+    let body = shown.get("body").cloned().unwrap_or_default();
+    (line, if values { body } else { redacted(&body) })
 }
 
 /// `a=1&b[c]=2` as `{"a": "1", "b[c]": "2"}`.

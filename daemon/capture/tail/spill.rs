@@ -109,9 +109,7 @@ impl Tail {
         self.send(batch, None);
         Ok(())
     }
-}
 
-impl Tail {
     /// Counts some of the spilled objects before any of them is told: a mass is held from its first object on. Gives the place where
     /// to go on.
     async fn weigh(

@@ -1,0 +1,59 @@
+//! Where an event may go: each target of each route for its type, in the version that the route names.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+
+use super::Source;
+use crate::event::CanonicalEvent;
+use crate::ledger::batch::Lane;
+use crate::mapping::expression::EvaluationError;
+use crate::mapping::route::Route;
+
+/// A way that an event may go.
+pub(super) struct Way<'a> {
+    /// To whom.
+    pub lane: Lane,
+    /// By which route.
+    pub route: &'a Route,
+    /// The event in the version that the route names; `None` when it is so already.
+    pub lifted: Result<Option<CanonicalEvent>, EvaluationError>,
+    /// Whether it takes the route when the target is not owed the object.
+    pub unless_owed: Result<bool, EvaluationError>,
+}
+
+/// Where an event may go.
+pub(super) fn ways<'a>(source: &'a Source, event: &CanonicalEvent, moved: &BTreeSet<String>) -> Vec<Way<'a>> {
+    let way = |(lane, route): (Lane, &'a Route)| {
+        let seen = source.upcasters.event(event, &route.event_type)?;
+        let unless_owed = match &seen {
+            Ok(seen) => route.takes(seen, false, moved),
+            Err(error) => Err(error.clone()),
+        };
+        let lifted = seen.map(|seen| match seen {
+            Cow::Borrowed(_) => None,
+            Cow::Owned(lifted) => Some(lifted),
+        });
+        Some(Way { lane, route, lifted, unless_owed })
+    };
+    source.lanes(event).filter_map(way).collect()
+}
+
+impl Source {
+    /// Where an event may go: each target of each route for its type.
+    fn lanes<'a>(&'a self, event: &CanonicalEvent) -> impl Iterator<Item = (Lane, &'a Route)> {
+        let reaches = |route: &&Route| self.upcasters.reaches(&event.event_type, &route.event_type);
+        let routes = self.routes.iter().filter(reaches);
+        routes.flat_map(move |route| {
+            let targets = self.targets.get(&route.system).into_iter().flatten();
+            let targets = targets.filter(|target| route.target.as_ref().is_none_or(|only| only == *target));
+            targets.map(move |target| {
+                let lane = Lane {
+                    target: target.clone(),
+                    object: route.object.clone(),
+                    canonical_id: event.id.clone(),
+                };
+                (lane, route)
+            })
+        })
+    }
+}
