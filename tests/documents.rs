@@ -1,12 +1,12 @@
 //! Whole business documents: what a recorded day of a real Odoo becomes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io::Read;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::support::documents::{Changes, Told, assert_same_documents, changes, documents, told};
-use crate::support::{World, WorldOptions, shared};
+use crate::support::real_odoo::{Running, recorded, running};
 
 /// A transaction of the recorded day: the business action, its SQL, its row changes.
 struct Step {
@@ -32,15 +32,7 @@ fn steps(path: &std::path::Path) -> (String, Vec<Step>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_transaction_of_a_recorded_day_makes_exactly_the_documents_it_changed() {
-    let Some(recorded) = shared("odoo/recorded") else { return };
-    let world = World::start(WorldOptions { odoo_schema: false, ..WorldOptions::default() }).await;
-    let restore = Command::new(world.erp.program("pg_restore"))
-        .args(["--no-publications", "-d", &world.erp.url("postgres", "erp")])
-        .arg(recorded.join("base.dump"))
-        .status()
-        .unwrap();
-    assert!(restore.success());
-    world.prepare_source().await;
+    let Some((world, recorded)) = recorded().await else { return };
     let erp = world.erp.client("erp").await.unwrap();
     let mut daemon = world.daemon();
     world.streaming().await;
@@ -94,37 +86,27 @@ async fn each_transaction_of_a_recorded_day_makes_exactly_the_documents_it_chang
     world.verify();
 }
 
-/// The same of a running Odoo, driven by business steps with bulk loads, mass writes, a merge, a language and modules. Needs its
-/// superuser's URL in TAILWATER_ODOO, see `real_odoo.rs`.
+/// The same of a running Odoo that is driven.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_driven_odoo_ends_in_the_documents_that_its_tables_say() {
-    let (Ok(url), Some(driver)) = (std::env::var("TAILWATER_ODOO"), shared("odoo/drive_odoo.py")) else {
-        eprintln!("SKIPPED: TAILWATER_ODOO does not name a running Odoo's database");
-        return;
-    };
-    let world = World::start(WorldOptions { odoo_schema: false, ..WorldOptions::default() }).await;
-    let (erp, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
-    tokio::spawn(connection);
-    let source = url.replace("pgadmin@", "tailwater_src@");
-    let printed = world.run_with(&["source", "sql"], &[("TAILWATER__SOURCES__ERP__URL", &source)]);
-    erp.batch_execute(&String::from_utf8(printed.stdout).unwrap()).await.unwrap();
-    let mut daemon = world.daemon_with(&[("TAILWATER__SOURCES__ERP__URL", &source)]);
+    let Some(odoo) = running().await else { return };
+    let Running { world, erp, source, .. } = &odoo;
+    let mut daemon = world.daemon_with(&[("TAILWATER__SOURCES__ERP__URL", source)]);
     world.streaming().await;
     let ledger = world.ledger_client().await;
     let (first, loaded) = told(&ledger, 0).await;
     let first: Changes = first.into_iter().map(|told| (told.key, told.data)).collect();
-    assert_same_documents("first load", &first, &changes(&Default::default(), &documents(&erp).await));
-    let arguments = std::env::var("TAILWATER_DRIVE").unwrap_or_else(|_| "-n 2 --bulk 200 --mass 400".into());
-    let driven = Command::new("python3").arg(driver).args(arguments.split(' ')).status().unwrap();
-    assert!(driven.success(), "driver: {driven}");
-    world.settled_to(&erp, Duration::from_secs(280)).await;
+    assert_same_documents("first load", &first, &changes(&Default::default(), &documents(erp).await));
+    odoo.drive().await;
     let (events, _) = told(&ledger, loaded).await;
     let mut held = first;
-    let mut before: Option<&Told> = None;
+    let mut seen = HashSet::new();
     for told in &events {
-        let again = events_of(before, told);
-        assert!(!again, "{:?} was told twice in one transaction", told.key);
-        before = Some(told);
+        assert!(
+            seen.insert((&told.commit_lsn, &told.key)),
+            "{:?} was told twice in one transaction",
+            told.key
+        );
         if told.key.0 == "merge.v1" {
             continue;
         }
@@ -133,23 +115,23 @@ async fn a_driven_odoo_ends_in_the_documents_that_its_tables_say() {
         held.insert(told.key.clone(), told.data.clone());
     }
     held.retain(|_, data| data.is_some());
-    assert_same_documents("the day", &held, &changes(&Default::default(), &documents(&erp).await));
-    report(&[], &events);
+    assert_same_documents("the day", &held, &changes(&Default::default(), &documents(erp).await));
+    println!("{} events: {:?}", events.len(), by_type(&events));
     assert!(daemon.terminate().success());
     world.verify();
 }
 
-/// The same object in the same transaction, one event behind the other.
-fn events_of(before: Option<&Told>, told: &Told) -> bool {
-    before.is_some_and(|before| before.commit_lsn == told.commit_lsn && before.key == told.key)
+fn by_type(events: &[Told]) -> BTreeMap<&str, usize> {
+    let mut by_type = BTreeMap::new();
+    for told in events {
+        *by_type.entry(told.key.0.as_str()).or_default() += 1;
+    }
+    by_type
 }
 
 /// Rows and events, by type.
 fn report(steps: &[Step], events: &[Told]) {
-    let mut by_type: BTreeMap<&str, usize> = BTreeMap::new();
-    for told in events {
-        *by_type.entry(&told.key.0).or_default() += 1;
-    }
+    let by_type = by_type(events);
     let rows: usize = steps.iter().map(|step| step.rows).sum();
     println!(
         "row changes : transactions : events = {rows} : {} : {}; {by_type:?}",

@@ -11,22 +11,6 @@ use crate::support::{World, WorldOptions, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-fn printed(world: &World, arguments: &[&str]) -> String {
-    let output = world.run(arguments);
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{arguments:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
-    text
-}
-
-async fn count(world: &World, sql: &str) -> i64 {
-    world.ledger_client().await.query_one(sql, &[]).await.unwrap().get(0)
-}
-
-fn set(world: &World, section: &str) {
-    let text = std::fs::read_to_string(&world.config).unwrap();
-    std::fs::write(&world.config, format!("{text}\n{section}\n")).unwrap();
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_target_in_shadow_mode_gets_nothing_and_everything_once_it_is_live() {
     let world = World::start(WorldOptions::default()).await;
@@ -41,11 +25,11 @@ async fn a_target_in_shadow_mode_gets_nothing_and_everything_once_it_is_live() {
     assert_eq!(world.stripe.journal().calls.len(), 0);
     assert_eq!(world.zendesk.with(|zendesk| zendesk.organizations().len()), 2);
     assert!(
-        count(&world, "select count(*) from delivery where target = 'stripe' and state = 'shadowed'").await
+        world.count("select count(*) from delivery where target = 'stripe' and state = 'shadowed'").await
             >= 2
     );
     let recorded = "select count(*) from entry where kind = 'outcome' and convert_from(body, 'UTF8') like '%\"class\":\"shadowed\"%'";
-    assert!(count(&world, recorded).await >= 2);
+    assert!(world.count(recorded).await >= 2);
     assert!(daemon.terminate().success());
     world.edit_settings("mode = \"shadow\"", "mode = \"live\"");
     let _daemon = world.daemon();
@@ -77,7 +61,7 @@ async fn plan_and_explain_show_the_exact_request_and_send_nothing() {
     world.settled(PATIENCE).await;
     assert!(daemon.terminate().success());
     let calls = world.stripe.journal().calls.len();
-    let text = printed(&world, &["explain", "res_partner", &company.to_string()]);
+    let text = world.printed(&["explain", "res_partner", &company.to_string()]);
     for expected in [
         format!("customer.v1 ERP-P-{company}"),
         "country: res_country 1".to_owned(),
@@ -88,17 +72,18 @@ async fn plan_and_explain_show_the_exact_request_and_send_nothing() {
     }
     assert!(!text.contains("private@example.com") && !text.contains("Explained"), "{text}");
     assert!(
-        printed(&world, &["explain", "res_partner", &company.to_string(), "--values"])
+        world
+            .printed(&["explain", "res_partner", &company.to_string(), "--values"])
             .contains("private@example.com")
     );
     // A country is part of every customer in it.
-    assert!(printed(&world, &["explain", "res_country", "1"]).contains(&format!("ERP-P-{company}")));
+    assert!(world.printed(&["explain", "res_country", "1"]).contains(&format!("ERP-P-{company}")));
     let unknown = world.run(&["explain", "res_partner", "999999"]);
     assert_eq!(unknown.status.code(), Some(64));
     // Owed, and not delivered yet: the daemon has seen it and not sent it.
     let ledger = world.ledger_client().await;
     ledger.batch_execute("update delivery set state = 'pending', due_at = now() where target = 'stripe'; update applied set sha256 = null").await.unwrap();
-    let text = printed(&world, &["plan", "--first", "5"]);
+    let text = world.printed(&["plan", "--first", "5"]);
     assert!(text.contains("stripe (1000/s): 1 request, about a second"), "{text}");
     assert!(text.contains(&format!("ERP-P-{company}: POST /v1/customers/cus_")), "{text}");
     assert!(!text.contains("private@example.com"), "{text}");
@@ -131,145 +116,6 @@ async fn unknown_columns_of_a_mapping_are_found_in_the_live_database() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_mass_change_is_held_until_it_is_released_and_order_is_kept() {
-    let world = World::start(WorldOptions::default()).await;
-    set(&world, "[sources.erp.mass]\nobjects = 10\nendings = 3\nwithin = \"10min\"");
-    let odoo = world.odoo().await;
-    let mut daemon = world.daemon();
-    world.streaming().await;
-    let client = odoo.client();
-    // One customer that changes all the time is one.
-    client
-        .batch_execute(
-            "insert into res_partner (name, complete_name, is_company) values ('Busy', 'Busy', true)",
-        )
-        .await
-        .unwrap();
-    for round in 0..15 {
-        client
-            .execute(
-                "update res_partner set name = $1 where complete_name = 'Busy'",
-                &[&format!("Busy {round}")],
-            )
-            .await
-            .unwrap();
-    }
-    world.settled(PATIENCE).await;
-    assert_eq!(world.stripe.with(|stripe| stripe.customers().len()), 1);
-    // What came before a restart is not forgotten, and none of a mass goes.
-    daemon.kill();
-    let mut daemon = world.daemon();
-    client
-        .batch_execute("insert into res_partner (name, complete_name, is_company) select 'Mass ' || n, 'Mass ' || n, true from generate_series(1, 10) n")
-        .await
-        .unwrap();
-    world.settled(PATIENCE).await;
-    let held = "select count(*) from delivery where target = 'stripe' and state = 'held'";
-    assert_eq!((count(&world, held).await, world.stripe.with(|stripe| stripe.customers().len())), (10, 1));
-    // A later change that is no mass itself waits behind one that is held, and nothing else does.
-    assert!(daemon.terminate().success());
-    world.edit_settings("objects = 10", "objects = 1000");
-    let _daemon = world.daemon();
-    client.batch_execute("update res_partner set name = 'Later' where name = 'Mass 10'").await.unwrap();
-    for others in 2..4 {
-        let sentinel =
-            "insert into res_partner (name, complete_name, is_company) values ('Other', 'Other', true)";
-        client.batch_execute(sentinel).await.unwrap();
-        eventually(PATIENCE, "the others at Stripe", async || {
-            let there = world.stripe.with(|stripe| stripe.customers().len());
-            if there == others { Ok(()) } else { Err(world.log()) }
-        })
-        .await;
-    }
-    assert_eq!(count(&world, held).await, 10);
-    let planned = printed(&world, &["plan", "--target", "stripe"]);
-    assert!(planned.contains("held: upsert customer: 10 deliveries: mass change"), "{planned}");
-    assert!(!planned.contains("zendesk"), "{planned}");
-    assert_eq!(world.run(&["plan", "--target", "strip"]).status.code(), Some(64));
-    let listed = printed(&world, &["release"]);
-    assert!(
-        listed
-            .contains("stripe: upsert 10 x customer: mass change: more than 10 of customer.v1 within 10 min"),
-        "{listed}"
-    );
-    let released = printed(&world, &["release", "--all"]);
-    assert!(released.contains("0 are held"), "{released}");
-    world.settled(PATIENCE).await;
-    let customers = world.stripe.with(|stripe| stripe.customers());
-    assert_eq!(customers.len(), 13);
-    assert_eq!(customers.values().filter(|customer| customer["name"] == "Later").count(), 1);
-    let operator = "select count(*) from entry where kind = 'operator' and convert_from(body, 'UTF8') like '%\"action\":\"release\"%'";
-    assert_eq!(count(&world, operator).await, 1);
-    // After a release it is counted anew; of endings, fewer are a mass.
-    let more = "insert into res_partner (name, complete_name, is_company) select 'More ' || n, 'More', true from generate_series(1, 4) n";
-    client.batch_execute(more).await.unwrap();
-    world.settled(PATIENCE).await;
-    assert_eq!(world.stripe.with(|stripe| stripe.customers().len()), 17);
-    client.batch_execute("update res_partner set active = false where complete_name = 'More'").await.unwrap();
-    world.settled(PATIENCE).await;
-    assert_eq!(count(&world, held).await, 4);
-    assert!(printed(&world, &["release"]).contains("more than 3 of customer.v1 end within 10 min"));
-    printed(&world, &["release", "--all", "--discard"]);
-    world.settled(PATIENCE).await;
-    assert_eq!(count(&world, held).await, 0);
-    assert_eq!(world.stripe.with(|stripe| stripe.customers().len()), 17);
-    assert_eq!(world.stripe.with(|stripe| stripe.doubled()), Vec::<String>::new());
-    world.verify();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_mass_change_in_a_transaction_too_large_for_a_slice_is_held_from_its_first_object_on() {
-    let world = World::start(WorldOptions::default()).await;
-    set(&world, "[sources.erp.mass]\nobjects = 2000");
-    let odoo = world.odoo().await;
-    let _daemon = world.daemon();
-    world.streaming().await;
-    let insert = |name: &str, count: u32| {
-        format!(
-            "insert into res_partner (name, complete_name, is_company) select '{name} ' || n, '{name}', true from generate_series(1, {count}) n"
-        )
-    };
-    odoo.client().batch_execute(&insert("Mass", 2500)).await.unwrap();
-    world.settled(PATIENCE).await;
-    let held = "select count(*) from delivery where target = 'stripe' and state = 'held'";
-    assert_eq!((count(&world, held).await, world.stripe.with(|stripe| stripe.customers().len())), (2500, 0));
-    let discarded = printed(&world, &["release", "--all", "--discard"]);
-    assert!(discarded.contains("deliveries are thrown away, 0 are held"), "{discarded}");
-    world.verify();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_mass_change_in_a_backlog_is_judged_by_the_time_of_its_commits() {
-    let world = World::start(WorldOptions::default()).await;
-    set(&world, "[sources.erp.mass]\nendings = 3\nwithin = \"1s\"");
-    let odoo = world.odoo().await;
-    let mut daemon = world.daemon();
-    world.streaming().await;
-    let client = odoo.client();
-    let insert = "insert into res_partner (name, complete_name, is_company) select 'Old ' || n, 'Old', true from generate_series(1, 9) n";
-    client.batch_execute(insert).await.unwrap();
-    world.settled(PATIENCE).await;
-    assert!(daemon.terminate().success());
-    // All of this comes at once when the daemon is back: one ended long before the mass, one long after it.
-    let end = |numbers: &str| {
-        format!(
-            "update res_partner set active = false where complete_name = 'Old' and split_part(name, ' ', 2)::int in ({numbers})"
-        )
-    };
-    client.batch_execute(&end("1")).await.unwrap();
-    client.batch_execute("select pg_sleep(1.2)").await.unwrap();
-    client.batch_execute(&end("2, 3, 4, 5, 6")).await.unwrap();
-    client.batch_execute("select pg_sleep(1.2)").await.unwrap();
-    client.batch_execute(&end("7")).await.unwrap();
-    let _daemon = world.daemon();
-    world.settled(PATIENCE).await;
-    let held = "select count(*) from delivery where target = 'stripe' and state = 'held'";
-    assert_eq!(count(&world, held).await, 5, "the mass, and nothing else");
-    assert!(printed(&world, &["release"]).contains("more than 3 of customer.v1 end within 1 s"));
-    world.verify();
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_wave_moves_to_the_new_billing_system_and_back_while_the_daemon_runs() {
     let world = World::start(WorldOptions::default()).await;
     let limit = Limit { requests: 10_000, window_s: 1.0 };
@@ -291,8 +137,7 @@ routes:
         &format!("mappings = \"{shipped}\""),
         &format!("mappings = \"{}\"", directory.path().display()),
     );
-    set(
-        &world,
+    world.add_settings(
         &format!(
             "[targets.billing_new]\nconnector = \"stripe\"\nbase_url = \"{}\"\napi_key = {{ file = \"{}\" }}\nquota = \"1000/s\"",
             new.url(),
@@ -312,12 +157,12 @@ routes:
         (world.stripe.with(|stripe| stripe.customers().len()), new.with(|stripe| stripe.customers().len())),
         (12, 0)
     );
-    assert!(printed(&world, &["wave", "list"]).contains("pilot: not moved"));
-    printed(&world, &["wave", "move", "pilot"]);
+    assert!(world.printed(&["wave", "list"]).contains("pilot: not moved"));
+    world.printed(&["wave", "move", "pilot"]);
     world.settled_after_backfill().await;
     let moved = new.with(|stripe| stripe.customers());
     assert!((1..12).contains(&moved.len()), "{}", moved.len());
-    let listed = printed(&world, &["wave", "list"]);
+    let listed = world.printed(&["wave", "list"]);
     assert!(listed.contains("pilot: moved at"), "{listed}");
     // From now on each goes where it belongs.
     let calls = world.stripe.journal().calls.len();
@@ -330,7 +175,7 @@ routes:
     };
     assert_eq!(with_phone(new.with(|stripe| stripe.customers())), moved.len());
     assert_eq!(world.stripe.journal().calls.len() - calls, 12 - moved.len());
-    printed(&world, &["wave", "back", "pilot"]);
+    world.printed(&["wave", "back", "pilot"]);
     world.settled_after_backfill().await;
     assert_eq!(
         with_phone(world.stripe.with(|stripe| stripe.customers())),
@@ -338,7 +183,7 @@ routes:
         "what changed meanwhile is made up for"
     );
     let operator = "select count(*) from entry where kind = 'operator' and convert_from(body, 'UTF8') like '%\"action\":\"wave\"%'";
-    assert_eq!(count(&world, operator).await, 2);
+    assert_eq!(world.count(operator).await, 2);
     assert_eq!(world.stripe.with(|stripe| stripe.doubled()), Vec::<String>::new());
     assert_eq!(new.with(|stripe| stripe.doubled()), Vec::<String>::new());
     world.verify();
@@ -353,14 +198,14 @@ async fn an_identity_is_shown_unlinked_and_linked_and_each_change_is_in_the_ledg
     let company = odoo.create_company("Linked", "linked@example.com", 1).await.unwrap();
     world.settled(PATIENCE).await;
     let id = format!("ERP-P-{company}");
-    let shown = printed(&world, &["identity", "show", &id]);
+    let shown = world.printed(&["identity", "show", &id]);
     let external =
         shown.lines().find(|line| line.contains("stripe customer cus_")).unwrap_or_else(|| panic!("{shown}"));
     let external = external.split_whitespace().find(|word| word.starts_with("cus_")).unwrap().to_owned();
-    assert!(printed(&world, &["identity", "show", &external]).contains(&id));
-    printed(&world, &["identity", "unlink", "--target", "stripe", "--object", "customer", &id]);
-    assert!(!printed(&world, &["identity", "show", &id]).contains("cus_"));
-    printed(&world, &["identity", "link", "--target", "stripe", "--object", "customer", &id, &external]);
+    assert!(world.printed(&["identity", "show", &external]).contains(&id));
+    world.printed(&["identity", "unlink", "--target", "stripe", "--object", "customer", &id]);
+    assert!(!world.printed(&["identity", "show", &id]).contains("cus_"));
+    world.printed(&["identity", "link", "--target", "stripe", "--object", "customer", &id, &external]);
     let calls = world.stripe.journal().calls.len();
     odoo.rename(company, "Linked Again").await.unwrap();
     world.settled(PATIENCE).await;
@@ -382,7 +227,7 @@ async fn an_identity_is_shown_unlinked_and_linked_and_each_change_is_in_the_ledg
     let wrong = world.run(&["identity", "link", "--target", "strip", "--object", "customer", &id, &external]);
     assert_eq!(wrong.status.code(), Some(64));
     let operator = "select count(*) from entry where kind = 'operator' and convert_from(body, 'UTF8') ~ '\"action\":\"(un)?link\"'";
-    assert_eq!(count(&world, operator).await, 2);
+    assert_eq!(world.count(operator).await, 2);
     world.verify();
 }
 
@@ -423,12 +268,12 @@ async fn customers_that_stood_at_the_target_before_are_adopted_and_doubtful_ones
         .collect();
     assert_eq!(twins.len(), 2, "{twins:?}");
     assert_eq!(twins.iter().filter(|customer| customer["id"] == twin.as_str()).count(), 1, "{twins:?}");
-    let status = printed(&world, &["status"]);
+    let status = world.printed(&["status"]);
     let reason =
         format!("2 objects match by e-mail: {first}, {second}; choose with `tailwater identity link`");
     assert!(status.contains(&reason), "{status}");
     let id = format!("ERP-P-{doubtful}");
-    printed(&world, &["identity", "link", "--target", "stripe", "--object", "customer", &id, &second]);
+    world.printed(&["identity", "link", "--target", "stripe", "--object", "customer", &id, &second]);
     world.settled(PATIENCE).await;
     assert_eq!(by_id(doubtful).unwrap()["id"], second.as_str());
     assert_eq!(world.stripe.with(|stripe| stripe.doubled()), Vec::<String>::new());

@@ -5,19 +5,11 @@ use std::time::Duration;
 
 use crate::support::expected::{archived, assert_same, expected, held};
 use crate::support::images::assert_images_equal;
-use crate::support::{World, WorldOptions, shared};
+use crate::support::real_odoo::{Running, recorded, running};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_recorded_day_of_odoo_arrives_field_by_field_and_no_call_is_wasted() {
-    let Some(recorded) = shared("odoo/recorded") else { return };
-    let world = World::start(WorldOptions { odoo_schema: false, ..WorldOptions::default() }).await;
-    let restore = Command::new(world.erp.program("pg_restore"))
-        .args(["--no-publications", "-d", &world.erp.url("postgres", "erp")])
-        .arg(recorded.join("base.dump"))
-        .status()
-        .unwrap();
-    assert!(restore.success());
-    world.prepare_source().await;
+    let Some((world, recorded)) = recorded().await else { return };
     let erp = world.erp.client("erp").await.unwrap();
     let archived = archived(&erp).await;
     let mut daemon = world.daemon();
@@ -49,36 +41,22 @@ async fn a_recorded_day_of_odoo_arrives_field_by_field_and_no_call_is_wasted() {
     world.verify();
 }
 
-/// A longer day: bulk loads, a mass write, a merge, a language, modules installed, upgraded and uninstalled with their DDL. Needs a running Odoo as `../shared/odoo` sets
-/// one up, and its superuser's URL in TAILWATER_ODOO.
+/// A longer day of a running Odoo that is driven.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_day_of_a_running_odoo_arrives_field_by_field() {
-    let (Ok(url), Some(driver)) = (std::env::var("TAILWATER_ODOO"), shared("odoo/drive_odoo.py")) else {
-        eprintln!("SKIPPED: TAILWATER_ODOO does not name a running Odoo's database");
-        return;
-    };
-    let world = World::start(WorldOptions { odoo_schema: false, ..WorldOptions::default() }).await;
-    let (erp, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
-    tokio::spawn(connection);
-    let source = url.replace("pgadmin@", "tailwater_src@");
-    let printed = world.run_with(&["source", "sql"], &[("TAILWATER__SOURCES__ERP__URL", &source)]);
-    let sql = String::from_utf8(printed.stdout).unwrap();
-    erp.batch_execute(&sql).await.unwrap();
-    let archived = archived(&erp).await;
-    let _daemon = world.daemon_with(&[("TAILWATER__SOURCES__ERP__URL", &source)]);
+    let Some(odoo) = running().await else { return };
+    let Running { world, erp, source, .. } = &odoo;
+    let archived = archived(erp).await;
+    let _daemon = world.daemon_with(&[("TAILWATER__SOURCES__ERP__URL", source)]);
     world.streaming().await;
-    let arguments = std::env::var("TAILWATER_DRIVE").unwrap_or_else(|_| "-n 2 --bulk 200 --mass 400".into());
-    let driven = Command::new("python3").arg(driver).args(arguments.split(' ')).status().unwrap();
-    // A step of Odoo's that fails would end it otherwise: nothing of ours may stand in its way.
-    assert!(driven.success(), "driver: {driven}");
-    world.settled_to(&erp, Duration::from_secs(280)).await;
+    odoo.drive().await;
     println!(
         "Stripe calls {}, Zendesk calls {}",
         world.stripe.journal().calls.len(),
         world.zendesk.journal().calls.len()
     );
-    assert_images_equal(&world, &erp).await;
-    assert_same(&held(&world), &expected(&erp, &archived).await);
+    assert_images_equal(world, erp).await;
+    assert_same(&held(world), &expected(erp, &archived).await);
     assert_eq!(world.stripe.with(|stripe| stripe.doubled()), Vec::<String>::new());
     assert_eq!((world.stripe.journal().nil_effects(), world.zendesk.journal().nil_effects()), (0, 0));
     world.verify();

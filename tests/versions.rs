@@ -114,7 +114,7 @@ async fn a_reader_of_the_new_version_gets_older_events_in_its_form() {
         "\"",
     );
     let mut odoo = world.odoo().await;
-    let _daemon = world.daemon();
+    let mut daemon = world.daemon();
     world.streaming().await;
     let company = odoo.create_company("Pinned", "pinned@example.com", 1).await.unwrap();
     world.settled(PATIENCE).await;
@@ -124,6 +124,12 @@ async fn a_reader_of_the_new_version_gets_older_events_in_its_form() {
     let organization = world.zendesk.with(|zendesk| zendesk.organizations()).get(&id).cloned().unwrap();
     assert_eq!(organization["name"], "Pinned", "who pins the older version gets it");
     let ledger = world.ledger_client().await;
+    // What is owed is shown in the version that would be sent.
+    assert!(daemon.terminate().success());
+    let owed = "update delivery set state = 'pending', due_at = now() where target = 'stripe'; update applied set sha256 = null";
+    ledger.batch_execute(owed).await.unwrap();
+    let planned = world.printed(&["plan", "--target", "stripe", "--first", "5", "--values"]);
+    assert!(planned.contains("\"name\":\"Pinned & Co.\""), "{planned}");
     let sql = "select count(*) from entry where kind = 'event' and convert_from(body, 'UTF8') like '%\"type\":\"customer.v1\"%'";
     assert!(ledger.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) > 0);
     world.verify();

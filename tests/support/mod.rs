@@ -4,6 +4,7 @@ pub mod documents;
 pub mod expected;
 pub mod images;
 pub mod proxy;
+pub mod real_odoo;
 pub mod workload;
 pub mod world;
 

@@ -272,6 +272,25 @@ quota = "{zendesk_quota}"
         .await;
     }
 
+    /// What a command prints that must succeed.
+    pub fn printed(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
+        text
+    }
+
+    /// A count in the ledger.
+    pub async fn count(&self, sql: &str) -> i64 {
+        self.ledger_client().await.query_one(sql, &[]).await.unwrap().get(0)
+    }
+
+    /// One more section in the settings file.
+    pub fn add_settings(&self, section: &str) {
+        let text = std::fs::read_to_string(&self.config).unwrap();
+        std::fs::write(&self.config, format!("{text}\n{section}\n")).unwrap();
+    }
+
     /// Replaces `from`, which must be there, in the settings file.
     pub fn edit_settings(&self, from: &str, to: &str) {
         let settings = std::fs::read_to_string(&self.config).unwrap();
