@@ -8,7 +8,7 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -127,6 +127,7 @@ fn prepare_target(target: TargetConfig, redis_url: &str, versions: Versions) -> 
         http: http.map_err(|error| format!("target \"{}\": {error}", target.name))?,
         name: target.name,
         connector: target.connector,
+        unsent: Arc::new(Semaphore::new(target.quota.ahead())),
         pacer: Pacer::new(target.quota),
         dedup: Dedup::new(redis_url),
         shadow: target.shadow,

@@ -7,7 +7,8 @@ use serde_json::json;
 use tailwater::demo::private::{PrivatePostgres, TemporaryDirectory};
 use tailwater::ledger::batch::Batch;
 use tailwater::ledger::entry::{EntryKind, NewEntry};
-use tailwater::ledger::outbox::Outbox;
+use tailwater::event::Priority;
+use tailwater::ledger::outbox::{Outbox, SHARDS, Wanted};
 use tailwater::ledger::verify::{Verdict, verify};
 use tailwater::ledger::{Ledger, SCHEMA};
 use tailwater::pg::Database;
@@ -68,17 +69,20 @@ async fn a_backlog_does_not_slow_its_own_working_off() {
         .batch_execute(
             "set search_path = tailwater;
              insert into entry (seq, kind, recorded_at, body, leaf) values (1, 'event', now(), '{}', sha256(''));
-             insert into delivery (event_seq, target, object, canonical_id, operation, fact, state)
-             select 1, 'stripe', 'customer', 'ERP-P-' || n % 20000, 'upsert', false, 'pending'
+             insert into delivery (event_seq, target, object, canonical_id, operation, fact, state, head)
+             select 1, 'stripe', 'customer', 'ERP-P-' || n % 20000, 'upsert', false, 'pending', n <= 20000
              from generate_series(1, 40000) n",
         )
         .await
         .unwrap();
     let outbox = Outbox::prepare(ledger.reader()).await.unwrap();
-    let due = outbox.due(ledger.reader(), "stripe", &[], 10).await.unwrap();
+    let shards: Vec<i16> = (0..SHARDS).collect();
+    let wanted =
+        Wanted { target: "stripe", shards: &shards, classes: &Priority::ALL, most: 10, busy: &[] };
+    let due = outbox.due(ledger.reader(), &wanted).await.unwrap();
     assert_eq!(due.len(), 10);
     assert!(due.iter().all(|due| due.supersedes.len() == 1), "the newer state replaces the older one");
-    assert_eq!(outbox.next_due_at(ledger.reader(), "stripe").await.unwrap(), None);
+    assert_eq!(outbox.next_due_at(ledger.reader(), "stripe", &shards).await.unwrap(), None);
     ledger.reader().batch_execute("select pg_stat_force_next_flush()").await.unwrap();
     let sql = "select sum(idx_tup_read)::bigint from pg_stat_user_indexes where relname = 'delivery'";
     let read: i64 = client.query_one(sql, &[]).await.unwrap().get(0);

@@ -82,7 +82,7 @@ async fn plan_and_explain_show_the_exact_request_and_send_nothing() {
     assert_eq!(unknown.status.code(), Some(64));
     // Owed, and not delivered yet: the daemon has seen it and not sent it.
     let ledger = world.ledger_client().await;
-    ledger.batch_execute("update delivery set state = 'pending', due_at = now() where target = 'stripe'; update applied set sha256 = null").await.unwrap();
+    ledger.batch_execute("update delivery set state = 'pending', due_at = now(), head = true where target = 'stripe'; update applied set sha256 = null").await.unwrap();
     let text = world.printed(&["plan", "--first", "5"]);
     assert!(text.contains("stripe (1000/s): 1 request, about a second"), "{text}");
     assert!(text.contains(&format!("ERP-P-{company}: POST /v1/customers/cus_")), "{text}");

@@ -126,7 +126,7 @@ async fn a_reader_of_the_new_version_gets_older_events_in_its_form() {
     let ledger = world.ledger_client().await;
     // What is owed is shown in the version that would be sent.
     assert!(daemon.terminate().success());
-    let owed = "update delivery set state = 'pending', due_at = now() where target = 'stripe'; update applied set sha256 = null";
+    let owed = "update delivery set state = 'pending', due_at = now(), head = true where target = 'stripe'; update applied set sha256 = null";
     ledger.batch_execute(owed).await.unwrap();
     let planned = world.printed(&["plan", "--target", "stripe", "--first", "5", "--values"]);
     assert!(planned.contains("\"name\":\"Pinned & Co.\""), "{planned}");

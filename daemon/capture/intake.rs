@@ -344,6 +344,7 @@ impl Intake {
                     event: entry,
                     operation: if event.operation == Operation::Delete { "delete" } else { "upsert" },
                     fact: self.source.kind_of(&event.event_type) == EventKind::Fact,
+                    priority: route.priority_of(&event),
                     requires,
                     parked,
                     held: held.clone(),

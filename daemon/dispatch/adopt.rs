@@ -34,7 +34,7 @@ impl Delivery {
             let Some(adoption) = object.and_then(|object| object.adopt.get(index)) else { continue };
             self.target.open().await;
             let attempt_seq = self.ledger.writer().write(self.attempt(&request, "")).await?;
-            self.target.permit().await;
+            self.permit().await;
             let result = self.target.http.send(&request, "").await;
             let outcome = self.judge(&request.step, result);
             self.target.note(outcome.class, outcome.status, outcome.retry_after).await;

@@ -1,10 +1,11 @@
 //! One delivery: attempt into the ledger, request to the target, outcome into the ledger.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::adopt::Adopted;
 use super::plan::{Plan, conflicting_want};
@@ -30,6 +31,8 @@ pub struct Delivery {
     pub target: Arc<Target>,
     /// What is owed.
     pub due: Due,
+    /// Until its first request may leave, it counts among those on their way there.
+    unsent: Mutex<Option<OwnedSemaphorePermit>>,
 }
 
 /// What an exchange told us.
@@ -45,6 +48,23 @@ pub(super) struct Outcome<'a> {
 }
 
 impl Delivery {
+    /// A delivery that has not begun.
+    #[must_use]
+    pub fn new(
+        ledger: Ledger,
+        target: Arc<Target>,
+        due: Due,
+        unsent: Option<OwnedSemaphorePermit>,
+    ) -> Self {
+        Self { ledger, target, due, unsent: Mutex::new(unsent) }
+    }
+
+    /// Waits until a request may leave.
+    pub(super) async fn permit(&self) {
+        self.target.permit().await;
+        drop(self.unsent.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
     /// Carries out `plan`. When it returns, the outcome is durable.
     pub async fn run(self, plan: Plan) -> Result<(), LedgerError> {
         if self.target.shadow {
@@ -98,7 +118,7 @@ impl Delivery {
             attempted_at: Timestamp::now(),
         });
         let attempt_seq = self.ledger.writer().write(batch).await?;
-        self.target.permit().await;
+        self.permit().await;
         let result = self.target.http.send(&request, &key).await;
         let mut outcome = self.judge(&request.step, result);
         self.target.note(outcome.class, outcome.status, outcome.retry_after).await;

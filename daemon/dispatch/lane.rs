@@ -1,5 +1,8 @@
-//! The loop of one target: takes the heads of its lanes, one request per lane at a time, and waits when there is
-//! nothing to do.
+//! The loop of one target: takes the heads of its lanes, the most urgent first, one request per lane at a time, and waits when
+//! there is nothing to do.
+//!
+//! Nothing is taken before it can leave: what is still in the ledger can be overtaken by what is more urgent, be replaced by a
+//! newer state, and share a request with others.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -7,21 +10,25 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::json;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::deliver::Delivery;
 use super::plan::{Obstacle, Plan, plan, wanted};
 use super::target::Target;
-use crate::ledger::batch::{Batch, Lane};
+use super::turn::{AGED, Turns};
+use crate::event::Priority;
+use crate::ledger::batch::{Batch, Lane, WaitWrite};
 use crate::ledger::entry::{EntryKind, NewEntry};
-use crate::ledger::outbox::{Due, Outbox, has_older_open, holders, shadowed};
+use crate::ledger::outbox::{Due, Outbox, SHARDS, Wanted, has_older_open, holders, shadowed};
 use crate::ledger::{Ledger, LedgerError};
 use crate::ops::pulse::Pulse;
 
 /// Longest the loop sleeps: it must show that it lives.
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
+/// Deliveries taken at once at the most.
+const MOST_TAKEN: usize = 256;
 
 /// See the module's text.
 pub struct Dispatcher {
@@ -32,6 +39,10 @@ pub struct Dispatcher {
     pulse: Pulse,
     /// Becomes true when the daemon stops: nothing new is started then.
     stopping: watch::Receiver<bool>,
+    shards: Vec<i16>,
+    turns: Turns,
+    /// The less urgent have waited for long.
+    aged: bool,
     in_flight: JoinSet<(Vec<i64>, Result<(), LedgerError>)>,
     /// Deliveries in flight, with the states they replace.
     busy: HashSet<i64>,
@@ -40,6 +51,9 @@ pub struct Dispatcher {
     /// Deliveries that wait for another one in flight or in front; asked again after each wait.
     blocked: HashSet<i64>,
 }
+
+/// A delivery, and the unique values it would like to hold.
+type Wishing = (Due, Vec<String>);
 
 impl Dispatcher {
     /// A dispatcher that has nothing in flight yet.
@@ -57,6 +71,9 @@ impl Dispatcher {
             wake,
             pulse,
             stopping,
+            shards: (0..SHARDS).collect(),
+            turns: Turns::default(),
+            aged: false,
             in_flight: JoinSet::new(),
             busy: HashSet::new(),
             reserved: HashMap::new(),
@@ -80,7 +97,7 @@ impl Dispatcher {
             }
             self.wake.borrow_and_update();
             let started = self.start_due(&outbox).await?;
-            if started && self.capacity().await > 0 {
+            if started && self.room().await > 0 {
                 continue;
             }
             self.wait(&outbox).await?;
@@ -100,69 +117,114 @@ impl Dispatcher {
         self.ledger.writer().write(batch).await.map(|_| ())
     }
 
-    async fn capacity(&self) -> usize {
+    /// How many more requests may be started now.
+    async fn room(&self) -> usize {
         let gate = self.target.gate.lock().await;
         if gate.opens_at(Instant::now()).is_some() {
             return 0;
         }
         let allowed = if gate.probing() { 1 } else { self.target.connector.concurrency };
-        allowed.saturating_sub(self.in_flight.len())
+        allowed.saturating_sub(self.in_flight.len()).min(self.target.unsent.available_permits())
     }
 
     /// Starts what is due; true when anything was found.
     async fn start_due(&mut self, outbox: &Outbox) -> Result<bool, LedgerError> {
-        let capacity = self.capacity().await;
-        if capacity == 0 {
+        let room = self.room().await.min(MOST_TAKEN);
+        if room == 0 {
             return Ok(false);
         }
-        let excluded: Vec<i64> = self.busy.iter().chain(&self.blocked).copied().collect();
-        let limit = i64::try_from(capacity).unwrap_or(1);
-        let found = outbox.due(self.ledger.reader(), &self.target.name, &excluded, limit).await?;
-        let any = !found.is_empty();
-        for due in found {
-            self.start(due).await?;
+        let mut found = self.take(outbox, &Priority::ALL, room).await?;
+        if let Some(last) = found.last().map(|due| due.priority).filter(|_| found.len() == room) {
+            self.turns.filled(last, room, self.aged);
+            if let Some((classes, count)) = self.turns.below(last) {
+                let lower = self.take(outbox, &classes, count.min(room)).await?;
+                let waited = |due: &Due| Timestamp::now().duration_since(due.due_at).unsigned_abs();
+                self.aged = lower.iter().any(|due| waited(due) > AGED);
+                found.truncate(room - lower.len());
+                found.extend(lower);
+            }
         }
+        let any = !found.is_empty();
+        let (waiting, ready): (Vec<Due>, Vec<Due>) = found.into_iter().partition(|due| due.waits_for.is_some());
+        self.leave_alone(waiting).await?;
+        self.start_all(ready).await?;
         Ok(any)
     }
 
-    async fn start(&mut self, mut due: Due) -> Result<(), LedgerError> {
-        let system = &self.target.connector.system;
-        if let Err(error) = self.target.versions.lift(system, &mut due) {
-            return self.park(due, &Obstacle::Evaluation(error));
+    async fn take(
+        &self,
+        outbox: &Outbox,
+        classes: &[Priority],
+        most: usize,
+    ) -> Result<Vec<Due>, LedgerError> {
+        let busy: Vec<i64> = self.busy.iter().chain(&self.blocked).copied().collect();
+        let wanted =
+            Wanted { target: &self.target.name, shards: &self.shards, classes, most, busy: &busy };
+        outbox.due(self.ledger.reader(), &wanted).await
+    }
+
+    /// Deliveries that wait for another object are not found again until that one has moved.
+    async fn leave_alone(&self, waiting: Vec<Due>) -> Result<(), LedgerError> {
+        if waiting.is_empty() {
+            return Ok(());
         }
-        let wants = match wanted(&self.target.connector, &due) {
-            Ok(wants) => wants,
-            Err(obstacle) => return self.park(due, &obstacle),
-        };
-        let mut held = holders(self.ledger.reader(), &self.target.name, &wants).await?;
-        for want in &wants {
-            if let Some((lane, _)) = self.reserved.get(want) {
-                held.insert(want.clone(), lane.clone());
+        let mut batch = Batch::default();
+        for due in waiting {
+            let head = due.supersedes.iter().copied().min().unwrap_or(due.id);
+            batch.waits.extend(due.waits_for.map(|reference| WaitWrite { id: head, reference }));
+        }
+        self.ledger.writer().write(batch).await.map(|_| ())
+    }
+
+    async fn start_all(&mut self, found: Vec<Due>) -> Result<(), LedgerError> {
+        let mut wishing: Vec<Wishing> = Vec::with_capacity(found.len());
+        for mut due in found {
+            let system = &self.target.connector.system;
+            if let Err(error) = self.target.versions.lift(system, &mut due) {
+                self.park(due, &Obstacle::Evaluation(error));
+                continue;
+            }
+            match wanted(&self.target.connector, &due) {
+                Ok(wants) => wishing.push((due, wants)),
+                Err(obstacle) => self.park(due, &obstacle),
             }
         }
-        let own = wants.iter().filter_map(|want| held.get(want));
-        for lane in own.filter(|lane| **lane != due.lane) {
+        let wants: Vec<String> = wishing.iter().flat_map(|(_, wants)| wants.iter().cloned()).collect();
+        let held = holders(self.ledger.reader(), &self.target.name, &wants).await?;
+        for (due, wants) in wishing {
+            self.start(due, &wants, &held).await?;
+        }
+        Ok(())
+    }
+
+    async fn start(
+        &mut self,
+        due: Due,
+        wants: &[String],
+        held: &HashMap<String, Lane>,
+    ) -> Result<(), LedgerError> {
+        let holder =
+            |want: &str| self.reserved.get(want).map(|(lane, _)| lane).or_else(|| held.get(want)).cloned();
+        for lane in wants.iter().filter_map(|want| holder(want)).filter(|lane| *lane != due.lane) {
             // Its holder is about to change: what was committed first is delivered first. Heads of lanes are compared, so
             // that two lanes never wait for each other.
             let head = due.supersedes.iter().copied().min().unwrap_or(due.id);
-            if has_older_open(self.ledger.reader(), lane, head).await? {
+            if has_older_open(self.ledger.reader(), &lane, head).await? {
                 self.blocked.insert(due.id);
-                self.blocked.extend(&due.supersedes);
+                self.blocked.insert(head);
                 return Ok(());
             }
         }
         let Target { connector, adopts, .. } = &*self.target;
-        let decided = plan(connector, *adopts, &due, Timestamp::now(), &|want| held.get(want).cloned());
-        match decided {
+        match plan(connector, *adopts, &due, Timestamp::now(), &holder) {
             Ok(plan) => self.spawn(due, plan),
-            Err(obstacle) => return self.park(due, &obstacle),
+            Err(obstacle) => self.park(due, &obstacle),
         }
         Ok(())
     }
 
-    fn park(&mut self, due: Due, obstacle: &Obstacle) -> Result<(), LedgerError> {
+    fn park(&mut self, due: Due, obstacle: &Obstacle) {
         self.spawn(due, Plan::Park(obstacle.to_string()));
-        Ok(())
     }
 
     fn spawn(&mut self, due: Due, plan: Plan) {
@@ -174,7 +236,9 @@ impl Dispatcher {
                 self.reserved.insert(want.clone(), (due.lane.clone(), due.id));
             }
         }
-        let delivery = Delivery { ledger: self.ledger.clone(), target: self.target.clone(), due };
+        // There was room for all that was taken; a wait of one more would only be for a pace that was just made slower.
+        let unsent: Option<OwnedSemaphorePermit> = self.target.unsent.clone().try_acquire_owned().ok();
+        let delivery = Delivery::new(self.ledger.clone(), self.target.clone(), due, unsent);
         self.in_flight.spawn(async move { (ids, delivery.run(plan).await) });
     }
 
@@ -182,16 +246,22 @@ impl Dispatcher {
     async fn wait(&mut self, outbox: &Outbox) -> Result<(), LedgerError> {
         let mut until = Instant::now() + LONGEST_WAIT;
         // While nothing more may be started, an outcome or the gate comes first: no need to look what is due.
-        let may_start = self.capacity().await > 0;
-        if may_start && let Some(at) = outbox.next_due_at(self.ledger.reader(), &self.target.name).await? {
-            let wait: Duration = at.duration_since(Timestamp::now()).try_into().unwrap_or_default();
-            until = until.min(Instant::now() + wait);
+        let may_start = self.room().await > 0;
+        if may_start {
+            let next = outbox.next_due_at(self.ledger.reader(), &self.target.name, &self.shards).await?;
+            if let Some(at) = next {
+                let wait: Duration = at.duration_since(Timestamp::now()).try_into().unwrap_or_default();
+                until = until.min(Instant::now() + wait);
+            }
         }
         if let Some(at) = self.target.gate.lock().await.opens_at(Instant::now()) {
             until = until.min(at);
         }
+        let unsent = self.target.unsent.clone();
+        let full = unsent.available_permits() == 0;
         tokio::select! {
             Some(done) = self.in_flight.join_next(), if !self.in_flight.is_empty() => self.finished(done)?,
+            _ = unsent.acquire(), if full => {}
             stopped = self.stopping.changed() => stopped.map_err(|_| LedgerError::WriterGone)?,
             changed = self.wake.changed(), if may_start => changed.map_err(|_| LedgerError::WriterGone)?,
             () = sleep_until(until) => {}

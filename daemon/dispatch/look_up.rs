@@ -19,7 +19,7 @@ impl Delivery {
     pub(super) async fn find(&self, request: Request) -> Result<(), LedgerError> {
         self.target.open().await;
         let attempt_seq = self.ledger.writer().write(self.attempt(&request, "")).await?;
-        self.target.permit().await;
+        self.permit().await;
         let result = self.target.http.send(&request, "").await;
         let mut outcome = self.judge(&request.step, result);
         self.target.note(outcome.class, outcome.status, outcome.retry_after).await;

@@ -1,5 +1,5 @@
 //! When and in which order deliveries go: lanes, quotas, pauses, retries, deduplication. Knows nothing of the
-//! replication protocol; `gate`, `quota`, `retry` and `plan` are pure.
+//! replication protocol; `gate`, `plan`, `quota`, `retry` and `turn` are pure.
 
 mod adopt;
 pub mod dedup;
@@ -13,6 +13,7 @@ pub mod quota;
 pub mod retry;
 mod shadow;
 pub mod target;
+pub mod turn;
 
 pub use lane::Dispatcher;
 pub use target::Target;

@@ -44,6 +44,13 @@ impl Quota {
         Some(Self { requests, window: Duration::from_secs(seconds) })
     }
 
+    /// How many deliveries may be on their way to their permit: what leaves within a tenth of a second, and one.
+    #[must_use]
+    pub fn ahead(&self) -> usize {
+        let tenths = self.window.as_millis().div_ceil(100).max(1);
+        1 + usize::try_from(u128::from(self.requests.get()) / tenths).unwrap_or(usize::MAX)
+    }
+
     /// Burst and refill interval of a bucket that never lets more than `requests` pass in any window.
     ///
     /// A bucket of burst b refilled at rate r lets b + r·w pass in a window w, so r = (requests − b) / w. A twentieth

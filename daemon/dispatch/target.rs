@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 use tokio::time::{Instant, sleep_until};
 
 use super::dedup::Dedup;
@@ -80,6 +80,8 @@ pub struct Target {
     pub shadow: bool,
     /// Whether it may be spoken to.
     pub gate: Mutex<Gate>,
+    /// Room for deliveries that have been taken and may not leave yet: few, so that what is urgent waits for few.
+    pub unsent: Arc<Semaphore>,
 }
 
 impl Target {

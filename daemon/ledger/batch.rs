@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::entry::NewEntry;
 use super::loads::{Part, Request};
 use super::position::Position;
-use crate::event::{Cause, Row};
+use crate::event::{Cause, Priority, Row};
 use crate::image::Image;
 
 /// An entry of this batch, by its index in [`Batch::entries`]: its `seq` is known only when the batch is committed.
@@ -172,6 +172,8 @@ pub struct DeliveryWrite {
     pub operation: &'static str,
     /// A fact is never coalesced (INV-6).
     pub fact: bool,
+    /// What goes first.
+    pub priority: Priority,
     /// References that must stand at the target first.
     pub requires: Vec<String>,
     /// Why it is parked from the start, when it is.
@@ -223,6 +225,15 @@ pub struct RetryWrite {
     pub counted: bool,
     /// The attempt was answered with a stored answer, so the last one that may have been carried out is an earlier one.
     pub replayed_since: Option<Timestamp>,
+}
+
+/// A delivery that waits until another object has come to stand at the target, or will not.
+#[derive(Debug, Clone)]
+pub struct WaitWrite {
+    /// Delivery.
+    pub id: i64,
+    /// `object/canonical id`.
+    pub reference: String,
 }
 
 /// What a target holds of an object from now on.
@@ -294,6 +305,8 @@ pub struct Batch {
     pub closed: Vec<ClosedWrite>,
     /// To be tried again.
     pub retries: Vec<RetryWrite>,
+    /// To be left alone for now.
+    pub waits: Vec<WaitWrite>,
     /// Accepted by targets.
     pub applied: Vec<AppliedWrite>,
 }
@@ -335,6 +348,7 @@ impl Batch {
         self.sending.extend(other.sending);
         self.closed.extend(other.closed);
         self.retries.extend(other.retries);
+        self.waits.extend(other.waits);
         self.applied.extend(other.applied.into_iter().map(|mut write| {
             write.outcome = moved(write.outcome);
             write

@@ -6,7 +6,8 @@ use serde_json::Value;
 use tokio_postgres::Client;
 
 use super::LedgerError;
-use super::batch::Batch;
+use super::batch::{Batch, Lane};
+use super::dispatch_statements::{rehead, rehead_lane};
 use super::entry::{EntryKind, NewEntry};
 use super::statements::{Prepared, parameters};
 
@@ -128,12 +129,15 @@ pub fn batch(asked: Asked) -> Batch {
 /// Its statements.
 pub fn statements(asked: Asked, out: &mut Vec<Prepared>) {
     match asked.command {
-        Command::Release { target, object, discard } => out.push((
-            "update delivery set state = case when $3 then 'superseded' else 'pending' end,
-                    reason = case when $3 then 'discarded by an operator' end, due_at = now()
-             where state = 'held' and ($1::text is null or target = $1) and ($2::text is null or object = $2)",
-            parameters![target, object, discard],
-        )),
+        Command::Release { target, object, discard } => {
+            out.push((
+                "update delivery set state = case when $3 then 'superseded' else 'pending' end,
+                        reason = case when $3 then 'discarded by an operator' end, due_at = now()
+                 where state = 'held' and aside and ($1::text is null or target = $1) and ($2::text is null or object = $2)",
+                parameters![target.clone(), object, discard],
+            ));
+            rehead(target, out);
+        }
         Command::Link { target, object, id, external_id } => link(target, object, id, external_id, out),
         Command::Unlink { target, object, id } => {
             out.push((
@@ -192,8 +196,9 @@ fn link(target: String, object: String, id: String, external_id: String, out: &m
                 idempotency_key = null
          where target = $1 and object = $2 and canonical_id = $3 and state = 'parked' and id = (
            select max(id) from delivery where target = $1 and object = $2 and canonical_id = $3)",
-        parameters![target, object, id],
+        parameters![target.clone(), object.clone(), id.clone()],
     ));
+    rehead_lane(&Lane { target, object, canonical_id: id }, out);
 }
 
 /// Backfills of a source that wait.
@@ -237,7 +242,7 @@ pub struct Held {
 pub async fn held(client: &Client) -> Result<Vec<Held>, LedgerError> {
     let sql = "select target, object, operation, coalesce(reason, ''), count(*),
                       (array_agg(canonical_id order by id))[1:5]
-               from delivery where state = 'held' group by 1, 2, 3, 4 order by 5 desc";
+               from delivery where state = 'held' and aside group by 1, 2, 3, 4 order by 5 desc";
     let rows = client.query(sql, &[]).await?;
     let held = |row: &tokio_postgres::Row| {
         Ok(Held {

@@ -1,6 +1,10 @@
 //! The SQL of what dispatching changes: attempts, outcomes, what a target holds, and what people ask for.
 
-use super::batch::{AppliedWrite, Batch, EntryIndex, Lane, RetryWrite, SendingWrite};
+use std::collections::HashMap;
+
+use super::batch::{
+    AppliedWrite, Batch, ClaimWrite, ClosedWrite, EntryIndex, Lane, RetryWrite, SendingWrite, WaitWrite,
+};
 use super::command::statements as command;
 use super::statements::{Prepared, parameters};
 
@@ -14,74 +18,128 @@ pub fn dispatch_statements(batch: Batch, seq_of: &dyn Fn(EntryIndex) -> i64, out
             parameters![lane.target, want, lane.object, lane.canonical_id],
         ));
     }
-    for claim in batch.claims {
-        let Lane { target, object, canonical_id } = claim.lane;
-        out.push((
-            "insert into reservation (target, want, object, canonical_id)
-             select $1, want, $2, $3 from unnest($4::text[]) as w(want) on conflict do nothing",
-            parameters![target.clone(), object.clone(), canonical_id.clone(), claim.reserve],
-        ));
-        out.push((
-            "delete from wish where target = $1 and object = $2 and canonical_id = $3",
-            parameters![target.clone(), object.clone(), canonical_id.clone()],
-        ));
-        out.push((
-            "insert into wish (target, object, canonical_id, want, event_seq, requires)
-             select $1, $2, $3, want, $5, $6 from unnest($4::text[]) as w(want)",
-            parameters![target, object, canonical_id, claim.wishes, claim.event_seq, claim.requires],
-        ));
-    }
+    claim(batch.claims, out);
     for asked in batch.commands {
         command(asked, out);
     }
     for target in batch.live {
         out.push((
-            "update delivery set state = 'pending', reason = null where target = $1 and state = 'shadowed'",
+            "update delivery set state = 'pending', reason = null where target = $1 and state = 'shadowed' and aside",
             parameters![target.clone()],
         ));
         out.push((
-            "update delivery set due_at = now() where target = $1 and state = 'sending' and due_at > now()",
-            parameters![target],
+            "update delivery set due_at = now() where target = $1 and state = 'sending' and open and due_at > now()",
+            parameters![target.clone()],
+        ));
+        rehead(Some(target), out);
+    }
+    sending(batch.sending, out);
+    close(batch.closed, out);
+    retry(batch.retries, out);
+    wait(batch.waits, out);
+    applied(batch.applied, seq_of, out);
+}
+
+/// Takes unique values, first come first served, and notes what each object has to do without.
+fn claim(writes: Vec<ClaimWrite>, out: &mut Vec<Prepared>) {
+    if writes.is_empty() {
+        return;
+    }
+    let (mut targets, mut objects, mut ids) = (vec![], vec![], vec![]);
+    let mut taken = (vec![], vec![], vec![], vec![]);
+    let mut wished = (vec![], vec![], vec![], vec![], vec![], vec![]);
+    for ClaimWrite { lane, reserve, wishes, event_seq, requires } in writes {
+        for want in reserve {
+            taken.0.push(lane.target.clone());
+            taken.1.push(lane.object.clone());
+            taken.2.push(lane.canonical_id.clone());
+            taken.3.push(want);
+        }
+        for want in wishes {
+            wished.0.push(lane.target.clone());
+            wished.1.push(lane.object.clone());
+            wished.2.push(lane.canonical_id.clone());
+            wished.3.push(want);
+            wished.4.push(event_seq);
+            wished.5.push(requires.join("\n"));
+        }
+        targets.push(lane.target);
+        objects.push(lane.object);
+        ids.push(lane.canonical_id);
+    }
+    if !taken.0.is_empty() {
+        out.push((
+            "insert into reservation (target, object, canonical_id, want)
+             select * from unnest($1::text[], $2::text[], $3::text[], $4::text[]) on conflict do nothing",
+            parameters![taken.0, taken.1, taken.2, taken.3],
         ));
     }
-    out.extend(batch.sending.into_iter().map(sending));
-    close(batch.closed, out);
-    out.extend(batch.retries.into_iter().map(retry));
-    for write in batch.applied {
-        applied(write, seq_of, out);
+    out.push((
+        "delete from wish s using unnest($1::text[], $2::text[], $3::text[]) as w(target, object, canonical_id)
+         where s.target = w.target and s.object = w.object and s.canonical_id = w.canonical_id",
+        parameters![targets, objects, ids],
+    ));
+    if !wished.0.is_empty() {
+        out.push((
+            "insert into wish (target, object, canonical_id, want, event_seq, requires)
+             select target, object, canonical_id, want, event_seq,
+                    case when requires = '' then '{}' else string_to_array(requires, E'\\n') end
+             from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::text[])
+                  as w(target, object, canonical_id, want, event_seq, requires) on conflict do nothing",
+            parameters![wished.0, wished.1, wished.2, wished.3, wished.4, wished.5],
+        ));
     }
 }
 
-fn sending(write: SendingWrite) -> Prepared {
-    (
-        "update delivery set state = 'sending', idempotency_key = $2, request = $3, attempts = attempts + 1,
-                    last_attempt_at = $4,
-                    attempted_at = case when idempotency_key is distinct from $2 then $4 else attempted_at end
-             where id = $1",
-        parameters![write.id, write.idempotency_key, write.request, write.attempted_at],
-    )
+fn sending(writes: Vec<SendingWrite>, out: &mut Vec<Prepared>) {
+    if writes.is_empty() {
+        return;
+    }
+    let (mut ids, mut keys, mut requests, mut times) = (vec![], vec![], vec![], vec![]);
+    for write in writes {
+        ids.push(write.id);
+        keys.push(write.idempotency_key);
+        requests.push(write.request.to_string());
+        times.push(write.attempted_at);
+    }
+    out.push((
+        "update delivery d set state = 'sending', idempotency_key = w.key, request = w.request::json,
+                attempts = d.attempts + 1, last_attempt_at = w.at,
+                attempted_at = case when d.idempotency_key is distinct from w.key then w.at else d.attempted_at end
+         from unnest($1::bigint[], $2::text[], $3::text[], $4::timestamptz[]) as w(id, key, request, at)
+         where d.id = w.id",
+        parameters![ids, keys, requests, times],
+    ));
 }
 
-fn retry(write: RetryWrite) -> Prepared {
-    (
-            "update delivery set state = case when $4 then 'sending' else 'pending' end, due_at = $2, reason = $3,
-                    round = round + case when $5 then 1 else 0 end,
-                    idempotency_key = case when $5 then null else idempotency_key end, last_attempt_at = coalesce($6, last_attempt_at),
-                    attempts = attempts + case when $7 then 1 else 0 end
-             where id = $1",
-            parameters![
-                write.id,
-                write.due_at,
-                write.reason,
-                write.uncertain,
-                write.new_round,
-                write.replayed_since,
-                write.counted
-            ],
-        )
+fn retry(writes: Vec<RetryWrite>, out: &mut Vec<Prepared>) {
+    if writes.is_empty() {
+        return;
+    }
+    let (mut ids, mut times, mut reasons, mut uncertain) = (vec![], vec![], vec![], vec![]);
+    let (mut renewed, mut since, mut counted) = (vec![], vec![], vec![]);
+    for write in writes {
+        ids.push(write.id);
+        times.push(write.due_at);
+        reasons.push(write.reason);
+        uncertain.push(write.uncertain);
+        renewed.push(write.new_round);
+        since.push(write.replayed_since);
+        counted.push(write.counted);
+    }
+    out.push((
+        "update delivery d set state = case when w.uncertain then 'sending' else 'pending' end, due_at = w.due_at,
+                reason = w.reason, round = d.round + w.renewed::int,
+                idempotency_key = case when w.renewed then null else d.idempotency_key end,
+                last_attempt_at = coalesce(w.since, d.last_attempt_at), attempts = d.attempts + w.counted::int
+         from unnest($1::bigint[], $2::timestamptz[], $3::text[], $4::boolean[], $5::boolean[], $6::timestamptz[],
+                     $7::boolean[]) as w(id, due_at, reason, uncertain, renewed, since, counted)
+         where d.id = w.id",
+        parameters![ids, times, reasons, uncertain, renewed, since, counted],
+    ));
 }
 
-fn close(writes: Vec<super::batch::ClosedWrite>, out: &mut Vec<Prepared>) {
+fn close(writes: Vec<ClosedWrite>, out: &mut Vec<Prepared>) {
     if writes.is_empty() {
         return;
     }
@@ -91,67 +149,231 @@ fn close(writes: Vec<super::batch::ClosedWrite>, out: &mut Vec<Prepared>) {
         states.push(write.state);
         reasons.push(write.reason);
     }
+    // A request in doubt that is parked goes on holding up its lane.
     out.push((
-        "update delivery d set state = w.state, reason = w.reason,
+        "update delivery d set state = w.state, reason = w.reason, waits_for = null,
+                head = d.head and w.state = 'parked' and d.state = 'sending',
                 request = case when w.state = 'parked' and d.state = 'sending' then d.request end
          from unnest($1::bigint[], $2::text[], $3::text[]) as w(id, state, reason) where d.id = w.id",
-        parameters![ids, states, reasons],
+        parameters![ids.clone(), states, reasons],
+    ));
+    out.push((
+        "update delivery n set head = true
+         from (select target, object, canonical_id, max(id) as last from delivery where id = any ($1) group by 1, 2, 3) c
+         where n.id = (select o.id from delivery o where o.target = c.target and o.object = c.object
+                         and o.canonical_id = c.canonical_id and o.id > c.last and o.occupies order by o.id limit 1)
+           and not exists (select from delivery h where h.target = c.target and h.object = c.object
+                           and h.canonical_id = c.canonical_id and h.head)",
+        parameters![ids.clone()],
+    ));
+    out.push((
+        "update delivery d set waits_for = null
+         from (select distinct target, object || '/' || canonical_id as reference from delivery where id = any ($1)) c
+         where d.target = c.target and d.waits_for = c.reference",
+        parameters![ids],
     ));
 }
 
-fn applied(write: AppliedWrite, seq_of: &dyn Fn(EntryIndex) -> i64, out: &mut Vec<Prepared>) {
-    let Lane { target, object, canonical_id } = write.lane;
-    let state = if write.external_id.is_some() { "present" } else { "absent" };
-    out.push((
-        "insert into applied (target, object, canonical_id, state, sha256, seq) values ($1, $2, $3, $4, $5, $6)
-         on conflict (target, object, canonical_id) do update set
-           state = excluded.state, sha256 = excluded.sha256, seq = excluded.seq",
-        parameters![target.clone(), object.clone(), canonical_id.clone(), state, write.sha256, seq_of(write.outcome)],
-    ));
-    match write.external_id {
-        Some(external_id) => out.push((
-            "insert into identity (canonical_id, system, object, external_id) values ($1, $2, $3, $4)
-             on conflict (system, object, canonical_id) do update set external_id = excluded.external_id",
-            parameters![canonical_id.clone(), target.clone(), object.clone(), external_id],
-        )),
-        None => out.push((
-            "delete from identity where system = $1 and object = $2 and canonical_id = $3",
-            parameters![target.clone(), object.clone(), canonical_id.clone()],
-        )),
-    }
-    if !write.grants {
+/// Decided once more here, where nothing else moves: what is waited for may have come meanwhile. What is waited for becomes as
+/// urgent as what waits.
+fn wait(writes: Vec<WaitWrite>, out: &mut Vec<Prepared>) {
+    if writes.is_empty() {
         return;
     }
-    if state == "absent" {
-        // What refers to it was cut off at the target; it is delivered again when the object comes back.
+    let (mut ids, mut references) = (vec![], vec![]);
+    for write in writes {
+        ids.push(write.id);
+        references.push(write.reference);
+    }
+    out.push((
+        "update delivery d set waits_for = w.reference
+         from unnest($1::bigint[], $2::text[]) as w(id, reference)
+         where d.id = w.id and d.head and is_on_its_way(d.target, w.reference)",
+        parameters![ids.clone(), references.clone()],
+    ));
+    out.push((
+        "update delivery q set class = d.class
+         from unnest($1::bigint[], $2::text[]) as w(id, reference) join delivery d on d.id = w.id
+         where q.target = d.target and q.object = split_part(w.reference, '/', 1)
+           and q.canonical_id = substr(w.reference, strpos(w.reference, '/') + 1) and q.head and q.class > d.class",
+        parameters![ids, references],
+    ));
+}
+
+/// Finds the heads of all lanes of a target, or of all targets, anew: for what changes deliveries in the midst of their lanes.
+pub fn rehead(target: Option<String>, out: &mut Vec<Prepared>) {
+    out.push((
+        "update delivery d set head = false
+         where ($1::text is null or target = $1) and head
+           and (not occupies or exists (select from delivery o where o.target = d.target and o.object = d.object
+                                        and o.canonical_id = d.canonical_id and o.id < d.id and o.occupies))",
+        parameters![target.clone()],
+    ));
+    out.push((
+        "update delivery d set head = true
+         from (select min(id) as id from delivery where ($1::text is null or target = $1) and occupies
+               group by target, object, canonical_id) first
+         where d.id = first.id and not d.head",
+        parameters![target.clone()],
+    ));
+    out.push((
+        "update delivery set waits_for = null where ($1::text is null or target = $1) and waits_for is not null",
+        parameters![target],
+    ));
+}
+
+/// The same for one lane.
+pub fn rehead_lane(lane: &Lane, out: &mut Vec<Prepared>) {
+    let of_lane = || parameters![lane.target.clone(), lane.object.clone(), lane.canonical_id.clone()];
+    out.push((
+        "update delivery set head = false where target = $1 and object = $2 and canonical_id = $3 and head",
+        of_lane(),
+    ));
+    out.push((
+        "update delivery set head = true where id = (
+           select id from delivery where target = $1 and object = $2 and canonical_id = $3 and occupies
+           order by id limit 1)",
+        of_lane(),
+    ));
+    out.push((
+        "update delivery set waits_for = null where target = $1 and waits_for = $2 || '/' || $3",
+        of_lane(),
+    ));
+}
+
+fn applied(writes: Vec<AppliedWrite>, seq_of: &dyn Fn(EntryIndex) -> i64, out: &mut Vec<Prepared>) {
+    if writes.is_empty() {
+        return;
+    }
+    // Of each object what was learnt last counts.
+    let last: HashMap<Lane, AppliedWrite> =
+        writes.into_iter().map(|write| (write.lane.clone(), write)).collect();
+    let (mut targets, mut objects, mut ids) = (vec![], vec![], vec![]);
+    let (mut sha256s, mut seqs, mut external_ids) = (vec![], vec![], vec![]);
+    let mut granting = Lanes::default();
+    for (lane, write) in last {
+        if write.grants {
+            granting.push(&lane, &write);
+        }
+        targets.push(lane.target);
+        objects.push(lane.object);
+        ids.push(lane.canonical_id);
+        sha256s.push(write.sha256);
+        seqs.push(seq_of(write.outcome));
+        external_ids.push(write.external_id);
+    }
+    out.push((
+        "insert into applied (target, object, canonical_id, state, sha256, seq)
+         select target, object, canonical_id, case when present then 'present' else 'absent' end, sha256, seq
+         from unnest($1::text[], $2::text[], $3::text[], $4::boolean[], $5::text[], $6::bigint[])
+              as w(target, object, canonical_id, present, sha256, seq)
+         on conflict (target, object, canonical_id) do update set
+           state = excluded.state, sha256 = excluded.sha256, seq = excluded.seq",
+        parameters![
+            targets.clone(),
+            objects.clone(),
+            ids.clone(),
+            external_ids.iter().map(Option::is_some).collect::<Vec<_>>(),
+            sha256s,
+            seqs
+        ],
+    ));
+    if external_ids.iter().any(Option::is_none) {
         out.push((
-            "update wish set want = 'ref:' || $2 || '/' || $3
-             where target = $1 and want = 'back:' || $2 || '/' || $3",
-            parameters![target.clone(), object.clone(), canonical_id.clone()],
+            "delete from identity i
+             using unnest($1::text[], $2::text[], $3::text[], $4::text[]) as w(target, object, canonical_id, external_id)
+             where w.external_id is null and i.system = w.target and i.object = w.object
+               and i.canonical_id = w.canonical_id",
+            parameters![targets.clone(), objects.clone(), ids.clone(), external_ids.clone()],
         ));
     }
     out.push((
-        "delete from reservation where target = $1 and object = $2 and canonical_id = $3 and want <> all ($4::text[])",
-        parameters![target.clone(), object.clone(), canonical_id.clone(), write.holds],
+        "insert into identity (canonical_id, system, object, external_id)
+         select canonical_id, target, object, external_id
+         from unnest($1::text[], $2::text[], $3::text[], $4::text[]) as w(target, object, canonical_id, external_id)
+         where external_id is not null
+         on conflict (system, object, canonical_id) do update set external_id = excluded.external_id
+         where identity.external_id <> excluded.external_id",
+        parameters![targets, objects, ids, external_ids],
     ));
-    // Wishes are rare; whatever has become possible at this target is delivered again. An object with a newer event
-    // gets nothing: that event brings wishes of its own, and may be the object's end.
-    out.push((
-        "with granted as (
-           delete from wish w where w.target = $1 and
-             case when w.want like 'back:%' then false
-                  when w.want like 'ref:%'
-                  then exists (select from applied a where a.target = w.target and a.state = 'present'
-                               and 'ref:' || a.object || '/' || a.canonical_id = w.want)
-                  else not exists (select from reservation r where r.target = w.target and r.want_md5 = w.want_md5) end
-           returning w.*)
-         insert into delivery (event_seq, target, object, canonical_id, operation, fact, requires, state, round)
-         select g.event_seq, g.target, g.object, g.canonical_id, 'upsert', false, g.requires, 'pending',
-                1 + coalesce((select max(d.round) from delivery d where d.target = g.target and d.object = g.object
-                              and d.canonical_id = g.canonical_id and d.event_seq = g.event_seq), 0)
-         from (select distinct event_seq, target, object, canonical_id, requires from granted) g
-         where not exists (select from delivery d where d.target = g.target and d.object = g.object
-                           and d.canonical_id = g.canonical_id and d.event_seq > g.event_seq)",
-        parameters![target],
-    ));
+    granting.statements(out);
+}
+
+/// Objects of targets where one may wait for another: for a value or for the object itself.
+#[derive(Default)]
+struct Lanes {
+    targets: Vec<String>,
+    objects: Vec<String>,
+    ids: Vec<String>,
+    present: Vec<bool>,
+    /// What each holds from now on, by line.
+    holds: Vec<String>,
+}
+
+impl Lanes {
+    fn push(&mut self, lane: &Lane, write: &AppliedWrite) {
+        self.targets.push(lane.target.clone());
+        self.objects.push(lane.object.clone());
+        self.ids.push(lane.canonical_id.clone());
+        self.present.push(write.external_id.is_some());
+        self.holds.push(serde_json::to_string(&write.holds).unwrap_or_else(|_| "[]".into()));
+    }
+
+    fn statements(self, out: &mut Vec<Prepared>) {
+        let Self { targets, objects, ids, present, holds } = self;
+        if targets.is_empty() {
+            return;
+        }
+        if present.iter().any(|present| !present) {
+            // What refers to it was cut off at the target; it is delivered again when the object comes back.
+            out.push((
+                "update wish s set want = 'ref:' || w.object || '/' || w.canonical_id
+                 from unnest($1::text[], $2::text[], $3::text[], $4::boolean[]) as w(target, object, canonical_id, present)
+                 where not w.present and s.target = w.target
+                   and s.want_md5 = md5('back:' || w.object || '/' || w.canonical_id)",
+                parameters![targets.clone(), objects.clone(), ids.clone(), present.clone()],
+            ));
+        }
+        // What can have become possible: what refers to these, what wanted what they let go of, and their own wishes, whose
+        // obstacle may have gone while they were on their way. An object with a newer event gets nothing: that event brings
+        // wishes of its own, and may be the object's end.
+        out.push((
+            "with w as (select * from unnest($1::text[], $2::text[], $3::text[], $4::boolean[], $5::text[])
+                          as w(target, object, canonical_id, present, holds)),
+             released as (
+               delete from reservation r using w
+               where r.target = w.target and r.object = w.object and r.canonical_id = w.canonical_id
+                 and not exists (select from json_array_elements_text(w.holds::json) h where h = r.want)
+               returning r.target, r.want_md5),
+             candidate as (
+               select target, want_md5 from released
+               union select target, md5('ref:' || object || '/' || canonical_id) from w where present
+               union select s.target, s.want_md5 from wish s join w on s.target = w.target and s.object = w.object
+                       and s.canonical_id = w.canonical_id),
+             granted as (
+               delete from wish s using candidate c
+               where s.target = c.target and s.want_md5 = c.want_md5 and s.want not like 'back:%' and
+                 case when s.want like 'ref:%'
+                      then exists (select from applied a where a.target = s.target and a.state = 'present'
+                                   and a.object = substr(split_part(s.want, '/', 1), 5)
+                                   and a.canonical_id = substr(s.want, strpos(s.want, '/') + 1))
+                      else not exists (select from reservation r where r.target = s.target and r.want_md5 = s.want_md5
+                                       and not exists (select from released g where g.target = r.target
+                                                       and g.want_md5 = r.want_md5)) end
+               returning s.*)
+             insert into delivery (event_seq, target, object, canonical_id, operation, fact, requires, state, round, class,
+                                   head)
+             select g.event_seq, g.target, g.object, g.canonical_id, 'upsert', false, g.requires, 'pending',
+                    1 + coalesce(before.round, 0), coalesce(before.class, 2),
+                    not exists (select from delivery h where h.target = g.target and h.object = g.object
+                                and h.canonical_id = g.canonical_id and h.head)
+             from (select distinct event_seq, target, object, canonical_id, requires from granted) g
+             left join lateral (select max(d.round) as round, min(d.class) as class from delivery d
+                                where d.target = g.target and d.object = g.object and d.canonical_id = g.canonical_id
+                                  and d.event_seq = g.event_seq) before on true
+             where not exists (select from delivery d where d.target = g.target and d.object = g.object
+                               and d.canonical_id = g.canonical_id and d.event_seq > g.event_seq)",
+            parameters![targets, objects, ids, present, holds],
+        ));
+    }
 }

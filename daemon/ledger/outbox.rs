@@ -8,7 +8,7 @@ use tokio_postgres::{Client, Statement};
 
 use super::LedgerError;
 use super::batch::Lane;
-use crate::event::{CanonicalEvent, Operation};
+use crate::event::{CanonicalEvent, Operation, Priority};
 
 /// A delivery at the head of its lane, due now.
 #[derive(Debug, Clone)]
@@ -49,6 +49,12 @@ pub struct Due {
     pub applied_sha256: Option<String>,
     /// The target's ids of what this delivery refers to; absent when it is not there.
     pub references: HashMap<String, String>,
+    /// How urgent its lane is.
+    pub priority: Priority,
+    /// Since when it may be sent.
+    pub due_at: Timestamp,
+    /// What it requires that is still on its way to the target.
+    pub waits_for: Option<String>,
 }
 
 impl Due {
@@ -74,56 +80,80 @@ impl Due {
             external_id: None,
             applied_sha256: None,
             references: HashMap::new(),
+            priority: Priority::Profile,
+            due_at: Timestamp::UNIX_EPOCH,
+            waits_for: None,
         }
     }
 }
 
-/// Heads of lanes that are due at `target`, oldest first, except those in `busy`.
+/// Heads of lanes that may be sent, by class and oldest first.
 ///
-/// A lane is headed by its oldest open delivery, so order is kept (INV-5); behind one that is held for a person it waits. A
-/// pending state is replaced by the newest pending state behind it, up to the next fact (INV-6). A lane waits while something
-/// it requires is on its way there, and while a request of its own is in doubt and waits for a person.
+/// Order is kept because only heads are looked at (INV-5); behind one that is held for a person its lane waits. A pending state
+/// is replaced by the newest pending state behind it, up to the next fact (INV-6). What is required and still on its way is
+/// named, for the delivery to be left alone until then.
 ///
-/// Only the heads are looked for among all open deliveries (`open`), whose number is the backlog.
+/// However large the backlog is, only its beginning is read: of each shard and class a few.
 const DUE: &str = "
-  with head as (
+  with picked as (
+    select p.id
+    from unnest($2::smallint[]) as s(shard)
+    cross join unnest($3::smallint[]) as c(class)
+    cross join lateral (
+      select d.id, d.due_at from delivery d
+      where d.target = $1 and d.ready and d.shard = s.shard and d.class = c.class and d.due_at <= now()
+        and d.id not in (select unnest($5::bigint[]))
+      order by d.due_at, d.id limit $4) p
+    order by c.class, p.due_at, p.id limit $6),
+  head as (
     select h.*, coalesce(n.id, h.id) as newest
-    from delivery h
+    from picked p join delivery h on h.id = p.id
     left join lateral (
-      select n.id, n.requires from delivery n
+      select n.id from delivery n
       where h.state = 'pending' and not h.fact and n.target = h.target and n.object = h.object
         and n.canonical_id = h.canonical_id and n.state = 'pending' and not n.fact and n.id > h.id
-        and not exists (select from delivery f where f.target = h.target and f.object = h.object
-                        and f.canonical_id = h.canonical_id and f.id < n.id
-                        and ((f.state in ('pending', 'sending') and f.fact) or (f.state = 'held' and f.id > h.id)))
-      order by n.id desc limit 1) n on true
-    where h.target = $1 and h.open and h.due_at <= now() and h.id <> all ($2::bigint[])
-      and not exists (select from delivery e where e.target = h.target and e.object = h.object
-                      and e.canonical_id = h.canonical_id and e.id < h.id
-                      and (e.state in ('pending', 'sending', 'held') or (e.state = 'parked' and e.request is not null)))
-      and not exists (select from unnest(coalesce(n.requires, h.requires)) r
-                      cross join lateral (
-                        select from delivery q where q.target = h.target and q.object = split_part(r, '/', 1)
-                        and q.canonical_id = substr(r, strpos(r, '/') + 1)
-                        and q.state in ('pending', 'sending', 'held') and q.operation = 'upsert' limit 1) q
-                      where not exists (select from applied a where a.target = h.target
-                                        and a.object = split_part(r, '/', 1)
-                                        and a.canonical_id = substr(r, strpos(r, '/') + 1) and a.state = 'present'))
-    order by h.id limit $3)
+        and n.id < coalesce((select f.id from delivery f
+                             where f.target = h.target and f.object = h.object and f.canonical_id = h.canonical_id
+                               and f.id > h.id and f.occupies and (f.fact or f.state = 'held')
+                             order by f.id limit 1), 9223372036854775807)
+      order by n.id desc limit 1) n on true)
   select n.id, n.target, n.object, n.canonical_id, n.event_seq, e.body, n.operation, h.state = 'sending', n.round,
          n.attempts, n.requires, n.request, n.idempotency_key, n.attempted_at,
          (select array_agg(o.id) from delivery o
           where o.target = h.target and o.object = h.object and o.canonical_id = h.canonical_id
             and o.state = 'pending' and o.id >= h.id and o.id < n.id),
-         i.external_id, a.sha256, n.last_attempt_at, n.reason
+         i.external_id, a.sha256, n.last_attempt_at, n.reason, h.class, h.due_at,
+         (select r from unnest(n.requires) r where is_on_its_way(n.target, r) limit 1)
   from head h
   join delivery n on n.id = h.newest
   join entry e on e.seq = n.event_seq
   left join identity i on i.system = h.target and i.object = h.object and i.canonical_id = h.canonical_id
   left join applied a on a.target = h.target and a.object = h.object and a.canonical_id = h.canonical_id";
 
-const NEXT_DUE_AT: &str = "select min(due_at) from delivery where target = $1 and open
-    and due_at > created_at and due_at > now()";
+const NEXT_DUE_AT: &str = "
+  select min(d.due_at) from unnest($2::smallint[]) as s(shard) cross join generate_series(0, 3) as c(class)
+  cross join lateral (
+    select d.due_at from delivery d
+    where d.target = $1 and d.ready and d.shard = s.shard and d.class = c.class and d.due_at > now()
+    order by d.due_at limit 1) d";
+
+/// Shards into which the lanes of a target are divided: the ledger's column `shard`.
+pub const SHARDS: i16 = 8;
+
+/// What is asked for when something may have become due.
+#[derive(Debug, Clone)]
+pub struct Wanted<'a> {
+    /// Target.
+    pub target: &'a str,
+    /// Whose lanes.
+    pub shards: &'a [i16],
+    /// Of which classes.
+    pub classes: &'a [Priority],
+    /// How many.
+    pub most: usize,
+    /// Not these: they are in hand.
+    pub busy: &'a [i64],
+}
 
 /// What is asked whenever something may have become due: prepared, since planning costs more than answering.
 pub struct Outbox {
@@ -138,21 +168,25 @@ impl Outbox {
         Ok(Self { due, next_due_at })
     }
 
-    /// Heads of lanes that are due at `target`, oldest first, except those in `busy`; at most `limit`.
-    pub async fn due(
-        &self,
-        client: &Client,
-        target: &str,
-        busy: &[i64],
-        limit: i64,
-    ) -> Result<Vec<Due>, LedgerError> {
-        let rows = client.query(&self.due, &[&target, &busy, &limit]).await?;
+    /// Heads of lanes that are due, by class and oldest first.
+    pub async fn due(&self, client: &Client, wanted: &Wanted<'_>) -> Result<Vec<Due>, LedgerError> {
+        let Wanted { target, shards, classes, most, busy } = wanted;
+        let classes: Vec<i16> = classes.iter().map(|class| class.number()).collect();
+        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        // Lanes are spread evenly over the shards: a little more than its part of each is enough.
+        let part = number(2 * most / shards.len().max(1) + 4);
+        let rows = client.query(&self.due, &[target, shards, &classes, &part, busy, &number(*most)]).await?;
         read_due(client, target, &rows).await
     }
 
-    /// When the next delivery of `target` becomes due, if none is due now.
-    pub async fn next_due_at(&self, client: &Client, target: &str) -> Result<Option<Timestamp>, LedgerError> {
-        Ok(client.query_one(&self.next_due_at, &[&target]).await?.try_get(0)?)
+    /// When the next delivery of `target` becomes due that is not due now.
+    pub async fn next_due_at(
+        &self,
+        client: &Client,
+        target: &str,
+        shards: &[i16],
+    ) -> Result<Option<Timestamp>, LedgerError> {
+        Ok(client.query_one(&self.next_due_at, &[&target, &shards]).await?.try_get(0)?)
     }
 }
 
@@ -186,10 +220,13 @@ async fn read_due(
             external_id: row.try_get(15)?,
             applied_sha256: row.try_get(16)?,
             references: HashMap::new(),
+            priority: Priority::of_number(row.try_get(19)?),
+            due_at: row.try_get(20)?,
+            waits_for: row.try_get(21)?,
         });
     }
     resolve_references(client, target, required, &mut found).await?;
-    found.sort_by_key(|due| due.id);
+    found.sort_by_key(|due| (due.priority, due.due_at, due.id));
     Ok(found)
 }
 
@@ -229,7 +266,7 @@ pub async fn identities(
 /// How many deliveries were worked out and not sent, because the target was in shadow mode.
 pub async fn shadowed(client: &Client, target: &str) -> Result<i64, LedgerError> {
     let sql = "select count(*) from delivery where target = $1
-               and (state = 'shadowed' or (open and state = 'sending' and due_at > now() + interval '1 hour'))";
+               and ((aside and state = 'shadowed') or (open and state = 'sending' and due_at > now() + interval '1 hour'))";
     Ok(client.query_one(sql, &[&target]).await?.try_get(0)?)
 }
 

@@ -14,6 +14,7 @@ use super::load_statements::{load, quiet};
 use super::position::Position;
 use super::spill::spill;
 use super::tree::Tree;
+use crate::event::Priority;
 use crate::image::{Emission, Image};
 
 /// Parameters of a statement.
@@ -218,8 +219,8 @@ fn healed(batch: &mut Batch, seq_of: &dyn Fn(EntryIndex) -> i64, out: &mut Vec<P
 
 fn deliveries(writes: Vec<DeliveryWrite>, seq_of: &dyn Fn(EntryIndex) -> i64, out: &mut Vec<Prepared>) {
     let (mut seqs, mut targets, mut objects, mut ids) = (vec![], vec![], vec![], vec![]);
-    let (mut operations, mut facts, mut requires, mut states, mut reasons, mut looks) =
-        (vec![], vec![], vec![], vec![], vec![], vec![]);
+    let (mut operations, mut facts, mut requires, mut states, mut reasons, mut looks, mut classes) =
+        (vec![], vec![], vec![], vec![], vec![], vec![], vec![]);
     for write in writes {
         seqs.push(seq_of(write.event));
         targets.push(write.lane.target);
@@ -236,19 +237,38 @@ fn deliveries(writes: Vec<DeliveryWrite>, seq_of: &dyn Fn(EntryIndex) -> i64, ou
             (None, None) => "pending",
         });
         reasons.push(write.parked.or(write.held));
+        classes.push(write.priority.number());
+    }
+    // A lane goes as fast as the most urgent of its deliveries.
+    let urgent = classes.iter().any(|class| *class < Priority::Backfill.number());
+    if urgent {
+        out.push((
+            "update delivery h set class = w.class
+             from (select target, object, canonical_id, min(class) as class
+                   from unnest($1::text[], $2::text[], $3::text[], $4::smallint[]) as w(target, object, canonical_id, class)
+                   group by 1, 2, 3) w
+             where h.target = w.target and h.object = w.object and h.canonical_id = w.canonical_id and h.head
+               and h.class > w.class",
+            parameters![targets.clone(), objects.clone(), ids.clone(), classes.clone()],
+        ));
     }
     out.push((
-        "insert into delivery (event_seq, target, object, canonical_id, operation, fact, requires, state, reason,
-                               attempted_at, last_attempt_at)
+        "insert into delivery (event_seq, target, object, canonical_id, operation, fact, requires, state, reason, class,
+                               attempted_at, last_attempt_at, head)
          select event_seq, target, object, canonical_id, operation, fact,
                 case when requires = '' then '{}' else string_to_array(requires, E'\\n') end,
-                case when look then 'sending' else state end, reason,
-                case when look then 'epoch'::timestamptz end, case when look then now() end
+                case when look then 'sending' else state end, reason, class,
+                case when look then 'epoch'::timestamptz end, case when look then now() end,
+                state <> 'parked'
+                  and row_number() over (partition by target, object, canonical_id, state = 'parked' order by n) = 1
+                  and not exists (select from delivery h where h.target = w.target and h.object = w.object
+                                  and h.canonical_id = w.canonical_id and h.head)
          from unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::boolean[], $7::text[],
-                     $8::text[], $9::text[], $10::boolean[])
-           with ordinality as w(event_seq, target, object, canonical_id, operation, fact, requires, state, reason, look, n)
+                     $8::text[], $9::text[], $10::boolean[], $11::smallint[])
+           with ordinality as w(event_seq, target, object, canonical_id, operation, fact, requires, state, reason, look,
+                                class, n)
          order by n",
-        parameters![seqs, targets, objects, ids, operations, facts, requires, states, reasons, looks],
+        parameters![seqs, targets, objects, ids, operations, facts, requires, states, reasons, looks, classes],
     ));
 }
 

@@ -51,7 +51,7 @@ pub async fn held(
     limit: i64,
 ) -> Result<Vec<(i64, String, String, String, String)>, LedgerError> {
     let sql = "select id, target, canonical_id, state, coalesce(reason, '') from delivery
-               where state in ('parked', 'rejected') order by id desc limit $1";
+               where aside and state in ('parked', 'rejected') order by id desc limit $1";
     let rows = client.query(sql, &[&limit]).await?;
     let read = |row: &tokio_postgres::Row| -> Result<_, LedgerError> {
         Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?, row.try_get(4)?))

@@ -8,6 +8,7 @@
 //!     object: customer
 //!     when: "event.active || owed"
 //!     requires: [{ object: organization, id: event.customer }]
+//!     priority: profile # money, entitlement, profile or backfill; what the event is about by default
 //! ```
 //!
 //! A delete goes wherever the object is owed, whatever `when` says.
@@ -24,7 +25,7 @@ use super::schema::shape_of;
 use super::scope::Scope;
 use super::shape::{Shape, Variables, open_variables, suggestion};
 use crate::config::node::{At, Fields, Node, Problems};
-use crate::event::{CanonicalEvent, Operation};
+use crate::event::{CanonicalEvent, Operation, Priority};
 
 /// Another object that must stand at the target first.
 #[derive(Debug)]
@@ -54,6 +55,8 @@ pub struct Route {
     pub when: Expression,
     /// What must stand first.
     pub requires: Vec<Requirement>,
+    /// What goes first when not everything can.
+    pub priority: Priority,
 }
 
 impl Route {
@@ -79,6 +82,12 @@ impl Route {
         );
         let scope = [("event", &event.data), ("owed", &owed), ("created", &created), ("snapshot", &snapshot)];
         self.when.holds(&Scope::new(scope))
+    }
+
+    /// What goes first. What comes with a load can wait: nobody has changed it just now.
+    #[must_use]
+    pub fn priority_of(&self, event: &CanonicalEvent) -> Priority {
+        if event.snapshot { Priority::Backfill } else { self.priority }
     }
 
     /// References (`object/canonical id`) that must stand at the target before this event goes there.
@@ -183,9 +192,11 @@ fn read_route(mappings: &Path, node: &Node, waves: &[Arc<Wave>], problems: &mut 
     let when = fields.required("when", "\"true\"", problems);
     let when = when.and_then(|node| Expression::compile(&node, &variables, problems));
     let listed = fields.optional("requires").map(|node| node.list(problems)).unwrap_or_default();
+    let priority = fields.optional("priority").and_then(|node| read_priority(&node, problems));
     fields.finish(problems);
     let requires = listed.iter().filter_map(|item| read_requirement(item, &shape, problems)).collect();
     let (event_type, system, object) = (event_type?, system?, object?);
+    let priority = priority.unwrap_or_else(|| Priority::of_type(&event_type));
     Some(Route {
         at: node.at.clone(),
         event_type,
@@ -195,7 +206,22 @@ fn read_route(mappings: &Path, node: &Node, waves: &[Arc<Wave>], problems: &mut 
         object,
         when: when?,
         requires,
+        priority,
     })
+}
+
+fn read_priority(node: &Node, problems: &mut Problems) -> Option<Priority> {
+    let text = node.string(problems)?;
+    let found = Priority::ALL.into_iter().find(|priority| priority.as_str() == text);
+    if found.is_none() {
+        let known = Priority::ALL.map(Priority::as_str);
+        problems.add(
+            &node.at,
+            format!("there is no priority `{text}`"),
+            suggestion(&text, &known, "one of"),
+        );
+    }
+    found
 }
 
 /// `wave: NAME` or `unless_wave: NAME`; `None` when it is wrong.

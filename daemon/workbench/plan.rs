@@ -11,7 +11,8 @@ use crate::config::{Config, TargetConfig};
 use crate::dispatch::target::lift;
 use crate::ledger::LedgerError;
 use crate::ledger::command::{self, Held};
-use crate::ledger::outbox::{Outbox, open_deliveries};
+use crate::event::Priority;
+use crate::ledger::outbox::{Outbox, SHARDS, Wanted, open_deliveries};
 
 /// Describes what is owed, to all or `only` one; `first`: requests shown for each target.
 pub async fn plan(
@@ -22,6 +23,7 @@ pub async fn plan(
     values: bool,
 ) -> Result<String, LedgerError> {
     let outbox = Outbox::prepare(client).await?;
+    let shards: Vec<i16> = (0..SHARDS).collect();
     let held = command::held(client).await?;
     let mut out = String::new();
     for target in config.targets.iter().filter(|target| only.is_none_or(|only| only == target.name)) {
@@ -41,7 +43,14 @@ pub async fn plan(
         {
             let _ = writeln!(out, "  held: {operation} {object}: {count} deliveries: {reason}");
         }
-        for mut due in outbox.due(client, &target.name, &[], first).await? {
+        let wanted = Wanted {
+            target: &target.name,
+            shards: &shards,
+            classes: &Priority::ALL,
+            most: usize::try_from(first).unwrap_or_default(),
+            busy: &[],
+        };
+        for mut due in outbox.due(client, &wanted).await? {
             let id = due.lane.canonical_id.clone();
             if let Err(error) = lift(&config.routes, &config.upcasters, &target.connector.system, &mut due) {
                 let _ = writeln!(out, "  {id}: parked: {error}");
