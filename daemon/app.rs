@@ -9,10 +9,11 @@ use clap::{CommandFactory, Parser};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use crate::cache::Cache;
 use crate::cli::{Cli, Command, ConfigArgs, LedgerCommand, MappingsCommand, SourceCommand};
+use crate::config::secret::Secret;
 use crate::config::source::SourceConfig;
 use crate::config::{Config, load};
-use crate::dispatch::dedup::Dedup;
 use crate::ledger::LedgerError;
 use crate::ledger::command::Command as LedgerOrder;
 use crate::ledger::verify::{Verdict, verify};
@@ -309,7 +310,8 @@ async fn findings(config: &Config) -> (Vec<catalog::Finding>, Vec<String>) {
         ));
         down.push("ledger".to_owned());
     }
-    if !Dedup::new(&config.redis_url).is_up().await {
+    let cache = Cache::new(config.redis.clone());
+    if !cache.is_up().await {
         let what = "does not answer; the ledger decides alone, which is slower".to_owned();
         found.push(finding(Severity::Warning, "redis", what, "start Redis, or correct `url` in [redis]"));
     }
@@ -319,7 +321,7 @@ async fn findings(config: &Config) -> (Vec<catalog::Finding>, Vec<String>) {
         down.extend(is_down);
     }
     for target in &config.targets {
-        if let Err(cause) = target.api_key.read() {
+        if let Some(Err(cause)) = target.api_key.as_ref().map(Secret::read) {
             found.push(finding(
                 Severity::Error,
                 &format!("target {}", target.name),

@@ -6,6 +6,7 @@
 //! the first half, [`supervise`] and [`app`] everything. See ARCHITECTURE.md.
 
 pub mod app;
+pub mod cache;
 pub mod capture;
 pub mod cli;
 pub mod config;

@@ -8,20 +8,24 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Mutex, Semaphore, watch};
+use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::app::{EX_CONFIG, fail};
+use crate::cache::Cache;
 use crate::capture::Source;
 use crate::capture::error::CaptureError;
 use crate::capture::follow::Follower;
 use crate::capture::guard::Guard;
 use crate::capture::mass::MassGuard;
+use crate::config::secret::Secret;
 use crate::config::{Config, TargetConfig};
+use crate::connector::Transport;
 use crate::dispatch::dedup::Dedup;
-use crate::dispatch::gate::Gate;
-use crate::dispatch::quota::Pacer;
+use crate::dispatch::gate::Gates;
+use crate::dispatch::quota::Quotas;
+use crate::dispatch::quota::shared::SharedBuckets;
 use crate::dispatch::retry::backoff;
 use crate::dispatch::target::Versions;
 use crate::dispatch::{Dispatcher, Target};
@@ -32,7 +36,7 @@ use crate::ops::commands::{Waves, serve};
 use crate::ops::log;
 use crate::ops::pulse::Pulses;
 use crate::ops::systemd::{feed_watchdog, notify};
-use crate::target::HttpTarget;
+use crate::target::{HttpTarget, Way};
 
 /// How long requests in flight may take when the daemon stops.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(20);
@@ -113,28 +117,43 @@ fn prepare(config: Config, waves: &Waves) -> Result<(Sources, Vec<Arc<Target>>),
     let sources = sources.map(|config| Arc::new(source(config)));
     let sources = sources.collect();
     let versions = Versions { routes: routes.clone(), upcasters: upcasters.clone() };
-    let prepare = |target| prepare_target(target, &config.redis_url, versions.clone());
+    let cache = Arc::new(Cache::new(config.redis));
+    let prepare = |target| prepare_target(target, &cache, versions.clone());
     let targets = config.targets.into_iter().map(prepare);
     let targets = targets.collect::<Result<_, String>>()?;
     Ok(((sources, config.ledger), targets))
 }
 
-fn prepare_target(target: TargetConfig, redis_url: &str, versions: Versions) -> Result<Arc<Target>, String> {
+fn prepare_target(
+    target: TargetConfig,
+    cache: &Arc<Cache>,
+    versions: Versions,
+) -> Result<Arc<Target>, String> {
     // A secret that cannot be read now would only be found out at the first delivery.
-    target.api_key.read().map_err(|error| format!("target \"{}\": {error}", target.name))?;
-    let http = HttpTarget::new(&target.connector, &target.base_url, target.user.as_deref(), target.api_key);
+    let failed = |error: String| format!("target \"{}\": {error}", target.name);
+    target.api_key.as_ref().map(Secret::read).transpose().map_err(|error| failed(error.to_string()))?;
+    let way = match target.connector.transport {
+        Transport::Http => {
+            let (user, key) = (target.user.as_deref(), target.api_key.clone());
+            let http = HttpTarget::new(&target.connector, &target.base_url, user, key);
+            Way::Http(http.map_err(|error| failed(error.to_string()))?)
+        }
+        Transport::Discard => Way::Discard,
+    };
+    let limits = target.connector.limits.clone();
+    let shared = SharedBuckets::new(cache.clone(), &target.name);
     Ok(Arc::new(Target {
-        http: http.map_err(|error| format!("target \"{}\": {error}", target.name))?,
+        way,
+        quotas: Quotas::new(limits, &target.quota, Some(shared)),
         name: target.name,
         connector: target.connector,
-        unsent: Arc::new(Semaphore::new(target.quota.ahead())),
-        pacer: Pacer::new(target.quota),
-        dedup: Dedup::new(redis_url),
+        unsent: Arc::default(),
+        dedup: Dedup::new(cache.clone()),
         shadow: target.shadow,
         versions,
         adopts: target.adopts,
         adopting: Mutex::new(()),
-        gate: Mutex::new(Gate::default()),
+        gates: Gates::default(),
     }))
 }
 

@@ -5,9 +5,9 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use serde_json::json;
 use tailwater::demo::private::{PrivatePostgres, TemporaryDirectory};
+use tailwater::event::Priority;
 use tailwater::ledger::batch::Batch;
 use tailwater::ledger::entry::{EntryKind, NewEntry};
-use tailwater::event::Priority;
 use tailwater::ledger::outbox::{Outbox, SHARDS, Wanted};
 use tailwater::ledger::verify::{Verdict, verify};
 use tailwater::ledger::{Ledger, SCHEMA};
@@ -77,12 +77,21 @@ async fn a_backlog_does_not_slow_its_own_working_off() {
         .unwrap();
     let outbox = Outbox::prepare(ledger.reader()).await.unwrap();
     let shards: Vec<i16> = (0..SHARDS).collect();
-    let wanted =
-        Wanted { target: "stripe", shards: &shards, classes: &Priority::ALL, most: 10, busy: &[] };
+    let wanted = Wanted {
+        target: "stripe",
+        objects: &["customer"],
+        shards: &shards,
+        classes: &Priority::ALL,
+        most: 10,
+        busy: &[],
+    };
     let due = outbox.due(ledger.reader(), &wanted).await.unwrap();
     assert_eq!(due.len(), 10);
     assert!(due.iter().all(|due| due.supersedes.len() == 1), "the newer state replaces the older one");
-    assert_eq!(outbox.next_due_at(ledger.reader(), "stripe", &shards).await.unwrap(), None);
+    assert_eq!(
+        outbox.next_due_at(ledger.reader(), "stripe", &["customer".to_owned()], &shards).await.unwrap(),
+        None
+    );
     ledger.reader().batch_execute("select pg_stat_force_next_flush()").await.unwrap();
     let sql = "select sum(idx_tup_read)::bigint from pg_stat_user_indexes where relname = 'delivery'";
     let read: i64 = client.query_one(sql, &[]).await.unwrap().get(0);

@@ -139,7 +139,7 @@ routes:
     );
     world.add_settings(
         &format!(
-            "[targets.billing_new]\nconnector = \"stripe\"\nbase_url = \"{}\"\napi_key = {{ file = \"{}\" }}\nquota = \"1000/s\"",
+            "[targets.billing_new]\nconnector = \"stripe\"\nbase_url = \"{}\"\napi_key = {{ file = \"{}\" }}\nquota = \"1000/s\"\nquotas = {{ endpoint = \"1000/s\" }}",
             new.url(),
             key.display()
         ),

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use tailwater::connector::classify::Answer;
+use tailwater::connector::limit::Rate;
 use tailwater::connector::request::percent_encode;
 use tailwater::demo::vendor::form;
 use tailwater::dispatch::gate::Gate;
-use tailwater::dispatch::quota::Quota;
 use tailwater::dispatch::retry::{Doubt, Resolution, backoff, resolve};
 use tokio::time::Instant;
 
@@ -80,7 +80,7 @@ fn retry_after_is_read_as_seconds_or_as_a_date_and_nonsense_is_ignored() {
 proptest! {
     #[test]
     fn a_bucket_never_lets_more_than_the_quota_pass_in_a_window(requests in 1_u32..100_000, unit in 0_usize..4) {
-        let quota = Quota::parse(&format!("{requests}/{}", ["s", "min", "h", "d"][unit])).unwrap();
+        let quota = Rate::parse(&format!("{requests}/{}", ["s", "min", "h", "d"][unit])).unwrap();
         let (burst, interval) = quota.bucket();
         let refilled = quota.window.as_secs_f64() / interval.as_secs_f64();
         // A quota of one or two has no room for a margin.
@@ -102,8 +102,8 @@ proptest! {
 
     #[test]
     fn quotas_parse_or_are_refused_without_panic(text in any::<String>()) {
-        if let Some(quota) = Quota::parse(&text) {
-            prop_assert_eq!(Quota::parse(&quota.to_string()), Some(quota));
+        if let Some(quota) = Rate::parse(&text) {
+            prop_assert_eq!(Rate::parse(&quota.to_string()), Some(quota));
         }
     }
 }

@@ -5,6 +5,7 @@ pub mod database;
 pub mod environment;
 pub mod node;
 pub mod parse;
+mod redis;
 pub mod secret;
 pub mod settings;
 pub mod source;

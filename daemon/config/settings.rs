@@ -1,15 +1,19 @@
 //! Reads the settings file; see `tailwater.example.toml` for every key.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use super::database::read_database;
 use super::environment::overlay;
 use super::node::{At, Fields, Node, Problem, Problems};
+use super::redis::read_redis;
 use super::secret::Secret;
 use super::source::{SourceConfig, read_source};
+use crate::cache::CacheSettings;
+use crate::connector::Transport;
+use crate::connector::limit::{Rate, read_rates};
 use crate::connector::{self, Auth, Connector};
-use crate::dispatch::quota::Quota;
+use crate::dispatch::quota::QuotaSettings;
 use crate::mapping;
 use crate::mapping::SourceMapping;
 use crate::mapping::route::{self, Route};
@@ -18,6 +22,9 @@ use crate::pg::{Database, is_local};
 
 /// Where `make install` puts the mapping files.
 const INSTALLED_MAPPINGS: &str = "/usr/share/tailwater/mappings";
+
+/// Part of what a vendor allows that is ours unless the settings say otherwise, in per cent.
+const DEFAULT_SHARE: u64 = 80;
 
 /// A target.
 #[derive(Debug)]
@@ -31,9 +38,9 @@ pub struct TargetConfig {
     /// User for Basic authentication.
     pub user: Option<String>,
     /// Key.
-    pub api_key: Secret,
-    /// Allowed rate.
-    pub quota: Quota,
+    pub api_key: Option<Secret>,
+    /// Allowed rates.
+    pub quota: QuotaSettings,
     /// Everything is done but the request.
     pub shadow: bool,
     /// Objects that somebody else made there are looked for before one is created.
@@ -45,8 +52,8 @@ pub struct TargetConfig {
 pub struct Config {
     /// The ledger's database.
     pub ledger: Database,
-    /// Redis, for deduplication hints.
-    pub redis_url: String,
+    /// Redis, for deduplication hints and shared quotas.
+    pub redis: CacheSettings,
     /// Sources.
     pub sources: Vec<SourceConfig>,
     /// Targets.
@@ -78,7 +85,7 @@ fn read(
     let mut fields = root.fields(problems);
     let mappings = find_mappings(path, &mut fields, problems);
     let ledger = read_ledger(&mut fields, problems);
-    let redis_url = read_redis(&mut fields, problems);
+    let redis = read_redis(&mut fields, problems);
     let sources = entries(&mut fields, "sources", problems);
     let targets = entries(&mut fields, "targets", problems);
     fields.finish(problems);
@@ -89,7 +96,7 @@ fn read(
         targets.iter().filter_map(|(name, node)| read_target(name, node, &mappings, problems)).collect();
     let routes = route::load(&mappings, problems);
     let upcasters = Upcasters::load(&mappings, problems);
-    let config = Config { ledger: ledger?, redis_url: redis_url?, sources, targets, routes, upcasters };
+    let config = Config { ledger: ledger?, redis: redis?, sources, targets, routes, upcasters };
     if problems.is_empty() {
         // Only then is known which events and objects there are.
         check_routes(&config, problems);
@@ -146,22 +153,6 @@ fn read_ledger(fields: &mut Fields, problems: &mut Problems) -> Option<Database>
     database.map(|database| Database { schema: crate::ledger::SCHEMA, ..database })
 }
 
-fn read_redis(fields: &mut Fields, problems: &mut Problems) -> Option<String> {
-    let node = fields.required("redis", "[redis]", problems)?;
-    let mut inner = node.fields(problems);
-    let url = inner.required("url", "\"redis://127.0.0.1:6379/0\"", problems);
-    inner.finish(problems);
-    let url = url?;
-    let text = url.string(problems)?;
-    match redis::Client::open(text.as_str()) {
-        Ok(_) => Some(text),
-        Err(error) => {
-            problems.add(&url.at, format!("not a Redis URL: {error}"), "\"redis://127.0.0.1:6379/0\"");
-            None
-        }
-    }
-}
-
 pub(super) fn read_secret(node: &Node, problems: &mut Problems) -> Option<Secret> {
     let example = "{ file = \"/etc/tailwater/secrets/stripe\" } or { credential = \"stripe\" }";
     if matches!(node.content, super::node::Content::Scalar(_)) {
@@ -188,15 +179,15 @@ fn read_target(name: &str, node: &Node, mappings: &Path, problems: &mut Problems
     let connector = connector.and_then(|name| connector::file::load(mappings, &name, problems));
     let base_url = fields.optional("base_url");
     let user = fields.optional("user").and_then(|node| node.string(problems));
-    let api_key = fields.required("api_key", "{ file = \"/etc/tailwater/secrets/stripe\" }", problems);
+    let speaks_http = connector.as_ref().is_none_or(|connector| connector.transport == Transport::Http);
+    let example = "{ file = \"/etc/tailwater/secrets/stripe\" }";
+    let api_key = match speaks_http {
+        true => fields.required("api_key", example, problems),
+        false => fields.optional("api_key"),
+    };
+    let needs_key = api_key.is_some() || speaks_http;
     let api_key = api_key.and_then(|node| read_secret(&node, problems));
-    let quota = fields.required("quota", "\"80/s\"", problems).and_then(|node| {
-        let quota = Quota::parse(&node.string(problems)?);
-        if quota.is_none() {
-            problems.add(&node.at, "not a rate", "\"80/s\", \"600/min\", \"5000/h\" or \"100000/d\"");
-        }
-        quota
-    });
+    let quota = read_quota(&mut fields, connector.as_ref(), problems);
     let shadow = fields.optional("mode").is_some_and(|node| match node.string(problems).as_deref() {
         Some("shadow") => true,
         Some("live") | None => false,
@@ -209,24 +200,99 @@ fn read_target(name: &str, node: &Node, mappings: &Path, problems: &mut Problems
     let at = fields.at.clone();
     fields.finish(problems);
     let connector = connector?;
-    if connector.auth == Auth::Basic && user.is_none() {
+    if connector.auth == Some(Auth::Basic) && user.is_none() {
         problems.add(
             &at,
             format!("connector `{}` needs `user`", connector.system),
             "user = \"bot@example.test\"",
         );
     }
-    let base_url = read_base_url(base_url, &connector, &at, problems);
+    let base_url = match connector.transport {
+        Transport::Http => read_base_url(base_url, &connector, &at, problems)?,
+        Transport::Discard => String::new(),
+    };
+    if needs_key && api_key.is_none() {
+        return None;
+    }
     Some(TargetConfig {
         name: name.to_owned(),
         connector,
-        base_url: base_url?,
+        base_url,
         user,
-        api_key: api_key?,
+        api_key,
         quota: quota?,
         shadow,
         adopts,
     })
+}
+
+/// `quota`: rates of the connector's first limit. `quotas`: of others. `share`: the part in per cent of what the connector says
+/// that is ours.
+fn read_quota(
+    fields: &mut Fields,
+    connector: Option<&Connector>,
+    problems: &mut Problems,
+) -> Option<QuotaSettings> {
+    let limits: Vec<&str> = connector
+        .map(|connector| connector.limits.iter().map(|limit| limit.name.as_str()).collect())
+        .unwrap_or_default();
+    let known = connector.and_then(|connector| connector.limits.first());
+    let is_needed = connector.is_none_or(|connector| connector.transport == Transport::Http)
+        && known.is_none_or(|limit| limit.rates.is_empty());
+    let quota =
+        if is_needed { fields.required("quota", "\"80/s\"", problems) } else { fields.optional("quota") };
+    let missing = is_needed && quota.is_none();
+    let mut rates = BTreeMap::new();
+    let first = limits.first().copied().unwrap_or("account");
+    if let Some(node) = quota {
+        let read = read_rates(&node, problems);
+        if read.is_empty() {
+            return None;
+        }
+        rates.insert(first.to_owned(), read);
+    }
+    for (name, node) in fields.optional("quotas").map(|node| node.entries(problems)).unwrap_or_default() {
+        if !limits.contains(&name.as_str()) {
+            problems.add(
+                &node.at,
+                format!("the connector has no limit `{name}`"),
+                format!("one of {}", limits.join(", ")),
+            );
+        }
+        rates.insert(name, read_rates(&node, problems));
+    }
+    let share = fields.optional("share").and_then(|node| {
+        let share = node.whole(1, problems)?;
+        if share > 100 {
+            problems.add(&node.at, "a share is in per cent of what the vendor allows", "80");
+        }
+        Some(share.min(100))
+    });
+    let share = f64::from(u8::try_from(share.unwrap_or(DEFAULT_SHARE)).unwrap_or(100)) / 100.0;
+    (!missing).then_some(QuotaSettings { rates, share })
+}
+
+impl TargetConfig {
+    /// Rates of its first limit, as they are without what is tuned or told while the daemon runs.
+    #[must_use]
+    pub fn rates(&self) -> Vec<Rate> {
+        let first = self.connector.limits.first();
+        let set = first.and_then(|limit| self.quota.rates.get(&limit.name)).cloned();
+        set.unwrap_or_else(|| {
+            first
+                .into_iter()
+                .flat_map(|limit| &limit.rates)
+                .map(|rate| rate.scaled(self.quota.share))
+                .collect()
+        })
+    }
+
+    /// The same for people: `80/s, 100000/d`.
+    #[must_use]
+    pub fn quota_text(&self) -> String {
+        let rates: Vec<String> = self.rates().iter().map(Rate::to_string).collect();
+        if rates.is_empty() { "no limit".to_owned() } else { rates.join(", ") }
+    }
 }
 
 /// Encrypted, unless the target is on this machine.

@@ -79,14 +79,24 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// Looks at it with an expression over `status`, `headers` and `body`.
+    pub fn look<T>(&self, look: impl FnOnce(&Scope<'_>) -> T) -> T {
+        let status = Value::from(self.status);
+        let headers = self.headers_value();
+        look(&Scope::new([("status", &status), ("headers", &headers), ("body", &self.body)]))
+    }
+
+    fn headers_value(&self) -> Value {
+        Value::Object(self.headers.iter().map(|(k, v)| (k.clone(), Value::from(v.clone()))).collect())
+    }
+
     /// The class of this answer, and the rule's field. What no rule matches is judged by status alone: 2xx is done,
     /// 4xx refused, anything else uncertain.
     #[must_use]
     pub fn classify<'a>(&self, step: &str, rules: &'a [OutcomeRule]) -> (Class, Option<&'a str>) {
         let step = Value::from(step);
         let status = Value::from(self.status);
-        let headers =
-            Value::Object(self.headers.iter().map(|(k, v)| (k.clone(), Value::from(v.clone()))).collect());
+        let headers = self.headers_value();
         let scope =
             Scope::new([("step", &step), ("status", &status), ("headers", &headers), ("body", &self.body)]);
         // A rule that cannot be evaluated (a body without the member it asks for) does not match.

@@ -1,13 +1,15 @@
 //! Reads `mappings/connectors/<system>.yaml`. The file is closed: an unknown key is a mistake.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::classify::{Class, OutcomeRule};
+use super::limit::read_limits;
 use super::request::RequestLine;
 use super::{
     Adoption, Auth, Connector, Encoding, Find, FollowUp, FollowUpStep, Idempotency, ObjectSpec, Strategy,
-    Unique, Write,
+    Transport, Unique, Write,
 };
 use crate::config::node::{Fields, Node, Problems, nearest};
 use crate::mapping::expression::Expression;
@@ -30,14 +32,27 @@ pub fn load(mappings: &Path, system: &str, problems: &mut Problems) -> Option<Co
         problems.add(&fields.at, "`system` differs from the file's name", format!("system: {system}"));
     }
     let base_url = fields.optional("base_url").and_then(|node| node.string(problems));
-    let (auth, user_suffix) = read_auth(&mut fields, problems);
+    let transport = fields.optional("transport").map(|node| {
+        let known = [("http", Transport::Http), ("discard", Transport::Discard)];
+        choice("transport", &node, &known, problems)
+    });
+    let transport = transport.unwrap_or(Some(Transport::Http));
+    let (auth, user_suffix) = match transport {
+        Some(Transport::Http) => read_auth(&mut fields, problems),
+        _ => (None, String::new()),
+    };
     let headers = read_headers(&mut fields, problems);
     let encoding =
         one_of(&mut fields, "encoding", &[("form", Encoding::Form), ("json", Encoding::Json)], problems);
     let timeout = seconds(&mut fields, "timeout_s", 30, problems);
     let concurrency = fields.optional("concurrency").and_then(|node| node.whole(1, problems)).unwrap_or(8);
     let idempotency = fields.optional("idempotency").and_then(|node| read_idempotency(&node, problems));
-    let outcomes = fields.required("outcomes", "a list of rules", problems).map(|node| node.list(problems));
+    let limits = read_limits(&mut fields, problems);
+    let outcomes = match transport {
+        Some(Transport::Http) => fields.required("outcomes", "a list of rules", problems),
+        _ => fields.optional("outcomes"),
+    };
+    let outcomes = outcomes.map(|node| node.list(problems));
     let outcomes = outcomes.unwrap_or_default().iter().filter_map(|node| read_rule(node, problems)).collect();
     let objects =
         fields.required("objects", "a map", problems).map(|node| node.entries(problems)).unwrap_or_default();
@@ -52,13 +67,15 @@ pub fn load(mappings: &Path, system: &str, problems: &mut Problems) -> Option<Co
     fields.finish(problems);
     Some(Connector {
         system: system.to_owned(),
+        transport: transport?,
         base_url,
-        auth: auth?,
+        auth: if transport == Some(Transport::Http) { Some(auth?) } else { None },
         user_suffix,
         headers,
         encoding: encoding?,
         timeout,
         concurrency: usize::try_from(concurrency).unwrap_or(8),
+        limits: limits.into_iter().map(Arc::new).collect(),
         idempotency,
         outcomes,
         objects,
@@ -87,8 +104,18 @@ fn one_of<T: Copy>(
     choices: &[(&'static str, T)],
     problems: &mut Problems,
 ) -> Option<T> {
+    let example = choices.first().map_or("", |(name, _)| *name);
+    let node = fields.required(key, example, problems)?;
+    choice(key, &node, choices, problems)
+}
+
+fn choice<T: Copy>(
+    key: &'static str,
+    node: &Node,
+    choices: &[(&'static str, T)],
+    problems: &mut Problems,
+) -> Option<T> {
     let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
-    let node = fields.required(key, names.first().copied().unwrap_or_default(), problems)?;
     let text = node.string(problems)?;
     let found = choices.iter().find(|(name, _)| *name == text).map(|(_, value)| *value);
     if found.is_none() {

@@ -4,14 +4,26 @@
 
 pub mod classify;
 pub mod file;
+pub mod limit;
 pub mod request;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::mapping::expression::Expression;
 use crate::mapping::template::Template;
 use classify::OutcomeRule;
+use limit::Limit;
 use request::RequestLine;
+
+/// How requests get to the system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// HTTP requests.
+    Http,
+    /// Nowhere: everything is done but the request, and counts as accepted. For measuring.
+    Discard,
+}
 
 /// How requests are authenticated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,10 +156,12 @@ pub struct ObjectSpec {
 pub struct Connector {
     /// File name and name in settings.
     pub system: String,
+    /// How requests get there.
+    pub transport: Transport,
     /// The vendor's address, when it is the same for all accounts.
     pub base_url: Option<String>,
-    /// Authentication.
-    pub auth: Auth,
+    /// Authentication, over HTTP.
+    pub auth: Option<Auth>,
     /// Appended to the user in Basic authentication.
     pub user_suffix: String,
     /// Sent with every request.
@@ -158,6 +172,8 @@ pub struct Connector {
     pub timeout: Duration,
     /// Requests in flight at the most.
     pub concurrency: usize,
+    /// What the vendor allows; the first is what a target's `quota` sets.
+    pub limits: Vec<Arc<Limit>>,
     /// Idempotency keys, when the vendor has them.
     pub idempotency: Option<Idempotency>,
     /// Answers to outcomes, first match wins.

@@ -20,6 +20,7 @@ enum Piece {
 #[derive(Debug)]
 pub struct RequestLine {
     method: String,
+    endpoint: String,
     path: Vec<Piece>,
 }
 
@@ -32,6 +33,8 @@ pub struct Request {
     pub method: String,
     /// Path and query, encoded.
     pub path: String,
+    /// Method and path without what differs from object to object: what limits and breakers go by.
+    pub endpoint: String,
     /// `Content-Type`, when there is a body.
     pub content_type: Option<String>,
     /// Body text.
@@ -49,6 +52,7 @@ impl Request {
             step: step.to_owned(),
             method: line.method.clone(),
             path: line.path(scope)?,
+            endpoint: line.endpoint.clone(),
             content_type: None,
             body: None,
             sha256: None,
@@ -60,7 +64,7 @@ impl Request {
     #[must_use]
     pub fn to_json(&self) -> Value {
         json!({
-            "step": self.step, "method": self.method, "path": self.path, "content_type": self.content_type,
+            "step": self.step, "method": self.method, "path": self.path, "endpoint": self.endpoint, "content_type": self.content_type,
             "body": self.body, "sha256": self.sha256, "holds": self.holds,
         })
     }
@@ -74,6 +78,7 @@ impl Request {
             step: text("step")?,
             method: text("method")?,
             path: text("path")?,
+            endpoint: text("endpoint").unwrap_or_default(),
             content_type: text("content_type"),
             body: text("body"),
             sha256: text("sha256"),
@@ -109,7 +114,13 @@ impl RequestLine {
             rest = behind;
         }
         pieces.push(Piece::Text(rest.to_owned()));
-        Some(Self { method: method.to_owned(), path: pieces })
+        let shown = pieces.iter().map(|piece| match piece {
+            Piece::Text(text) => text.as_str(),
+            Piece::Placeholder(_) => "{}",
+        });
+        let endpoint: String = shown.collect();
+        let endpoint = format!("{method} {}", endpoint.split('?').next().unwrap_or_default());
+        Some(Self { method: method.to_owned(), endpoint, path: pieces })
     }
 
     /// The path with its placeholders filled and percent-encoded (a space is `%20`, never `+`).

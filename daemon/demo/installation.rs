@@ -69,7 +69,7 @@ impl Installation {
             "[ledger]\nurl = \"{}\"\n\n[redis]\nurl = \"{}\"\n\n\
              [sources.erp]\nkind = \"postgres\"\nurl = \"{}\"\nslot = \"tailwater\"\npublication = \"tailwater\"\n\
              mapping = \"odoo\"\n\n\
-             [targets.stripe]\nconnector = \"stripe\"\nbase_url = \"{}\"\napi_key = {{ file = \"{}\" }}\nquota = \"80/s\"\n\n\
+             [targets.stripe]\nconnector = \"stripe\"\nbase_url = \"{}\"\napi_key = {{ file = \"{}\" }}\nquota = \"80/s\"\nquotas = {{ endpoint = \"80/s\" }}\n\n\
              [targets.zendesk]\nconnector = \"zendesk\"\nbase_url = \"{}\"\nuser = \"{ZENDESK_USER}\"\n\
              api_key = {{ file = \"{}\" }}\nquota = \"600/min\"\n",
             self.postgres.url("tailwater", "tailwater"),

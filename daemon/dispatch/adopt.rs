@@ -32,12 +32,9 @@ impl Delivery {
         let object = self.target.connector.object(&self.due.lane.object);
         for (index, request) in look_ups {
             let Some(adoption) = object.and_then(|object| object.adopt.get(index)) else { continue };
-            self.target.open().await;
+            self.target.open(&self.due.lane.object).await;
             let attempt_seq = self.ledger.writer().write(self.attempt(&request, "")).await?;
-            self.permit().await;
-            let result = self.target.http.send(&request, "").await;
-            let outcome = self.judge(&request.step, result);
-            self.target.note(outcome.class, outcome.status, outcome.retry_after).await;
+            let outcome = self.ask(&request, "").await;
             let mut found = self.candidates(adoption, &outcome);
             let _only_we = self.target.adopting.lock().await;
             if let Some(ids) = found.as_mut().filter(|ids| !ids.is_empty()) {

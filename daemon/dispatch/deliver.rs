@@ -5,12 +5,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::adopt::Adopted;
 use super::plan::{Plan, conflicting_want};
 use super::retry::backoff;
-use super::target::Target;
+use super::target::{Note, Target, Waiting};
 use crate::connector::Strategy;
 use crate::connector::classify::{Answer, Class};
 use crate::connector::request::Request;
@@ -32,7 +31,7 @@ pub struct Delivery {
     /// What is owed.
     pub due: Due,
     /// Until its first request may leave, it counts among those on their way there.
-    unsent: Mutex<Option<OwnedSemaphorePermit>>,
+    unsent: Mutex<Option<Waiting>>,
 }
 
 /// What an exchange told us.
@@ -50,19 +49,22 @@ pub(super) struct Outcome<'a> {
 impl Delivery {
     /// A delivery that has not begun.
     #[must_use]
-    pub fn new(
-        ledger: Ledger,
-        target: Arc<Target>,
-        due: Due,
-        unsent: Option<OwnedSemaphorePermit>,
-    ) -> Self {
-        Self { ledger, target, due, unsent: Mutex::new(unsent) }
+    pub fn new(ledger: Ledger, target: Arc<Target>, due: Due) -> Self {
+        let unsent = Mutex::new(Some(target.unsent.enter()));
+        Self { ledger, target, due, unsent }
     }
 
-    /// Waits until a request may leave.
-    pub(super) async fn permit(&self) {
-        self.target.permit().await;
+    /// Sends a request whose attempt is durable, as soon as the target may be spoken to, and judges the answer.
+    pub(super) async fn ask(&self, request: &Request, key: &str) -> Outcome<'_> {
+        let object = &self.due.lane.object;
+        let permit = self.target.permit(object, request).await;
         drop(self.unsent.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let result = self.target.way.send(request, key).await;
+        drop(permit);
+        let (outcome, answer) = self.judge(&request.step, result);
+        let Outcome { class, retry_after, .. } = outcome;
+        self.target.note(&Note { object, request, class, answer: answer.as_ref(), retry_after });
+        outcome
     }
 
     /// Carries out `plan`. When it returns, the outcome is durable.
@@ -105,7 +107,7 @@ impl Delivery {
         {
             return Ok(());
         }
-        self.target.open().await;
+        self.target.open(&self.due.lane.object).await;
         let mut batch = self.attempt(&request, &key);
         self.supersede(&mut batch);
         if !self.due.uncertain {
@@ -118,10 +120,7 @@ impl Delivery {
             attempted_at: Timestamp::now(),
         });
         let attempt_seq = self.ledger.writer().write(batch).await?;
-        self.permit().await;
-        let result = self.target.http.send(&request, &key).await;
-        let mut outcome = self.judge(&request.step, result);
-        self.target.note(outcome.class, outcome.status, outcome.retry_after).await;
+        let mut outcome = self.ask(&request, &key).await;
         if outcome.class == Class::Applied {
             self.follow_up(&request, &mut outcome).await?;
         }
@@ -176,33 +175,34 @@ impl Delivery {
         }
     }
 
-    pub(super) fn judge(&self, step: &str, result: Result<Answer, SendError>) -> Outcome<'_> {
+    fn judge(&self, step: &str, result: Result<Answer, SendError>) -> (Outcome<'_>, Option<Answer>) {
         match result {
             Ok(answer) => {
                 let (class, field) = answer.classify(step, &self.target.connector.outcomes);
-                Outcome {
+                let outcome = Outcome {
                     class,
                     field,
                     status: Some(answer.status),
                     retry_after: answer.retry_after(Timestamp::now()),
                     reason: describe(&answer),
                     replayed: self.is_replayed(&answer),
-                    answer: answer.body,
-                }
+                    answer: answer.body.clone(),
+                };
+                (outcome, Some(answer))
             }
-            Err(error) => Outcome {
-                class: if matches!(error, SendError::NotSent(_)) {
-                    Class::Transient
-                } else {
-                    Class::Uncertain
-                },
-                field: None,
-                status: None,
-                answer: Value::Null,
-                retry_after: None,
-                reason: error.to_string(),
-                replayed: false,
-            },
+            Err(error) => {
+                let sent = !matches!(error, SendError::NotSent(_));
+                let outcome = Outcome {
+                    class: if sent { Class::Uncertain } else { Class::Transient },
+                    field: None,
+                    status: None,
+                    answer: Value::Null,
+                    retry_after: None,
+                    reason: error.to_string(),
+                    replayed: false,
+                };
+                (outcome, None)
+            }
         }
     }
 

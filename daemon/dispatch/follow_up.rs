@@ -95,12 +95,9 @@ impl Delivery {
 
     /// One more request of this delivery, with its own attempt and outcome in the ledger.
     async fn exchange(&self, request: &Request) -> Result<Result<Value, String>, LedgerError> {
-        self.target.open().await;
+        self.target.open(&self.due.lane.object).await;
         let attempt_seq = self.ledger.writer().write(self.attempt(request, "")).await?;
-        self.permit().await;
-        let result = self.target.http.send(request, "").await;
-        let outcome = self.judge(&request.step, result);
-        self.target.note(outcome.class, outcome.status, outcome.retry_after).await;
+        let outcome = self.ask(request, "").await;
         let mut batch = Batch::default();
         batch.entry(self.outcome_entry(outcome.class, attempt_seq, &outcome, None));
         self.ledger.writer().write(batch).await?;

@@ -1,10 +1,15 @@
-//! Whether a target may be spoken to at all: pauses that it asked for, and a breaker for one that does not answer.
+//! Whether a target may be spoken to: pauses that it asked for, and a breaker that opens when it does not answer, or, for one
+//! kind of object alone, when it answers that it is broken.
 //!
 //! Pure: `now` is a parameter.
 
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
+
+use super::retry::jittered;
 
 /// Failures in a row after which the breaker opens.
 const OPEN_AFTER: u32 = 3;
@@ -12,45 +17,151 @@ const OPEN_AFTER: u32 = 3;
 const MAX_OPEN: Duration = Duration::from_secs(15);
 /// First time it stays open.
 const FIRST_OPEN: Duration = Duration::from_millis(250);
+/// First pause after a 429 that does not say how long; it doubles with each further one.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// Longest one.
+const MAX_PAUSE: Duration = Duration::from_secs(60);
+/// First pause after our credentials were refused, and the longest: then one request finds out whether that has changed.
+const FIRST_UNAUTHORISED: Duration = Duration::from_secs(30);
+const MAX_UNAUTHORISED: Duration = Duration::from_secs(300);
 
-/// See the module's text. Invariant: while `now < closed_until` nothing is sent. While probing, the dispatcher starts one
-/// delivery at a time.
+/// What a gate is closed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Closed {
+    /// The target asked for a pause.
+    Throttled,
+    /// It refuses our credentials.
+    Unauthorised,
+    /// It does not answer, or answers that it is broken.
+    Failing,
+}
+
+/// Invariant: while `now < until` nothing passes. While it is closed for something, one request at a time does, to find out.
 #[derive(Debug, Clone, Default)]
-pub struct Gate {
-    closed_until: Option<Instant>,
+struct Gate {
+    until: Option<Instant>,
+    why: Option<Closed>,
     failures: u32,
 }
 
 impl Gate {
-    /// When the next request may leave; `None` means now.
-    #[must_use]
-    pub fn opens_at(&self, now: Instant) -> Option<Instant> {
-        self.closed_until.filter(|until| *until > now)
+    fn opens_at(&self, now: Instant) -> Option<Instant> {
+        self.until.filter(|until| *until > now)
     }
 
-    /// True while the target has failed so often that one request at a time is enough to find out.
+    fn close(&mut self, why: Closed, until: Instant) {
+        self.why = Some(why);
+        self.until = Some(self.until.map_or(until, |earlier| earlier.max(until)));
+    }
+
+    /// How often it has failed so, this time included.
+    fn count(&mut self, why: Closed) -> u32 {
+        if self.why.is_some_and(|before| before != why) {
+            self.failures = 0;
+        }
+        self.failures = self.failures.saturating_add(1);
+        self.failures
+    }
+
+    fn failed(&mut self, now: Instant, draw: f64) {
+        let failures = self.count(Closed::Failing);
+        if failures >= OPEN_AFTER {
+            let open = doubled(FIRST_OPEN, failures - OPEN_AFTER, MAX_OPEN);
+            self.close(Closed::Failing, now + jittered(open, draw));
+        }
+    }
+}
+
+fn doubled(first: Duration, times: u32, most: Duration) -> Duration {
+    first.saturating_mul(1 << times.min(12)).min(most)
+}
+
+/// The gates of a target: of all of it, and of each kind of object.
+#[derive(Debug, Default)]
+pub struct Gates(Mutex<(Gate, HashMap<String, Gate>)>);
+
+impl Gates {
+    fn lock(&self) -> MutexGuard<'_, (Gate, HashMap<String, Gate>)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When the next request about `object` may leave; `None` means now.
     #[must_use]
-    pub fn probing(&self) -> bool {
-        self.failures >= OPEN_AFTER
+    pub fn opens_at(&self, object: &str, now: Instant) -> Option<Instant> {
+        let gates = self.lock();
+        let of_object = gates.1.get(object).and_then(|gate| gate.opens_at(now));
+        gates.0.opens_at(now).max(of_object)
+    }
+
+    /// When the target as a whole may be spoken to again; `None` means now.
+    #[must_use]
+    pub fn all_open_at(&self, now: Instant) -> Option<Instant> {
+        self.lock().0.opens_at(now)
+    }
+
+    /// When the first of the objects that wait may be spoken of again.
+    #[must_use]
+    pub fn next_opens_at(&self, now: Instant) -> Option<Instant> {
+        let gates = self.lock();
+        gates.0.opens_at(now).or_else(|| gates.1.values().filter_map(|gate| gate.opens_at(now)).min())
+    }
+
+    /// Why one request at a time is enough for the target as a whole.
+    #[must_use]
+    pub fn probing(&self) -> Option<Closed> {
+        self.lock().0.why
+    }
+
+    /// True when one request at a time is enough for this kind of object.
+    #[must_use]
+    pub fn probing_object(&self, object: &str) -> bool {
+        self.lock().1.get(object).is_some_and(|gate| gate.why.is_some())
     }
 
     /// The target answered.
-    pub fn answered(&mut self) {
-        self.failures = 0;
+    pub fn answered(&self, object: &str) {
+        let mut gates = self.lock();
+        gates.0.why = None;
+        gates.0.failures = 0;
+        gates.1.remove(object);
     }
 
     /// The target asked for a pause.
-    pub fn pause(&mut self, now: Instant, wait: Duration) {
-        let until = now + wait;
-        self.closed_until = Some(self.closed_until.map_or(until, |earlier| earlier.max(until)));
+    pub fn throttled(&self, now: Instant, wait: Option<Duration>) {
+        let gate = &mut self.lock().0;
+        if gate.opens_at(now).is_some() {
+            // It was on its way when another one was refused.
+            gate.close(Closed::Throttled, now + wait.unwrap_or_default());
+            return;
+        }
+        let failures = gate.count(Closed::Throttled);
+        let pause = wait.unwrap_or(doubled(FIRST_PAUSE, failures - 1, MAX_PAUSE));
+        gate.close(Closed::Throttled, now + pause);
     }
 
-    /// The target did not answer, or answered that it is broken. `draw` is uniform in 0..1.
-    pub fn failed(&mut self, now: Instant, draw: f64) {
-        self.failures = self.failures.saturating_add(1);
-        if self.failures >= OPEN_AFTER {
-            let doubled = FIRST_OPEN.saturating_mul(1 << (self.failures - OPEN_AFTER).min(10));
-            self.pause(now, super::retry::jittered(doubled.min(MAX_OPEN), draw));
+    /// Our credentials were refused.
+    pub fn unauthorised(&self, now: Instant) {
+        let gate = &mut self.lock().0;
+        if gate.opens_at(now).is_none() {
+            let failures = gate.count(Closed::Unauthorised);
+            gate.close(
+                Closed::Unauthorised,
+                now + doubled(FIRST_UNAUTHORISED, failures - 1, MAX_UNAUTHORISED),
+            );
         }
+    }
+
+    /// The target did not answer. `draw` is uniform in 0..1.
+    pub fn silent(&self, now: Instant, draw: f64) {
+        self.lock().0.failed(now, draw);
+    }
+
+    /// The target answered that it is broken, to a request about `object`.
+    pub fn failed(&self, object: &str, now: Instant, draw: f64) {
+        let mut gates = self.lock();
+        // Whoever says so is there, and knows us.
+        gates.0.why = None;
+        gates.0.failures = 0;
+        gates.1.entry(object.to_owned()).or_default().failed(now, draw);
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::json;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
@@ -21,7 +21,7 @@ use super::turn::{AGED, Turns};
 use crate::event::Priority;
 use crate::ledger::batch::{Batch, Lane, WaitWrite};
 use crate::ledger::entry::{EntryKind, NewEntry};
-use crate::ledger::outbox::{Due, Outbox, SHARDS, Wanted, has_older_open, holders, shadowed};
+use crate::ledger::outbox::{Due, Outbox, SHARDS, Wanted, has_older_open, holders, owed_objects, shadowed};
 use crate::ledger::{Ledger, LedgerError};
 use crate::ops::pulse::Pulse;
 
@@ -40,10 +40,14 @@ pub struct Dispatcher {
     /// Becomes true when the daemon stops: nothing new is started then.
     stopping: watch::Receiver<bool>,
     shards: Vec<i16>,
+    /// Objects of the connector, and those that are owed though it does not know them any more.
+    objects: Vec<String>,
+    /// Objects that one request in flight finds out about.
+    probes: HashSet<String>,
     turns: Turns,
     /// The less urgent have waited for long.
     aged: bool,
-    in_flight: JoinSet<(Vec<i64>, Result<(), LedgerError>)>,
+    in_flight: JoinSet<Done>,
     /// Deliveries in flight, with the states they replace.
     busy: HashSet<i64>,
     /// Values reserved by requests in flight: by which lane and delivery.
@@ -52,6 +56,8 @@ pub struct Dispatcher {
     blocked: HashSet<i64>,
 }
 
+/// A delivery that has come to an outcome, with the states it replaced.
+type Done = (String, Vec<i64>, Result<(), LedgerError>);
 /// A delivery, and the unique values it would like to hold.
 type Wishing = (Due, Vec<String>);
 
@@ -72,6 +78,8 @@ impl Dispatcher {
             pulse,
             stopping,
             shards: (0..SHARDS).collect(),
+            objects: Vec::new(),
+            probes: HashSet::new(),
             turns: Turns::default(),
             aged: false,
             in_flight: JoinSet::new(),
@@ -86,6 +94,12 @@ impl Dispatcher {
     pub async fn run(mut self) -> Result<(), LedgerError> {
         let outbox = Outbox::prepare(self.ledger.reader()).await?;
         self.go_live().await?;
+        self.objects = owed_objects(self.ledger.reader(), &self.target.name).await?;
+        for object in &self.target.connector.objects {
+            if !self.objects.contains(&object.name) {
+                self.objects.push(object.name.clone());
+            }
+        }
         loop {
             self.pulse.beat();
             if *self.stopping.borrow() {
@@ -97,7 +111,7 @@ impl Dispatcher {
             }
             self.wake.borrow_and_update();
             let started = self.start_due(&outbox).await?;
-            if started && self.room().await > 0 {
+            if started && self.room() > 0 {
                 continue;
             }
             self.wait(&outbox).await?;
@@ -118,18 +132,30 @@ impl Dispatcher {
     }
 
     /// How many more requests may be started now.
-    async fn room(&self) -> usize {
-        let gate = self.target.gate.lock().await;
-        if gate.opens_at(Instant::now()).is_some() {
+    fn room(&self) -> usize {
+        if self.target.gates.all_open_at(Instant::now()).is_some() {
             return 0;
         }
-        let allowed = if gate.probing() { 1 } else { self.target.connector.concurrency };
-        allowed.saturating_sub(self.in_flight.len()).min(self.target.unsent.available_permits())
+        let allowed = match self.target.gates.probing() {
+            Some(_) => 1,
+            None => self.target.connector.concurrency,
+        };
+        allowed.saturating_sub(self.in_flight.len()).min(self.target.room())
+    }
+
+    /// Objects that may be spoken of now.
+    fn open_objects(&self) -> Vec<&str> {
+        let now = Instant::now();
+        let may = |object: &&str| {
+            let probed = self.target.gates.probing_object(object) && self.probes.contains(*object);
+            !probed && self.target.gates.opens_at(object, now).is_none()
+        };
+        self.objects.iter().map(String::as_str).filter(may).collect()
     }
 
     /// Starts what is due; true when anything was found.
     async fn start_due(&mut self, outbox: &Outbox) -> Result<bool, LedgerError> {
-        let room = self.room().await.min(MOST_TAKEN);
+        let room = self.room().min(MOST_TAKEN);
         if room == 0 {
             return Ok(false);
         }
@@ -145,7 +171,8 @@ impl Dispatcher {
             }
         }
         let any = !found.is_empty();
-        let (waiting, ready): (Vec<Due>, Vec<Due>) = found.into_iter().partition(|due| due.waits_for.is_some());
+        let (waiting, ready): (Vec<Due>, Vec<Due>) =
+            found.into_iter().partition(|due| due.waits_for.is_some());
         self.leave_alone(waiting).await?;
         self.start_all(ready).await?;
         Ok(any)
@@ -158,8 +185,9 @@ impl Dispatcher {
         most: usize,
     ) -> Result<Vec<Due>, LedgerError> {
         let busy: Vec<i64> = self.busy.iter().chain(&self.blocked).copied().collect();
-        let wanted =
-            Wanted { target: &self.target.name, shards: &self.shards, classes, most, busy: &busy };
+        let objects = self.open_objects();
+        let Self { target, shards, .. } = self;
+        let wanted = Wanted { target: &target.name, objects: &objects, shards, classes, most, busy: &busy };
         outbox.due(self.ledger.reader(), &wanted).await
     }
 
@@ -178,7 +206,13 @@ impl Dispatcher {
 
     async fn start_all(&mut self, found: Vec<Due>) -> Result<(), LedgerError> {
         let mut wishing: Vec<Wishing> = Vec::with_capacity(found.len());
+        let mut probed: HashSet<String> = HashSet::new();
         for mut due in found {
+            // One is enough to find out; the others stay where they are.
+            let object = &due.lane.object;
+            if self.target.gates.probing_object(object) && !probed.insert(object.clone()) {
+                continue;
+            }
             let system = &self.target.connector.system;
             if let Err(error) = self.target.versions.lift(system, &mut due) {
                 self.park(due, &Obstacle::Evaluation(error));
@@ -236,32 +270,37 @@ impl Dispatcher {
                 self.reserved.insert(want.clone(), (due.lane.clone(), due.id));
             }
         }
-        // There was room for all that was taken; a wait of one more would only be for a pace that was just made slower.
-        let unsent: Option<OwnedSemaphorePermit> = self.target.unsent.clone().try_acquire_owned().ok();
-        let delivery = Delivery::new(self.ledger.clone(), self.target.clone(), due, unsent);
-        self.in_flight.spawn(async move { (ids, delivery.run(plan).await) });
+        if self.target.gates.probing_object(&due.lane.object) {
+            self.probes.insert(due.lane.object.clone());
+        }
+        let delivery = Delivery::new(self.ledger.clone(), self.target.clone(), due);
+        let object = delivery.due.lane.object.clone();
+        self.in_flight.spawn(async move { (object, ids, delivery.run(plan).await) });
     }
 
     /// Waits for an outcome, for something new, or for the next time anything can be due.
     async fn wait(&mut self, outbox: &Outbox) -> Result<(), LedgerError> {
         let mut until = Instant::now() + LONGEST_WAIT;
         // While nothing more may be started, an outcome or the gate comes first: no need to look what is due.
-        let may_start = self.room().await > 0;
+        let may_start = self.room() > 0;
         if may_start {
-            let next = outbox.next_due_at(self.ledger.reader(), &self.target.name, &self.shards).await?;
+            let Self { target, objects, shards, .. } = self;
+            let next = outbox.next_due_at(self.ledger.reader(), &target.name, objects, shards).await?;
             if let Some(at) = next {
                 let wait: Duration = at.duration_since(Timestamp::now()).try_into().unwrap_or_default();
                 until = until.min(Instant::now() + wait);
             }
         }
-        if let Some(at) = self.target.gate.lock().await.opens_at(Instant::now()) {
+        if let Some(at) = self.target.gates.next_opens_at(Instant::now()) {
             until = until.min(at);
         }
         let unsent = self.target.unsent.clone();
-        let full = unsent.available_permits() == 0;
+        let full = self.target.room() == 0;
+        let mut changes = self.target.quotas.changes();
         tokio::select! {
             Some(done) = self.in_flight.join_next(), if !self.in_flight.is_empty() => self.finished(done)?,
-            _ = unsent.acquire(), if full => {}
+            () = unsent.freed(), if full => {}
+            _ = changes.changed(), if full => {}
             stopped = self.stopping.changed() => stopped.map_err(|_| LedgerError::WriterGone)?,
             changed = self.wake.changed(), if may_start => changed.map_err(|_| LedgerError::WriterGone)?,
             () = sleep_until(until) => {}
@@ -273,11 +312,9 @@ impl Dispatcher {
         Ok(())
     }
 
-    fn finished(
-        &mut self,
-        done: Result<(Vec<i64>, Result<(), LedgerError>), tokio::task::JoinError>,
-    ) -> Result<(), LedgerError> {
-        let (ids, result) = done.map_err(|_| LedgerError::WriterGone)?;
+    fn finished(&mut self, done: Result<Done, tokio::task::JoinError>) -> Result<(), LedgerError> {
+        let (object, ids, result) = done.map_err(|_| LedgerError::WriterGone)?;
+        self.probes.remove(&object);
         for id in &ids {
             self.busy.remove(id);
         }

@@ -17,12 +17,9 @@ use crate::mapping::scope::Scope;
 impl Delivery {
     /// Looks the object up by our id to learn what became of its creation.
     pub(super) async fn find(&self, request: Request) -> Result<(), LedgerError> {
-        self.target.open().await;
+        self.target.open(&self.due.lane.object).await;
         let attempt_seq = self.ledger.writer().write(self.attempt(&request, "")).await?;
-        self.permit().await;
-        let result = self.target.http.send(&request, "").await;
-        let mut outcome = self.judge(&request.step, result);
-        self.target.note(outcome.class, outcome.status, outcome.retry_after).await;
+        let mut outcome = self.ask(&request, "").await;
         let object = self.target.connector.object(&self.due.lane.object);
         let find = object.and_then(|object| match &object.strategy {
             Strategy::CreateOrUpdate { find, .. } => find.as_deref(),

@@ -1,28 +1,25 @@
-//! A target while the daemon runs: its connector, its pace, its gate.
+//! A target while the daemon runs: its connector, its quotas, its gates.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
 
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, Notify};
 use tokio::time::{Instant, sleep_until};
 
 use super::dedup::Dedup;
-use super::gate::Gate;
-use super::quota::Pacer;
+use super::gate::Gates;
+use super::quota::{Permit, Quotas};
 use crate::connector::Connector;
-use crate::connector::classify::Class;
+use crate::connector::classify::{Answer, Class};
+use crate::connector::request::Request;
 use crate::ledger::outbox::Due;
 use crate::mapping::expression::EvaluationError;
 use crate::mapping::route::Route;
 use crate::mapping::upcast::Upcasters;
-use crate::target::HttpTarget;
-
-/// Pause after a 429 that does not say how long.
-const DEFAULT_PAUSE: Duration = Duration::from_secs(1);
-/// Pause after our credentials were refused.
-const UNAUTHORISED_PAUSE: Duration = Duration::from_secs(30);
+use crate::target::Way;
 
 /// Which version of an event an object is made of: that of the route which brings it there.
 #[derive(Clone)]
@@ -58,6 +55,57 @@ pub fn lift(
     Ok(())
 }
 
+/// Deliveries that have been taken and may not leave yet: few, so that what is urgent waits for few.
+#[derive(Debug, Default)]
+pub struct Unsent {
+    count: AtomicUsize,
+    freed: Notify,
+}
+
+/// One of them.
+pub struct Waiting(Arc<Unsent>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.count.fetch_sub(1, Ordering::Relaxed);
+        self.0.freed.notify_one();
+    }
+}
+
+impl Unsent {
+    /// Notes one more.
+    #[must_use]
+    pub fn enter(self: &Arc<Self>) -> Waiting {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        Waiting(self.clone())
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// Ends when one has left.
+    pub async fn freed(&self) {
+        self.freed.notified().await;
+    }
+}
+
+/// What an exchange with the target tells of the target itself.
+pub struct Note<'a> {
+    /// Object it was about.
+    pub object: &'a str,
+    /// The request.
+    pub request: &'a Request,
+    /// What came of it.
+    pub class: Class,
+    /// The answer, when there was one.
+    pub answer: Option<&'a Answer>,
+    /// How long the target asks us to wait.
+    pub retry_after: Option<Duration>,
+}
+
 /// See the module's text.
 pub struct Target {
     /// Name in the settings.
@@ -65,9 +113,9 @@ pub struct Target {
     /// How to talk to it.
     pub connector: Connector,
     /// The way there.
-    pub http: HttpTarget,
-    /// Allowed rate.
-    pub pacer: Pacer,
+    pub way: Way,
+    /// Allowed rates.
+    pub quotas: Quotas,
     /// Deduplication hints.
     pub dedup: Dedup,
     /// Objects may stand there that somebody else has made: they are looked for before one is created.
@@ -78,53 +126,58 @@ pub struct Target {
     pub versions: Versions,
     /// Everything is done but the request.
     pub shadow: bool,
-    /// Whether it may be spoken to.
-    pub gate: Mutex<Gate>,
-    /// Room for deliveries that have been taken and may not leave yet: few, so that what is urgent waits for few.
-    pub unsent: Arc<Semaphore>,
+    /// Whether it may be spoken to, and about which objects.
+    pub gates: Gates,
+    /// See there.
+    pub unsent: Arc<Unsent>,
 }
 
 impl Target {
-    /// Waits until the gate is open.
-    pub async fn open(&self) {
-        while let Some(at) = self.opens_at().await {
+    /// How many more deliveries may be taken to wait for their permit.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        self.quotas.ahead().saturating_sub(self.unsent.count())
+    }
+
+    /// Waits until requests about `object` may leave.
+    pub async fn open(&self, object: &str) {
+        while let Some(at) = self.gates.opens_at(object, Instant::now()) {
             sleep_until(at).await;
         }
     }
 
-    /// Waits until a request may leave: the gate is open and the quota grants it. Called last of all, so that permits
+    /// Waits until a request may leave: the gates are open and the quotas grant it. Called last of all, so that permits
     /// cannot gather behind a slow commit and then leave together.
-    pub async fn permit(&self) {
+    pub async fn permit(&self, object: &str, request: &Request) -> Permit {
         loop {
-            self.open().await;
-            self.pacer.permit().await;
-            // The target may have asked for a pause while the quota was waited for.
-            if self.opens_at().await.is_none() {
-                return;
+            self.open(object).await;
+            let permit = self.quotas.permit(object, request).await;
+            // The target may have asked for a pause while the quotas were waited for.
+            if self.gates.opens_at(object, Instant::now()).is_none() {
+                return permit;
             }
         }
     }
 
-    async fn opens_at(&self) -> Option<Instant> {
-        self.gate.lock().await.opens_at(Instant::now())
-    }
-
     /// Takes an outcome into account for all requests to come.
-    pub async fn note(&self, class: Class, status: Option<u16>, retry_after: Option<Duration>) {
-        let mut gate = self.gate.lock().await;
+    pub fn note(&self, note: &Note<'_>) {
+        let Note { object, request, class, answer, retry_after } = note;
+        let throttled = *class == Class::Throttled;
+        let alone =
+            answer.is_some_and(|answer| self.quotas.learn(object, request, answer, throttled, *retry_after));
+        let status = answer.map(|answer| answer.status);
         let now = Instant::now();
         match class {
-            Class::Throttled => {
-                gate.answered();
-                gate.pause(now, retry_after.unwrap_or(DEFAULT_PAUSE));
-            }
+            Class::Throttled if alone => {}
+            Class::Throttled => self.gates.throttled(now, *retry_after),
             Class::Unauthorised => {
                 tracing::error!(target_name = %self.name, "the target refuses our credentials; it is paused");
-                gate.pause(now, UNAUTHORISED_PAUSE);
+                self.gates.unauthorised(now);
             }
-            // Contention over one object is an answer; only silence and server errors speak of the target as a whole.
-            Class::Transient | Class::Uncertain if status.is_none_or(|status| status >= 500) => {
-                gate.failed(now, rand::random());
+            Class::Transient | Class::Uncertain if status.is_none() => self.gates.silent(now, rand::random()),
+            // Contention over one object is an answer; only silence and server errors speak of more.
+            Class::Transient | Class::Uncertain if status.is_some_and(|status| status >= 500) => {
+                self.gates.failed(object, now, rand::random());
             }
             Class::Transient
             | Class::Uncertain
@@ -132,7 +185,7 @@ impl Target {
             | Class::Duplicate
             | Class::Rejected
             | Class::Conflict
-            | Class::Missing => gate.answered(),
+            | Class::Missing => self.gates.answered(object),
         }
     }
 

@@ -87,7 +87,10 @@ mod tests {
         let [money, entitlement, profile, backfill] = shares(32_000, Priority::Money, false);
         assert_eq!(money, 32_000);
         assert_eq!(entitlement + profile + backfill, 1_000);
-        assert!(backfill >= 200 && profile >= 200 && entitlement >= 400, "{entitlement} {profile} {backfill}");
+        assert!(
+            backfill >= 200 && profile >= 200 && entitlement >= 400,
+            "{entitlement} {profile} {backfill}"
+        );
     }
 
     #[test]

@@ -99,10 +99,11 @@ const DUE: &str = "
     select p.id
     from unnest($2::smallint[]) as s(shard)
     cross join unnest($3::smallint[]) as c(class)
+    cross join unnest($7::text[]) as o(object)
     cross join lateral (
       select d.id, d.due_at from delivery d
-      where d.target = $1 and d.ready and d.shard = s.shard and d.class = c.class and d.due_at <= now()
-        and d.id not in (select unnest($5::bigint[]))
+      where d.target = $1 and d.ready and d.object = o.object and d.shard = s.shard and d.class = c.class
+        and d.due_at <= now() and d.id not in (select unnest($5::bigint[]))
       order by d.due_at, d.id limit $4) p
     order by c.class, p.due_at, p.id limit $6),
   head as (
@@ -132,9 +133,11 @@ const DUE: &str = "
 
 const NEXT_DUE_AT: &str = "
   select min(d.due_at) from unnest($2::smallint[]) as s(shard) cross join generate_series(0, 3) as c(class)
+  cross join unnest($3::text[]) as o(object)
   cross join lateral (
     select d.due_at from delivery d
-    where d.target = $1 and d.ready and d.shard = s.shard and d.class = c.class and d.due_at > now()
+    where d.target = $1 and d.ready and d.object = o.object and d.shard = s.shard and d.class = c.class
+      and d.due_at > now()
     order by d.due_at limit 1) d";
 
 /// Shards into which the lanes of a target are divided: the ledger's column `shard`.
@@ -145,6 +148,8 @@ pub const SHARDS: i16 = 8;
 pub struct Wanted<'a> {
     /// Target.
     pub target: &'a str,
+    /// Which objects.
+    pub objects: &'a [&'a str],
     /// Whose lanes.
     pub shards: &'a [i16],
     /// Of which classes.
@@ -170,12 +175,14 @@ impl Outbox {
 
     /// Heads of lanes that are due, by class and oldest first.
     pub async fn due(&self, client: &Client, wanted: &Wanted<'_>) -> Result<Vec<Due>, LedgerError> {
-        let Wanted { target, shards, classes, most, busy } = wanted;
+        let Wanted { target, objects, shards, classes, most, busy } = wanted;
         let classes: Vec<i16> = classes.iter().map(|class| class.number()).collect();
         let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         // Lanes are spread evenly over the shards: a little more than its part of each is enough.
         let part = number(2 * most / shards.len().max(1) + 4);
-        let rows = client.query(&self.due, &[target, shards, &classes, &part, busy, &number(*most)]).await?;
+        let rows = client
+            .query(&self.due, &[target, shards, &classes, &part, busy, &number(*most), objects])
+            .await?;
         read_due(client, target, &rows).await
     }
 
@@ -184,10 +191,23 @@ impl Outbox {
         &self,
         client: &Client,
         target: &str,
+        objects: &[String],
         shards: &[i16],
     ) -> Result<Option<Timestamp>, LedgerError> {
-        Ok(client.query_one(&self.next_due_at, &[&target, &shards]).await?.try_get(0)?)
+        Ok(client.query_one(&self.next_due_at, &[&target, &shards, &objects]).await?.try_get(0)?)
     }
+}
+
+/// Objects of which something is owed to `target`; each is found by one look into the index.
+pub async fn owed_objects(client: &Client, target: &str) -> Result<Vec<String>, LedgerError> {
+    let sql = "with recursive found(object) as (
+                 select min(object) from delivery where target = $1 and ready
+                 union all
+                 select (select min(d.object) from delivery d where d.target = $1 and d.ready and d.object > f.object)
+                 from found f where f.object is not null)
+               select object from found where object is not null";
+    let rows = client.query(sql, &[&target]).await?;
+    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
 
 async fn read_due(

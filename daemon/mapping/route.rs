@@ -215,11 +215,7 @@ fn read_priority(node: &Node, problems: &mut Problems) -> Option<Priority> {
     let found = Priority::ALL.into_iter().find(|priority| priority.as_str() == text);
     if found.is_none() {
         let known = Priority::ALL.map(Priority::as_str);
-        problems.add(
-            &node.at,
-            format!("there is no priority `{text}`"),
-            suggestion(&text, &known, "one of"),
-        );
+        problems.add(&node.at, format!("there is no priority `{text}`"), suggestion(&text, &known, "one of"));
     }
     found
 }

@@ -34,7 +34,7 @@ pub async fn gather(config: &Config, now: Timestamp) -> Result<Value, LedgerErro
         let figures = figures.targets.get(&target.name).cloned().unwrap_or_default();
         let oldest: Option<f64> = figures.oldest_open_at.map(|at| now.duration_since(at).as_secs_f64());
         json!({
-            "name": target.name, "quota": target.quota.to_string(), "deliveries": figures.deliveries,
+            "name": target.name, "quota": target.quota_text(), "deliveries": figures.deliveries,
             "oldest_open_seconds": oldest,
         })
     });

@@ -29,9 +29,9 @@ pub enum SendError {
 pub struct HttpTarget {
     client: reqwest::Client,
     base_url: String,
-    auth: Auth,
+    auth: Option<Auth>,
     user: Option<String>,
-    api_key: Secret,
+    api_key: Option<Secret>,
     key_header: Option<HeaderName>,
 }
 
@@ -41,7 +41,7 @@ impl HttpTarget {
         connector: &Connector,
         base_url: &str,
         user: Option<&str>,
-        api_key: Secret,
+        api_key: Option<Secret>,
     ) -> Result<Self, reqwest::Error> {
         let mut headers = HeaderMap::new();
         for (name, value) in &connector.headers {
@@ -75,8 +75,9 @@ impl HttpTarget {
         let method = reqwest::Method::from_bytes(request.method.as_bytes())
             .map_err(|error| not_sent(error.to_string()))?;
         let mut builder = self.client.request(method, format!("{}{}", self.base_url, request.path));
-        builder =
-            builder.header(AUTHORIZATION, self.authorization().map_err(|error| not_sent(error.to_string()))?);
+        if let Some(authorization) = self.authorization().map_err(|error| not_sent(error.to_string()))? {
+            builder = builder.header(AUTHORIZATION, authorization);
+        }
         if let (Some(name), "POST") = (&self.key_header, request.method.as_str()) {
             builder = builder.header(name, idempotency_key);
         }
@@ -94,9 +95,10 @@ impl HttpTarget {
         Ok(Answer { status, headers, body })
     }
 
-    fn authorization(&self) -> Result<HeaderValue, SecretError> {
-        let secret = self.api_key.read()?;
-        let text = match self.auth {
+    fn authorization(&self) -> Result<Option<HeaderValue>, SecretError> {
+        let (Some(auth), Some(api_key)) = (self.auth, &self.api_key) else { return Ok(None) };
+        let secret = api_key.read()?;
+        let text = match auth {
             Auth::Bearer => format!("Bearer {}", secret.expose()),
             Auth::Basic => {
                 let pair = format!("{}:{}", self.user.as_deref().unwrap_or_default(), secret.expose());
@@ -105,7 +107,7 @@ impl HttpTarget {
         };
         let mut value = HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static(""));
         value.set_sensitive(true);
-        Ok(value)
+        Ok(Some(value))
     }
 }
 

@@ -9,9 +9,9 @@ use tokio_postgres::Client;
 use super::rehearsal::{printed, shown};
 use crate::config::{Config, TargetConfig};
 use crate::dispatch::target::lift;
+use crate::event::Priority;
 use crate::ledger::LedgerError;
 use crate::ledger::command::{self, Held};
-use crate::event::Priority;
 use crate::ledger::outbox::{Outbox, SHARDS, Wanted, open_deliveries};
 
 /// Describes what is owed, to all or `only` one; `first`: requests shown for each target.
@@ -30,7 +30,7 @@ pub async fn plan(
         let owed = open_deliveries(client, &target.name).await?;
         let total: i64 = owed.iter().map(|owed| owed.lanes).sum();
         let mode = if target.shadow { ", shadow: nothing is sent" } else { "" };
-        let _ = writeln!(out, "{} ({}{mode}): {}", target.name, target.quota, summary(target, total));
+        let _ = writeln!(out, "{} ({}{mode}): {}", target.name, target.quota_text(), summary(target, total));
         for owed in &owed {
             let _ = writeln!(
                 out,
@@ -43,8 +43,10 @@ pub async fn plan(
         {
             let _ = writeln!(out, "  held: {operation} {object}: {count} deliveries: {reason}");
         }
+        let objects: Vec<&str> = owed.iter().map(|owed| owed.object.as_str()).collect();
         let wanted = Wanted {
             target: &target.name,
+            objects: &objects,
             shards: &shards,
             classes: &Priority::ALL,
             most: usize::try_from(first).unwrap_or_default(),
@@ -70,7 +72,8 @@ fn summary(target: &TargetConfig, requests: i64) -> String {
     if requests == 0 {
         return "nothing is owed".to_owned();
     }
-    let (_, interval) = target.quota.bucket();
+    let slowest = target.rates().into_iter().map(|rate| rate.bucket().1).max();
+    let interval = slowest.unwrap_or_default();
     let count = u32::try_from(requests).unwrap_or(u32::MAX);
     let requests = if requests == 1 { "1 request".to_owned() } else { format!("{requests} requests") };
     format!("{requests}, about {}", spoken(interval.saturating_mul(count)))

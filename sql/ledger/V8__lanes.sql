@@ -20,7 +20,7 @@ alter table delivery
 -- No index names `state`: a change from pending to sending, which each delivery goes through, touches none of them.
 drop index delivery_held, delivery_aside, delivery_waiting;
 create unique index delivery_head on delivery (target, object, canonical_id) where head;
-create index delivery_ready on delivery (target, shard, class, due_at, id) where ready;
+create index delivery_ready on delivery (target, object, shard, class, due_at, id) where ready;
 create index delivery_waits on delivery (target, waits_for) where waits_for is not null;
 create index delivery_aside on delivery (target, object, id) where aside;
 

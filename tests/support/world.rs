@@ -180,6 +180,7 @@ connector = "stripe"
 base_url = "{stripe}"
 api_key = {{ file = "{stripe_key}" }}
 quota = "{stripe_quota}"
+quotas = {{ endpoint = "{stripe_quota}", search = "{stripe_quota}" }}
 [targets.zendesk]
 connector = "zendesk"
 base_url = "{zendesk}"

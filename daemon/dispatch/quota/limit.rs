@@ -1,0 +1,244 @@
+//! One limit while the daemon runs: its rates in force, what is left of them, and its pauses.
+
+use std::collections::HashMap;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use governor::clock::DefaultClock;
+use governor::state::{InMemoryState, NotKeyed};
+use governor::{Quota as Cells, RateLimiter};
+use tokio::time::Instant;
+
+use super::shared::Draw;
+use super::{QuotaSettings, Shown};
+use crate::connector::limit::{Limit, Rate, Report};
+
+/// What is left of the rates after a refusal.
+const CUT: f64 = 0.7;
+/// Never less than this part.
+const LEAST: f64 = 0.01;
+/// What comes back of the rates, and how often while nothing is refused.
+const RECOVERED: f64 = 0.05;
+const RECOVERS_EVERY: Duration = Duration::from_secs(10);
+/// Refusals of requests that were on their way together count as one.
+const TOGETHER: Duration = Duration::from_secs(1);
+/// Pause of a limit that was exceeded, when the answer does not say how long.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Keys remembered of a limit that is kept for each: beyond that the idle ones are forgotten.
+const MOST_KEYS: usize = 10_000;
+
+/// What a request takes of a limit.
+#[derive(Debug, Clone)]
+pub struct Demand {
+    /// Of which of its buckets.
+    pub key: String,
+    /// How much.
+    pub weight: NonZeroU32,
+}
+
+/// A bucket of one window.
+#[derive(Clone)]
+pub struct Bucket {
+    limiter: Arc<RateLimiter<NotKeyed, InMemoryState, DefaultClock>>,
+    /// Window length.
+    pub window: Duration,
+    weight: NonZeroU32,
+}
+
+impl Bucket {
+    /// Waits until it grants its weight; one that it could never grant at once is taken bit by bit.
+    pub async fn take(&self) {
+        if self.limiter.until_n_ready(self.weight).await.is_err() {
+            for _ in 0..self.weight.get() {
+                self.limiter.until_ready().await;
+            }
+        }
+    }
+}
+
+/// A bucket that starts empty: what was sent within the window before is not known here, so the burst has to be earned first.
+fn limiter(rate: Rate) -> Arc<RateLimiter<NotKeyed, InMemoryState, DefaultClock>> {
+    let (burst, interval) = rate.bucket();
+    let cells = Cells::with_period(interval).unwrap_or(Cells::per_second(NonZeroU32::MIN)).allow_burst(burst);
+    let limiter = RateLimiter::direct(cells);
+    // A burst never exceeds the bucket, so it is always granted.
+    let _ = limiter.check_n(burst);
+    Arc::new(limiter)
+}
+
+/// See the module's text.
+pub struct LimitState {
+    /// What the settings or the connector say.
+    base: Vec<Rate>,
+    origin: &'static str,
+    tuned: Option<Vec<Rate>>,
+    share: f64,
+    told: Option<f64>,
+    /// Part of the rates that is used since the last refusals.
+    cut: f64,
+    refused_at: Option<Instant>,
+    eased_at: Option<Instant>,
+    /// Processes that share the rates, when nothing else divides them.
+    processes: u32,
+    paused: HashMap<String, Instant>,
+    /// Buckets by key, for all of the rate and for the part of one process.
+    buckets: HashMap<(String, bool), Vec<Bucket>>,
+}
+
+impl LimitState {
+    pub fn new(limit: &Limit, settings: &QuotaSettings) -> Self {
+        let mut state = Self {
+            base: Vec::new(),
+            origin: "connector",
+            tuned: None,
+            share: 1.0,
+            told: None,
+            cut: 1.0,
+            refused_at: None,
+            eased_at: None,
+            processes: 1,
+            paused: HashMap::new(),
+            buckets: HashMap::new(),
+        };
+        state.configure(limit, settings);
+        state
+    }
+
+    pub fn configure(&mut self, limit: &Limit, settings: &QuotaSettings) {
+        let (base, origin) = match settings.rates.get(&limit.name) {
+            Some(rates) => (rates.clone(), "settings"),
+            None => (limit.rates.iter().map(|rate| rate.scaled(settings.share)).collect(), "connector"),
+        };
+        if base != self.base || settings.share != self.share {
+            self.buckets.clear();
+        }
+        (self.base, self.origin, self.share) = (base, origin, settings.share);
+    }
+
+    pub fn tune(&mut self, rates: Option<Vec<Rate>>) {
+        self.tuned = rates;
+        self.buckets.clear();
+    }
+
+    pub fn divide(&mut self, processes: u32) -> bool {
+        let changed = self.processes != processes.max(1);
+        self.processes = processes.max(1);
+        if changed {
+            self.buckets.retain(|(_, is_shared), _| *is_shared);
+        }
+        changed
+    }
+
+    /// Rates in force.
+    fn rates(&self) -> Vec<Rate> {
+        let rates = self.tuned.as_ref().unwrap_or(&self.base);
+        let rates = rates.iter().enumerate().map(|(index, rate)| {
+            let told = self.told.filter(|_| index == 0).map(|told| (told * self.share).floor().max(1.0));
+            let requests = told.map_or(rate.requests.get(), |told| rate.requests.get().min(told as u32));
+            Rate { requests: NonZeroU32::new(requests).unwrap_or(NonZeroU32::MIN), ..*rate }.scaled(self.cut)
+        });
+        rates.collect()
+    }
+
+    pub fn slowest_per_second(&self) -> Option<f64> {
+        self.rates().iter().map(Rate::per_second).min_by(f64::total_cmp)
+    }
+
+    /// The buckets a request has to pass.
+    pub fn buckets(&mut self, demand: &Demand, is_shared: bool) -> Vec<Bucket> {
+        let key = (demand.key.clone(), is_shared);
+        if !self.buckets.contains_key(&key) {
+            if self.buckets.len() >= MOST_KEYS {
+                self.buckets.clear();
+            }
+            let part = if is_shared { 1.0 } else { 1.0 / f64::from(self.processes) };
+            let made = self.rates().into_iter().map(|rate| Bucket {
+                limiter: limiter(rate.scaled(part)),
+                window: rate.window,
+                weight: NonZeroU32::MIN,
+            });
+            let made = made.collect();
+            self.buckets.insert(key.clone(), made);
+        }
+        let found = self.buckets.get(&key).cloned().unwrap_or_default();
+        found.into_iter().map(|bucket| Bucket { weight: demand.weight, ..bucket }).collect()
+    }
+
+    /// The same for buckets that all processes draw from.
+    pub fn draws(&self, name: &str, demand: &Demand) -> Vec<Draw> {
+        let draw = |rate: Rate| {
+            let (burst, interval) = rate.bucket();
+            let key = format!("{name}:{}:{}", rate.window.as_secs(), demand.key);
+            Draw { key, burst: burst.get(), interval, weight: demand.weight.get() }
+        };
+        self.rates().into_iter().map(draw).collect()
+    }
+
+    pub fn paused_until(&self, key: &str, now: Instant) -> Option<Instant> {
+        self.paused.get(key).copied().filter(|until| *until > now)
+    }
+
+    fn pause(&mut self, key: &str, until: Instant, now: Instant) {
+        self.paused.retain(|_, until| *until > now);
+        let known = self.paused.entry(key.to_owned()).or_insert(until);
+        *known = (*known).max(until);
+    }
+
+    /// What an answer says counts more than what the settings say, where it is less.
+    pub fn told(&mut self, key: &str, report: &Report, now: Instant) -> bool {
+        // What is left to others is not ours to use up.
+        let left = report.limit.unwrap_or_default() * (1.0 - self.share);
+        if let (Some(remaining), Some(reset)) = (report.remaining, report.reset)
+            && remaining <= left
+        {
+            self.pause(key, now + reset, now);
+        }
+        let changed = report.limit.is_some_and(|limit| limit >= 1.0 && self.told != Some(limit));
+        if changed {
+            self.told = report.limit;
+            self.buckets.clear();
+        }
+        changed
+    }
+
+    /// The target refused a request for going too fast.
+    pub fn refused(&mut self, key: &str, report: &Report, wait: Option<Duration>, now: Instant) -> bool {
+        self.pause(key, now + wait.or(report.reset).unwrap_or(PAUSE), now);
+        if self.refused_at.is_some_and(|at| now.duration_since(at) < TOGETHER) {
+            return false;
+        }
+        self.refused_at = Some(now);
+        self.eased_at = Some(now);
+        // One that says how much is left needs no guess.
+        if report.remaining.is_some() {
+            return false;
+        }
+        self.cut = (self.cut * CUT).max(LEAST);
+        self.buckets.clear();
+        true
+    }
+
+    /// The target took a request: by and by it is trusted again.
+    pub fn granted(&mut self, now: Instant) -> bool {
+        let due = self.eased_at.is_some_and(|at| now.duration_since(at) >= RECOVERS_EVERY);
+        if self.cut >= 1.0 || !due {
+            return false;
+        }
+        self.eased_at = Some(now);
+        self.cut = (self.cut + RECOVERED).min(1.0);
+        self.buckets.clear();
+        true
+    }
+
+    pub fn show(&self, limit: &Limit) -> Shown {
+        Shown {
+            name: limit.name.clone(),
+            rates: self.rates(),
+            origin: if self.tuned.is_some() { "operator" } else { self.origin },
+            told: self.told,
+            cut: self.cut,
+            at_once: limit.at_once,
+        }
+    }
+}

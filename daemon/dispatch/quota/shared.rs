@@ -1,0 +1,88 @@
+//! Buckets in Redis that all processes draw from: the generic cell rate algorithm, decided by Redis in one step and by Redis's
+//! own clock. Losing all of it costs a pause of one burst; without Redis each process keeps to its part (INV-2).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use crate::cache::Cache;
+
+/// A bucket and what is drawn from it.
+#[derive(Debug, Clone)]
+pub struct Draw {
+    /// Its name within the target.
+    pub key: String,
+    /// How much passes at once when it is full.
+    pub burst: u32,
+    /// After which one more passes.
+    pub interval: Duration,
+    /// How much is drawn.
+    pub weight: u32,
+}
+
+/// Draws from all buckets or from none. What will be there within a quarter of a second is drawn in advance: the answer is how many
+/// microseconds to wait until it is there; a negative one, after how many to ask again. Each bucket is the time at which it will be
+/// full again; one that Redis has forgotten starts empty. KEYS are the buckets; ARGV has for each its burst, its interval in
+/// microseconds, and the weight.
+const SCRIPT: &str = "
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local wait = 0
+local full_at = {}
+for i, key in ipairs(KEYS) do
+  local burst, interval, weight = tonumber(ARGV[3*i-2]), tonumber(ARGV[3*i-1]), tonumber(ARGV[3*i])
+  local known = tonumber(redis.call('GET', key))
+  local at = known or (now + burst * interval)
+  if at > now + burst * interval then at = now + burst * interval end
+  if at < now then at = now end
+  weight = math.min(weight, burst)
+  full_at[i] = at + weight * interval
+  local over = full_at[i] - (now + burst * interval)
+  if over > wait then wait = over end
+  if not known then
+    redis.call('SET', key, string.format('%.0f', at), 'PX', math.ceil((at - now) / 1000) + 1000)
+  end
+end
+if wait > 250000 then return -math.ceil(wait - 200000) end
+for i, key in ipairs(KEYS) do
+  redis.call('SET', key, string.format('%.0f', full_at[i]), 'PX', math.ceil((full_at[i] - now) / 1000) + 1000)
+end
+return math.ceil(wait)";
+
+/// The buckets of one target.
+pub struct SharedBuckets {
+    cache: Arc<Cache>,
+    prefix: String,
+    script: redis::Script,
+}
+
+impl SharedBuckets {
+    /// `account`: what shares the limits, by name. The braces keep its keys on one node of a cluster.
+    #[must_use]
+    pub fn new(cache: Arc<Cache>, account: &str) -> Self {
+        Self { cache, prefix: format!("tailwater:quota:{{{account}}}:"), script: redis::Script::new(SCRIPT) }
+    }
+
+    /// Draws, and waits until it is there; false when Redis does not answer.
+    pub async fn take(&self, draws: &[Draw]) -> bool {
+        if draws.is_empty() {
+            return true;
+        }
+        loop {
+            let mut call = self.script.prepare_invoke();
+            for draw in draws {
+                let interval = u64::try_from(draw.interval.as_micros()).unwrap_or(u64::MAX);
+                call.key(format!("{}{}", self.prefix, draw.key))
+                    .arg(draw.burst)
+                    .arg(interval)
+                    .arg(draw.weight);
+            }
+            let Some(wait) = self.cache.script::<i64>(&call).await else { return false };
+            sleep(Duration::from_micros(wait.unsigned_abs())).await;
+            if wait >= 0 {
+                return true;
+            }
+        }
+    }
+}
