@@ -10,12 +10,13 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cache::Cache;
-use crate::cli::{Cli, Command, ConfigArgs, LedgerCommand, MappingsCommand, SourceCommand};
+use crate::cli::{Cli, Command, ConfigArgs, LedgerCommand, MappingsCommand, RunRole, SourceCommand};
 use crate::config::secret::Secret;
 use crate::config::source::SourceConfig;
 use crate::config::{Config, load};
 use crate::ledger::LedgerError;
 use crate::ledger::command::Command as LedgerOrder;
+use crate::ledger::process::Role;
 use crate::ledger::verify::{Verdict, verify};
 use crate::operate::{Reread, drain_slot, recover, reread, source_named};
 use crate::ops::status;
@@ -25,6 +26,8 @@ use crate::source::postgres::connection::ReplicationConnection;
 use crate::source::postgres::presence::Presence;
 use crate::source::postgres::script::{Names, source_sql, uninstall_sql};
 use crate::supervise::run;
+use crate::tuning::quota;
+use crate::work_list::deliveries;
 use crate::workbench;
 
 /// Wrong usage of the command line.
@@ -59,7 +62,15 @@ pub fn main() -> ExitCode {
 
 async fn dispatch(command: Command) -> ExitCode {
     match command {
-        Command::Run(args) => with_config(&args, run).await,
+        Command::Run { config, role } => {
+            let role = match role {
+                RunRole::All => Role::All,
+                RunRole::Capture => Role::Capture,
+                RunRole::Dispatch => Role::Dispatch,
+            };
+            let settings = config.config.clone();
+            with_config(&config, |config| run(config, settings, role)).await
+        }
         Command::Check { config, json } => check(&config, json).await,
         Command::Status { config, json } => with_config(&config, |config| show_status(config, json)).await,
         Command::Recover { config, source, accept_new_cluster } => {
@@ -94,6 +105,8 @@ async fn dispatch(command: Command) -> ExitCode {
         }
         Command::Identity(command) => identity(command).await,
         Command::Wave(command) => wave(command).await,
+        Command::Quota(command) => quota(command).await,
+        Command::Deliveries(command) => deliveries(command).await,
         Command::Backfill { config, events, source } => {
             with_config(&config, |config| backfill(config, source, events)).await
         }

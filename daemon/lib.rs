@@ -22,10 +22,14 @@ pub mod ops;
 pub mod orders;
 pub mod pg;
 pub mod pg_tls;
+mod prepare;
+mod reload;
 pub mod source;
 pub mod supervise;
 pub mod target;
 pub mod trial;
+mod tuning;
+mod work_list;
 pub mod workbench;
 
 /// Rows are made by one thread and let go by another, which the system's allocator is slow at.

@@ -20,7 +20,7 @@ use crate::operate::{Refusal, down, finish, operator, source_named, target_named
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Carries a command out, or has it carried out.
-async fn order(config: &Config, client: &Client, order: Command) -> Result<(), Refusal> {
+pub async fn order(config: &Config, client: &Client, order: Command) -> Result<(), Refusal> {
     let who = operator();
     if !is_served(client).await? {
         let ledger = Ledger::open(&config.ledger).await?;
@@ -29,7 +29,7 @@ async fn order(config: &Config, client: &Client, order: Command) -> Result<(), R
             return Ok(());
         }
         let asked = Asked { id, command: order, requested_by: who };
-        ledger.writer().write(command::batch(asked)).await?;
+        command::carry_out(ledger.reader(), ledger.writer(), asked).await?;
         return Ok(());
     }
     let id = command::ask(client, &order, &who).await?;
@@ -46,7 +46,8 @@ async fn order(config: &Config, client: &Client, order: Command) -> Result<(), R
     Ok(())
 }
 
-async fn client(config: &Config) -> Result<Client, Refusal> {
+/// A session on the ledger.
+pub async fn client(config: &Config) -> Result<Client, Refusal> {
     config.ledger.connect("tailwater-order").await.map_err(down)
 }
 

@@ -8,8 +8,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use rustls::ClientConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_postgres::config::SslMode;
-use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls};
 use tokio_postgres_rustls_improved::MakeRustlsConnect;
 
 use crate::config::secret::Secret;
@@ -99,13 +100,26 @@ pub fn is_local(host: &str) -> bool {
 impl Database {
     /// Opens an SQL session; its connection runs in a task of its own until the client is dropped.
     pub async fn connect(&self, application_name: &str) -> Result<Client, ConnectError> {
-        let session = tokio::time::timeout(CONNECT_TIMEOUT, self.session(application_name));
+        self.connect_and_hear(application_name, || ()).await
+    }
+
+    /// The same; `heard` is called for each notification of what the session listens to.
+    pub async fn connect_and_hear(
+        &self,
+        application_name: &str,
+        heard: impl Fn() + Send + 'static,
+    ) -> Result<Client, ConnectError> {
+        let session = tokio::time::timeout(CONNECT_TIMEOUT, self.session(application_name, heard));
         session
             .await
             .unwrap_or_else(|_| Err(ConnectError::Silent { host: self.host.clone(), port: self.port }))
     }
 
-    async fn session(&self, application_name: &str) -> Result<Client, ConnectError> {
+    async fn session(
+        &self,
+        application_name: &str,
+        heard: impl Fn() + Send + 'static,
+    ) -> Result<Client, ConnectError> {
         let mut config = Config::new();
         config.host(&self.host).port(self.port).user(&self.user).dbname(&self.dbname);
         config.application_name(application_name).options(self.session_options());
@@ -125,7 +139,7 @@ impl Database {
         if self.tls == TlsMode::Disable {
             config.ssl_mode(SslMode::Disable);
             let (client, connection) = config.connect(NoTls).await.map_err(failed)?;
-            tokio::spawn(connection);
+            tokio::spawn(drive(connection, heard));
             return Ok(client);
         }
         config.ssl_mode(if self.tls.insists() { SslMode::Require } else { SslMode::Prefer });
@@ -134,7 +148,7 @@ impl Database {
         }
         let (client, connection) =
             config.connect(MakeRustlsConnect::new(self.tls_config()?)).await.map_err(failed)?;
-        tokio::spawn(connection);
+        tokio::spawn(drive(connection, heard));
         Ok(client)
     }
 
@@ -148,5 +162,18 @@ impl Database {
     /// What TLS verifies.
     pub fn tls_config(&self) -> Result<ClientConfig, ConnectError> {
         client_config(self.tls, self.root_certificates.as_deref(), self.certificate.as_ref())
+    }
+}
+
+/// Runs a connection until it ends; that it has, its client finds out.
+async fn drive<S, T>(mut connection: Connection<S, T>, heard: impl Fn())
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    while let Some(Ok(message)) = std::future::poll_fn(|context| connection.poll_message(context)).await {
+        if matches!(message, AsyncMessage::Notification(_)) {
+            heard();
+        }
     }
 }

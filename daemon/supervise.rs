@@ -1,6 +1,6 @@
 //! The daemon's supervision: starts every loop on a ledger, and starts them all again when the ledger was away.
 
-use std::collections::HashMap;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,38 +8,34 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::app::{EX_CONFIG, fail};
-use crate::cache::Cache;
-use crate::capture::Source;
 use crate::capture::error::CaptureError;
 use crate::capture::follow::Follower;
 use crate::capture::guard::Guard;
 use crate::capture::mass::MassGuard;
-use crate::config::secret::Secret;
-use crate::config::{Config, TargetConfig};
-use crate::connector::Transport;
-use crate::dispatch::dedup::Dedup;
-use crate::dispatch::gate::Gates;
-use crate::dispatch::quota::Quotas;
-use crate::dispatch::quota::shared::SharedBuckets;
+use crate::config::Config;
+use crate::dispatch::Dispatcher;
 use crate::dispatch::retry::backoff;
-use crate::dispatch::target::Versions;
-use crate::dispatch::{Dispatcher, Target};
 use crate::ledger::batch::Batch;
 use crate::ledger::entry::{EntryKind, NewEntry};
+use crate::ledger::membership::{Ambition, Membership};
+use crate::ledger::process::Role;
 use crate::ledger::{Ledger, LedgerError, recent};
-use crate::ops::commands::{Waves, serve};
+use crate::ops::commands::{COMMANDS, Watched, Waves, serve};
 use crate::ops::log;
 use crate::ops::pulse::Pulses;
 use crate::ops::systemd::{feed_watchdog, notify};
-use crate::target::{HttpTarget, Way};
+use crate::prepare::{Prepared, prepare};
+use crate::reload::{note_reloads, reload_on_hangup, tune};
 
 /// How long requests in flight may take when the daemon stops.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(20);
+/// Lease of the process that follows the sources.
+const CAPTURE: &str = "capture";
 
 /// How a run of all loops ended.
 enum End {
@@ -51,8 +47,8 @@ enum End {
     Refused(String),
 }
 
-/// `tailwater run`.
-pub async fn run(config: Config) -> ExitCode {
+/// `tailwater run`. `settings`: where they are read again from.
+pub async fn run(config: Config, settings: PathBuf, role: Role) -> ExitCode {
     log::start();
     let pulses = Arc::new(Pulses::default());
     tokio::spawn(feed_watchdog(pulses.clone()));
@@ -62,24 +58,30 @@ pub async fn run(config: Config) -> ExitCode {
         stop.send_replace(true);
     });
     let waves = Waves::default();
-    let (sources, targets) = match prepare(config, &waves) {
-        Ok(parts) => parts,
+    let prepared = match prepare(config, &waves) {
+        Ok(prepared) => prepared,
         Err(message) => return fail(EX_CONFIG, &message),
     };
-    for source in &sources.0 {
-        tokio::spawn(Guard::new(source.clone()).run());
+    let (reloads, reloaded) = mpsc::channel(1);
+    tokio::spawn(reload_on_hangup(settings, prepared.targets.clone(), reloads));
+    let reloaded = Arc::new(Mutex::new(reloaded));
+    if role.captures() {
+        for source in &prepared.sources {
+            tokio::spawn(Guard::new(source.clone()).run());
+        }
     }
     let mut failures = 0;
     loop {
         pulses.clear();
         let supervisor = Supervisor {
-            sources: &sources.0,
-            targets: &targets,
+            prepared: &prepared,
+            role,
             waves: &waves,
             pulses: &pulses,
             stopping: &stopping,
+            reloaded: &reloaded,
         };
-        match supervisor.run(&sources.1).await {
+        match supervisor.run().await {
             End::Stopped => return ExitCode::SUCCESS,
             End::Refused(message) => {
                 notify(&[NotifyState::Status("refused; see the log")]);
@@ -101,123 +103,57 @@ pub async fn run(config: Config) -> ExitCode {
     }
 }
 
-type Sources = (Vec<Arc<Source>>, crate::pg::Database);
-
-/// Turns settings into what runs.
-fn prepare(config: Config, waves: &Waves) -> Result<(Sources, Vec<Arc<Target>>), String> {
-    let mut by_system: HashMap<String, Vec<String>> = HashMap::new();
-    for target in &config.targets {
-        by_system.entry(target.connector.system.clone()).or_default().push(target.name.clone());
-    }
-    let routes = Arc::new(config.routes);
-    let sources = config.sources.into_iter();
-    let upcasters = Arc::new(config.upcasters);
-    let source =
-        |source| Source::new(source, (routes.clone(), upcasters.clone()), by_system.clone(), waves.clone());
-    let sources = sources.map(|config| Arc::new(source(config)));
-    let sources = sources.collect();
-    let versions = Versions { routes: routes.clone(), upcasters: upcasters.clone() };
-    let cache = Arc::new(Cache::new(config.redis));
-    let prepare = |target| prepare_target(target, &cache, versions.clone());
-    let targets = config.targets.into_iter().map(prepare);
-    let targets = targets.collect::<Result<_, String>>()?;
-    Ok(((sources, config.ledger), targets))
-}
-
-fn prepare_target(
-    target: TargetConfig,
-    cache: &Arc<Cache>,
-    versions: Versions,
-) -> Result<Arc<Target>, String> {
-    // A secret that cannot be read now would only be found out at the first delivery.
-    let failed = |error: String| format!("target \"{}\": {error}", target.name);
-    target.api_key.as_ref().map(Secret::read).transpose().map_err(|error| failed(error.to_string()))?;
-    let way = match target.connector.transport {
-        Transport::Http => {
-            let (user, key) = (target.user.as_deref(), target.api_key.clone());
-            let http = HttpTarget::new(&target.connector, &target.base_url, user, key);
-            Way::Http(http.map_err(|error| failed(error.to_string()))?)
-        }
-        Transport::Discard => Way::Discard,
-    };
-    let limits = target.connector.limits.clone();
-    let shared = SharedBuckets::new(cache.clone(), &target.name);
-    Ok(Arc::new(Target {
-        way,
-        quotas: Quotas::new(limits, &target.quota, Some(shared)),
-        name: target.name,
-        connector: target.connector,
-        unsent: Arc::default(),
-        dedup: Dedup::new(cache.clone()),
-        shadow: target.shadow,
-        versions,
-        adopts: target.adopts,
-        adopting: Mutex::new(()),
-        gates: Gates::default(),
-    }))
-}
-
 struct Supervisor<'a> {
-    sources: &'a [Arc<Source>],
-    targets: &'a [Arc<Target>],
+    prepared: &'a Prepared,
+    role: Role,
     waves: &'a Waves,
     pulses: &'a Pulses,
     stopping: &'a watch::Receiver<bool>,
+    reloaded: &'a Arc<Mutex<mpsc::Receiver<Value>>>,
 }
 
 impl Supervisor<'_> {
     /// Opens the ledger, and takes up what it says of earlier runs.
-    async fn open(&self, database: &crate::pg::Database) -> Result<Ledger, LedgerError> {
-        let ledger = Ledger::open(database).await?;
-        note(&ledger, EntryKind::Start, self.describe()).await?;
-        self.waves.refresh(&ledger).await?;
-        for source in self.sources.iter().filter(|source| source.mass.is_set()) {
-            source
-                .mass_guard
-                .resume(recent::events(ledger.reader(), &source.name, source.mass.window).await?);
+    async fn open(&self, wake: &watch::Sender<u64>) -> Result<(Ledger, Membership), LedgerError> {
+        let mut single = vec![COMMANDS.to_owned()];
+        if self.role.captures() {
+            single.push(CAPTURE.to_owned());
         }
-        Ok(ledger)
+        let names = self.prepared.targets.iter().map(|target| target.name.clone());
+        let targets = if self.role.dispatches() { names.collect() } else { Vec::new() };
+        let wake = wake.clone();
+        let heard = move || wake.send_modify(|count| *count = count.wrapping_add(1));
+        let ambition = Ambition { single, targets };
+        let ledger = Ledger::join(&self.prepared.ledger, self.role, ambition, heard).await?;
+        let membership = ledger.membership().cloned().ok_or(LedgerError::WriterGone)?;
+        note(&ledger, EntryKind::Start, self.describe(membership.process.epoch)).await?;
+        self.waves.refresh(&ledger).await?;
+        Ok((ledger, membership))
     }
 
     /// Starts every loop, and waits for the first reason to end.
-    async fn run(&self, database: &crate::pg::Database) -> End {
-        let ledger = match self.open(database).await {
-            Ok(ledger) => ledger,
+    async fn run(&self) -> End {
+        let (wake, woken) = watch::channel(0);
+        let (ledger, membership) = match self.open(&wake).await {
+            Ok(opened) => opened,
             Err(error) => return End::LedgerLost(error),
         };
-        let (wake, woken) = watch::channel(0);
         let mut dispatchers = JoinSet::new();
-        for target in self.targets {
-            let pulse = self.pulses.register(&format!("target {}", target.name));
-            let dispatcher =
-                Dispatcher::new(ledger.clone(), target.clone(), woken.clone(), pulse, self.stopping.clone());
-            dispatchers.spawn(dispatcher.run());
+        if self.role.dispatches() {
+            for target in &self.prepared.targets {
+                let pulse = self.pulses.register(&format!("target {}", target.name));
+                let stopping = self.stopping.clone();
+                let dispatcher =
+                    Dispatcher::new(ledger.clone(), target.clone(), woken.clone(), pulse, stopping);
+                dispatchers.spawn(dispatcher.run());
+            }
         }
-        let mut followers = JoinSet::new();
-        let mut streaming = Vec::new();
-        for source in self.sources {
-            let (is_streaming, watched) = watch::channel(false);
-            streaming.push(watched);
-            let follower = Follower {
-                source: source.clone(),
-                ledger: ledger.clone(),
-                wake: wake.clone(),
-                pulse: self.pulses.register(&format!("source {}", source.name)),
-                streaming: is_streaming,
-            };
-            followers.spawn(follower.run());
-        }
-        let ready = tokio::spawn(report_ready(streaming));
-        let pulse = self.pulses.register("commands");
-        let guards: Vec<MassGuard> = self.sources.iter().map(|source| source.mass_guard.clone()).collect();
-        dispatchers.spawn(serve(
-            ledger.clone(),
-            self.waves.clone(),
-            move || guards.iter().for_each(MassGuard::reset),
-            wake.clone(),
-            pulse,
-            self.stopping.clone(),
-        ));
+        let (mut followers, streaming) = self.follow(&ledger, &membership, &wake);
+        let ready = tokio::spawn(report_ready(membership.clone(), streaming));
+        let (pulse, stopping) = (self.pulses.register("commands"), self.stopping.clone());
+        dispatchers.spawn(serve(ledger.clone(), self.watched(), wake, pulse, stopping.clone()));
+        dispatchers.spawn(note_reloads(ledger.clone(), self.reloaded.clone(), stopping.clone()));
+        dispatchers.spawn(divide(membership, self.prepared.targets.clone(), stopping));
         let end = self.wait(&ledger, &mut followers, &mut dispatchers).await;
         ready.abort();
         // The connection to the ERP goes first, so that it can stop whatever becomes of the rest.
@@ -230,12 +166,57 @@ impl Supervisor<'_> {
                     "requests in flight were abandoned; they are in doubt and will be resolved at the next start"
                 );
             }
-            if let Err(error) = note(&ledger, EntryKind::Stop, json!({})).await {
+            let left = async {
+                note(&ledger, EntryKind::Stop, json!({})).await?;
+                ledger.leave().await
+            };
+            if let Err(error) = left.await {
                 tracing::warn!(%error, "the stop could not be ledgered");
             }
         }
         dispatchers.shutdown().await;
         end
+    }
+
+    /// Sources are followed by one process; the others stand by.
+    fn follow(
+        &self,
+        ledger: &Ledger,
+        membership: &Membership,
+        wake: &watch::Sender<u64>,
+    ) -> (JoinSet<Result<(), CaptureError>>, Vec<watch::Receiver<bool>>) {
+        let mut followers = JoinSet::new();
+        let mut streaming = Vec::new();
+        let sources = if self.role.captures() { self.prepared.sources.as_slice() } else { &[] };
+        for source in sources {
+            let (is_streaming, watched) = watch::channel(false);
+            streaming.push(watched);
+            let follower = Follower {
+                source: source.clone(),
+                ledger: ledger.clone(),
+                wake: wake.clone(),
+                pulse: self.pulses.register(&format!("source {}", source.name)),
+                streaming: is_streaming,
+            };
+            followers.spawn(follow_in_turn(membership.clone(), follower));
+        }
+        (followers, streaming)
+    }
+
+    /// What is done about what operators change.
+    fn watched(&self) -> Watched {
+        let guards: Vec<MassGuard> =
+            self.prepared.sources.iter().map(|source| source.mass_guard.clone()).collect();
+        let targets = if self.role.dispatches() { self.prepared.targets.clone() } else { Vec::new() };
+        let shown = targets.clone();
+        Watched {
+            waves: self.waves.clone(),
+            released: Box::new(move || guards.iter().for_each(MassGuard::reset)),
+            tuned: Box::new(move |tunings| targets.iter().for_each(|target| tune(target, tunings))),
+            states: Box::new(move || {
+                shown.iter().map(|target| (target.name.clone(), target.describe())).collect()
+            }),
+        }
     }
 
     async fn wait(
@@ -262,29 +243,63 @@ impl Supervisor<'_> {
         }
     }
 
-    fn describe(&self) -> Value {
-        let sources = self.sources.iter().map(|source| (source.name.clone(), json!(source.mapping.sha256)));
-        let targets: Vec<&str> = self.targets.iter().map(|target| target.name.as_str()).collect();
+    fn describe(&self, epoch: i64) -> Value {
+        let Prepared { sources, targets, .. } = self.prepared;
+        let sources = sources.iter().map(|source| (source.name.clone(), json!(source.mapping.sha256)));
+        let targets: Vec<&str> = targets.iter().map(|target| target.name.as_str()).collect();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
+            "epoch": epoch,
+            "role": self.role.as_str(),
             "mappings": sources.collect::<serde_json::Map<_, _>>(),
             "targets": targets,
         })
     }
 }
 
-/// READY=1 once every source streams: then ledger, slot and mapping are proven.
-async fn report_ready(streaming: Vec<watch::Receiver<bool>>) {
-    for mut watched in streaming {
+/// Follows a source once this process is the one that does.
+async fn follow_in_turn(membership: Membership, follower: Follower) -> Result<(), CaptureError> {
+    follower.pulse.clone().during(membership.has(CAPTURE)).await;
+    let Follower { source, ledger, .. } = &follower;
+    if source.mass.is_set() {
+        let events = recent::events(ledger.reader(), &source.name, source.mass.window).await?;
+        source.mass_guard.resume(events);
+    }
+    follower.run().await
+}
+
+/// Tells each target among how many processes its quotas are divided when Redis does not do it.
+async fn divide(
+    membership: Membership,
+    targets: Vec<Arc<crate::dispatch::Target>>,
+    mut stopping: watch::Receiver<bool>,
+) -> Result<(), LedgerError> {
+    let mut standing = membership.standing();
+    loop {
+        let processes =
+            u32::try_from(standing.borrow_and_update().others.dispatching + 1).unwrap_or(u32::MAX);
+        targets.iter().for_each(|target| target.quotas.divide(processes));
+        tokio::select! {
+            changed = standing.changed() => changed.map_err(|_| LedgerError::WriterGone)?,
+            _ = stopping.wait_for(|stop| *stop) => return Ok(()),
+        }
+    }
+}
+
+/// READY=1 once every source streams, for then ledger, slot and mapping are proven; or once this process stands by.
+async fn report_ready(membership: Membership, streaming: Vec<watch::Receiver<bool>>) {
+    let follows = membership.standing().borrow().single.contains(CAPTURE);
+    for mut watched in streaming.into_iter().filter(|_| follows) {
         if watched.wait_for(|streaming| *streaming).await.is_err() {
             return;
         }
     }
-    tracing::info!("ready");
-    notify(&[NotifyState::Ready, NotifyState::Status("streaming")]);
+    let status = if follows { "streaming" } else { "standing by" };
+    tracing::info!(status, "ready");
+    notify(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
-async fn note(ledger: &Ledger, kind: EntryKind, fields: Value) -> Result<(), LedgerError> {
+pub(crate) async fn note(ledger: &Ledger, kind: EntryKind, fields: Value) -> Result<(), LedgerError> {
     let mut batch = Batch::default();
     batch.entry(NewEntry::new(kind, None, fields));
     ledger.writer().write(batch).await.map(|_| ())

@@ -7,7 +7,7 @@ use tailwater::connector::classify::Answer;
 use tailwater::connector::limit::Rate;
 use tailwater::connector::request::percent_encode;
 use tailwater::demo::vendor::form;
-use tailwater::dispatch::gate::Gate;
+use tailwater::dispatch::gate::{Closed, Gates};
 use tailwater::dispatch::retry::{Doubt, Resolution, backoff, resolve};
 use tokio::time::Instant;
 
@@ -35,28 +35,62 @@ fn a_request_in_doubt_is_resolved_by_the_first_rung_that_is_safe() {
 }
 
 #[test]
-fn a_gate_opens_after_failures_in_a_row_only_and_closes_no_longer_than_its_bound() {
+fn a_gate_closes_after_failures_in_a_row_only_and_no_longer_than_its_bound() {
     let now = Instant::now();
-    let mut gate = Gate::default();
-    gate.failed(now, 0.0);
-    gate.failed(now, 0.0);
-    assert_eq!((gate.opens_at(now), gate.probing()), (None, false));
-    gate.failed(now, 0.0);
-    assert!(gate.opens_at(now).is_some() && gate.probing());
+    let gates = Gates::default();
+    let opens_at = |at| gates.opens_at("customer", at);
+    gates.silent(now, 0.0);
+    gates.silent(now, 0.0);
+    assert_eq!(opens_at(now), None);
+    gates.silent(now, 0.0);
+    assert!(opens_at(now).is_some());
+    assert_eq!(gates.probing(), Some(Closed::Failing));
     for _ in 0..100 {
-        gate.failed(now, 0.0);
+        gates.silent(now, 0.0);
     }
-    assert!(gate.opens_at(now).unwrap() - now <= Duration::from_secs(15));
-    assert_eq!(gate.opens_at(now + Duration::from_secs(15)), None);
-    gate.answered();
-    assert!(!gate.probing());
-    gate.pause(now, Duration::from_secs(30));
-    gate.pause(now, Duration::from_secs(5));
-    assert_eq!(
-        gate.opens_at(now).unwrap() - now,
-        Duration::from_secs(30),
-        "a shorter pause does not cut a longer one"
-    );
+    assert!(opens_at(now).unwrap() - now <= Duration::from_secs(15));
+    assert_eq!(opens_at(now + Duration::from_secs(15)), None);
+    gates.answered("customer");
+    assert_eq!(gates.probing(), None);
+}
+
+#[test]
+fn a_kind_of_object_that_the_target_cannot_take_does_not_hold_up_the_others() {
+    let now = Instant::now();
+    let gates = Gates::default();
+    for _ in 0..3 {
+        gates.failed("invoice", now, 0.0);
+    }
+    assert!(gates.opens_at("invoice", now).is_some() && gates.probing_object("invoice"));
+    assert_eq!((gates.opens_at("customer", now), gates.all_open_at(now)), (None, None));
+    gates.answered("customer");
+    assert!(gates.probing_object("invoice"), "an answer about another object says nothing of it");
+    gates.answered("invoice");
+    assert!(!gates.probing_object("invoice"));
+}
+
+#[test]
+fn a_pause_lasts_as_long_as_was_asked_for_and_grows_where_nothing_was() {
+    let now = Instant::now();
+    let gates = Gates::default();
+    gates.throttled(now, Some(Duration::from_secs(30)));
+    gates.throttled(now, Some(Duration::from_secs(5)));
+    let until = gates.all_open_at(now).unwrap();
+    assert_eq!(until - now, Duration::from_secs(30), "a shorter pause does not cut a longer one");
+    assert_eq!(gates.probing(), Some(Closed::Throttled));
+    gates.answered("customer");
+    let mut at = until;
+    let mut pauses = Vec::new();
+    for _ in 0..8 {
+        gates.throttled(at, None);
+        let next = gates.all_open_at(at).unwrap();
+        pauses.push((next - at).as_secs());
+        at = next;
+    }
+    assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60]);
+    gates.answered("customer");
+    gates.unauthorised(at);
+    assert_eq!(gates.all_open_at(at).unwrap() - at, Duration::from_secs(30));
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::connector::Adoption;
 use crate::connector::classify::Class;
 use crate::connector::request::Request;
 use crate::ledger::LedgerError;
-use crate::ledger::batch::{Batch, ClosedWrite, RetryWrite};
+use crate::ledger::batch::{Batch, Cause, ClosedWrite, RetryWrite};
 use crate::ledger::outbox::taken;
 use crate::mapping::scope::Scope;
 
@@ -34,7 +34,7 @@ impl Delivery {
             let Some(adoption) = object.and_then(|object| object.adopt.get(index)) else { continue };
             self.target.open(&self.due.lane.object).await;
             let attempt_seq = self.ledger.writer().write(self.attempt(&request, "")).await?;
-            let outcome = self.ask(&request, "").await;
+            let outcome = self.ask(&request, "").await?;
             let mut found = self.candidates(adoption, &outcome);
             let _only_we = self.target.adopting.lock().await;
             if let Some(ids) = found.as_mut().filter(|ids| !ids.is_empty()) {
@@ -105,7 +105,12 @@ impl Delivery {
         self.supersede(batch);
         batch.entry(self.outcome_entry(Class::Rejected, attempt_seq, outcome, None));
         let reason = Some(outcome.reason.clone());
-        batch.closed.push(ClosedWrite { id: self.due.id, state: "parked", reason });
+        batch.closed.push(ClosedWrite {
+            id: self.due.id,
+            state: "parked",
+            reason,
+            cause: Some(Cause::Ambiguous),
+        });
     }
 
     /// Ids of what was found, whoever it may stand for; `None` when the target gave no usable answer.

@@ -15,7 +15,7 @@ use crate::connector::classify::{Answer, Class};
 use crate::connector::request::Request;
 use crate::event::sha256_hex;
 use crate::ledger::batch::{
-    AppliedWrite, Batch, ClaimWrite, ClosedWrite, EntryIndex, RetryWrite, SendingWrite,
+    AppliedWrite, Batch, Cause, ClaimWrite, ClosedWrite, EntryIndex, RetryWrite, SendingWrite,
 };
 use crate::ledger::entry::{EntryKind, NewEntry};
 use crate::ledger::outbox::Due;
@@ -55,16 +55,20 @@ impl Delivery {
     }
 
     /// Sends a request whose attempt is durable, as soon as the target may be spoken to, and judges the answer.
-    pub(super) async fn ask(&self, request: &Request, key: &str) -> Outcome<'_> {
+    ///
+    /// A process that may have been taken for dead while it waited, or slept, sends nothing more: another one resolves what it
+    /// has begun.
+    pub(super) async fn ask(&self, request: &Request, key: &str) -> Result<Outcome<'_>, LedgerError> {
         let object = &self.due.lane.object;
         let permit = self.target.permit(object, request).await;
         drop(self.unsent.lock().unwrap_or_else(PoisonError::into_inner).take());
-        let result = self.target.way.send(request, key).await;
+        let result = self.ledger.tenure().during(self.target.way.send(request, key)).await;
+        let result = result.ok_or(LedgerError::Fenced)?;
         drop(permit);
         let (outcome, answer) = self.judge(&request.step, result);
         let Outcome { class, retry_after, .. } = outcome;
         self.target.note(&Note { object, request, class, answer: answer.as_ref(), retry_after });
-        outcome
+        Ok(outcome)
     }
 
     /// Carries out `plan`. When it returns, the outcome is durable.
@@ -73,10 +77,10 @@ impl Delivery {
             return self.shadow(plan).await;
         }
         match plan {
-            Plan::Skip { reason, claims } => self.close("duplicate", reason.to_owned(), claims).await,
-            Plan::Park(reason) => {
+            Plan::Skip { reason, claims } => self.close(("duplicate", None), reason.to_owned(), claims).await,
+            Plan::Park(cause, reason) => {
                 tracing::warn!(delivery = self.due.id, target = %self.due.lane.target, reason, "delivery parked");
-                self.close("parked", reason, None).await
+                self.close(("parked", Some(cause)), reason, None).await
             }
             Plan::Adopt { look_ups, request, wishes } => match self.adopt(look_ups).await? {
                 Adopted::Nobody => self.send(request, wishes).await,
@@ -120,7 +124,7 @@ impl Delivery {
             attempted_at: Timestamp::now(),
         });
         let attempt_seq = self.ledger.writer().write(batch).await?;
-        let mut outcome = self.ask(&request, &key).await;
+        let mut outcome = self.ask(&request, &key).await?;
         if outcome.class == Class::Applied {
             self.follow_up(&request, &mut outcome).await?;
         }
@@ -171,7 +175,12 @@ impl Delivery {
                 json!({"delivery": older, "target": self.due.lane.target, "object": self.due.lane.object,
                        "id": self.due.lane.canonical_id, "class": "superseded", "reason": reason}),
             ));
-            batch.closed.push(ClosedWrite { id: *older, state: "superseded", reason: Some(reason) });
+            batch.closed.push(ClosedWrite {
+                id: *older,
+                state: "superseded",
+                reason: Some(reason),
+                cause: None,
+            });
         }
     }
 
@@ -228,7 +237,7 @@ impl Delivery {
         match class {
             Class::Applied | Class::Duplicate => {
                 let state = if class == Class::Applied { "applied" } else { "duplicate" };
-                batch.closed.push(ClosedWrite { id: self.due.id, state, reason: None });
+                batch.closed.push(ClosedWrite { id: self.due.id, state, reason: None, cause: None });
                 batch.applied.push(self.applied(request, external_id, index));
                 return (batch, true);
             }
@@ -269,7 +278,9 @@ impl Delivery {
     fn refuse(&self, batch: &mut Batch, outcome: &Outcome<'_>, state: &'static str) {
         tracing::warn!(delivery = self.due.id, target = %self.due.lane.target, reason = %outcome.reason,
             "the target refused a delivery for good");
-        batch.closed.push(ClosedWrite { id: self.due.id, state, reason: Some(outcome.reason.clone()) });
+        let cause = Some(if state == "parked" { Cause::Doubt } else { Cause::Refused });
+        let reason = Some(outcome.reason.clone());
+        batch.closed.push(ClosedWrite { id: self.due.id, state, reason, cause });
     }
 
     pub(super) fn retry(
@@ -300,6 +311,7 @@ impl Delivery {
     ) -> AppliedWrite {
         AppliedWrite {
             lane: self.due.lane.clone(),
+            delivery: self.due.id,
             sha256: external_id.as_ref().and(request.sha256.clone()),
             holds: if external_id.is_some() { request.holds.clone() } else { Vec::new() },
             external_id,
@@ -350,7 +362,7 @@ impl Delivery {
     /// Ends the delivery without a request.
     async fn close(
         &self,
-        state: &'static str,
+        (state, cause): (&'static str, Option<Cause>),
         reason: String,
         claims: Option<(Vec<String>, Vec<String>)>,
     ) -> Result<(), LedgerError> {
@@ -369,6 +381,7 @@ impl Delivery {
             // It never came to stand there: nobody has to wait for it any more.
             batch.applied.push(AppliedWrite {
                 lane: self.due.lane.clone(),
+                delivery: self.due.id,
                 external_id: None,
                 sha256: None,
                 outcome,
@@ -376,7 +389,7 @@ impl Delivery {
                 grants: self.target.may_grant(),
             });
         }
-        batch.closed.push(ClosedWrite { id: self.due.id, state, reason: Some(reason) });
+        batch.closed.push(ClosedWrite { id: self.due.id, state, reason: Some(reason), cause });
         self.ledger.writer().write(batch).await.map(|_| ())
     }
 

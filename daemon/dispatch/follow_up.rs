@@ -97,7 +97,7 @@ impl Delivery {
     async fn exchange(&self, request: &Request) -> Result<Result<Value, String>, LedgerError> {
         self.target.open(&self.due.lane.object).await;
         let attempt_seq = self.ledger.writer().write(self.attempt(request, "")).await?;
-        let outcome = self.ask(request, "").await;
+        let outcome = self.ask(request, "").await?;
         let mut batch = Batch::default();
         batch.entry(self.outcome_entry(outcome.class, attempt_seq, &outcome, None));
         self.ledger.writer().write(batch).await?;

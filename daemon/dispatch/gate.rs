@@ -36,6 +36,18 @@ pub enum Closed {
     Failing,
 }
 
+impl Closed {
+    /// For people.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Throttled => "throttled",
+            Self::Unauthorised => "unauthorised",
+            Self::Failing => "failing",
+        }
+    }
+}
+
 /// Invariant: while `now < until` nothing passes. While it is closed for something, one request at a time does, to find out.
 #[derive(Debug, Clone, Default)]
 struct Gate {
@@ -116,6 +128,16 @@ impl Gates {
     #[must_use]
     pub fn probing_object(&self, object: &str) -> bool {
         self.lock().1.get(object).is_some_and(|gate| gate.why.is_some())
+    }
+
+    /// Objects that the target answers it is broken for.
+    #[must_use]
+    pub fn closed_objects(&self) -> Vec<String> {
+        let gates = self.lock();
+        let mut closed: Vec<String> =
+            gates.1.iter().filter(|(_, gate)| gate.why.is_some()).map(|(object, _)| object.clone()).collect();
+        closed.sort_unstable();
+        closed
     }
 
     /// The target answered.

@@ -19,8 +19,9 @@ use super::plan::{Obstacle, Plan, plan, wanted};
 use super::target::Target;
 use super::turn::{AGED, Turns};
 use crate::event::Priority;
-use crate::ledger::batch::{Batch, Lane, WaitWrite};
+use crate::ledger::batch::{Batch, Cause, Lane, WaitWrite};
 use crate::ledger::entry::{EntryKind, NewEntry};
+use crate::ledger::membership::{Membership, Standing};
 use crate::ledger::outbox::{Due, Outbox, SHARDS, Wanted, has_older_open, holders, owed_objects, shadowed};
 use crate::ledger::{Ledger, LedgerError};
 use crate::ops::pulse::Pulse;
@@ -39,7 +40,11 @@ pub struct Dispatcher {
     pulse: Pulse,
     /// Becomes true when the daemon stops: nothing new is started then.
     stopping: watch::Receiver<bool>,
+    /// Whose lanes are this process's.
+    standing: Option<watch::Receiver<Standing>>,
     shards: Vec<i16>,
+    /// Deliveries in flight by shard.
+    in_shard: HashMap<i16, usize>,
     /// Objects of the connector, and those that are owed though it does not know them any more.
     objects: Vec<String>,
     /// Objects that one request in flight finds out about.
@@ -57,7 +62,7 @@ pub struct Dispatcher {
 }
 
 /// A delivery that has come to an outcome, with the states it replaced.
-type Done = (String, Vec<i64>, Result<(), LedgerError>);
+type Done = ((String, i16), Vec<i64>, Result<(), LedgerError>);
 /// A delivery, and the unique values it would like to hold.
 type Wishing = (Due, Vec<String>);
 
@@ -72,6 +77,8 @@ impl Dispatcher {
         stopping: watch::Receiver<bool>,
     ) -> Self {
         Self {
+            standing: ledger.membership().map(Membership::standing),
+            in_shard: HashMap::new(),
             ledger,
             target,
             wake,
@@ -110,11 +117,25 @@ impl Dispatcher {
                 continue;
             }
             self.wake.borrow_and_update();
+            self.share_lanes();
             let started = self.start_due(&outbox).await?;
             if started && self.room() > 0 {
                 continue;
             }
             self.wait(&outbox).await?;
+        }
+    }
+
+    /// Takes note of which lanes are this process's; those that another one shall have are let go when nothing of them is in flight.
+    fn share_lanes(&mut self) {
+        let Some(standing) = &mut self.standing else { return };
+        let standing = standing.borrow_and_update();
+        self.shards = standing.own_shards(&self.target.name);
+        let Some(leaving) = standing.leaving.get(&self.target.name) else { return };
+        let idle = leaving.iter().copied().filter(|shard| !self.in_shard.contains_key(shard));
+        let idle: Vec<i16> = idle.collect();
+        if let Some(membership) = self.ledger.membership().filter(|_| !idle.is_empty()) {
+            membership.has_left(&self.target.name, idle);
         }
     }
 
@@ -258,7 +279,7 @@ impl Dispatcher {
     }
 
     fn park(&mut self, due: Due, obstacle: &Obstacle) {
-        self.spawn(due, Plan::Park(obstacle.to_string()));
+        self.spawn(due, Plan::Park(Cause::Mapping, obstacle.to_string()));
     }
 
     fn spawn(&mut self, due: Due, plan: Plan) {
@@ -274,8 +295,9 @@ impl Dispatcher {
             self.probes.insert(due.lane.object.clone());
         }
         let delivery = Delivery::new(self.ledger.clone(), self.target.clone(), due);
-        let object = delivery.due.lane.object.clone();
-        self.in_flight.spawn(async move { (object, ids, delivery.run(plan).await) });
+        let about = (delivery.due.lane.object.clone(), delivery.due.shard);
+        *self.in_shard.entry(about.1).or_default() += 1;
+        self.in_flight.spawn(async move { (about, ids, delivery.run(plan).await) });
     }
 
     /// Waits for an outcome, for something new, or for the next time anything can be due.
@@ -297,9 +319,11 @@ impl Dispatcher {
         let unsent = self.target.unsent.clone();
         let full = self.target.room() == 0;
         let mut changes = self.target.quotas.changes();
+        let mut standing = self.standing.clone();
         tokio::select! {
             Some(done) = self.in_flight.join_next(), if !self.in_flight.is_empty() => self.finished(done)?,
             () = unsent.freed(), if full => {}
+            () = changed(standing.as_mut()) => {}
             _ = changes.changed(), if full => {}
             stopped = self.stopping.changed() => stopped.map_err(|_| LedgerError::WriterGone)?,
             changed = self.wake.changed(), if may_start => changed.map_err(|_| LedgerError::WriterGone)?,
@@ -313,13 +337,27 @@ impl Dispatcher {
     }
 
     fn finished(&mut self, done: Result<Done, tokio::task::JoinError>) -> Result<(), LedgerError> {
-        let (object, ids, result) = done.map_err(|_| LedgerError::WriterGone)?;
+        let ((object, shard), ids, result) = done.map_err(|_| LedgerError::WriterGone)?;
         self.probes.remove(&object);
+        if let Some(count) = self.in_shard.get_mut(&shard) {
+            *count -= 1;
+            if *count == 0 {
+                self.in_shard.remove(&shard);
+            }
+        }
         for id in &ids {
             self.busy.remove(id);
         }
         // What it reserved is in the ledger by now.
         self.reserved.retain(|_, (_, id)| !ids.contains(id));
         result
+    }
+}
+
+/// Ends when it changes; never, where there is nothing to change.
+async fn changed(standing: Option<&mut watch::Receiver<Standing>>) {
+    let Some(standing) = standing else { return std::future::pending().await };
+    if standing.changed().await.is_err() {
+        std::future::pending().await
     }
 }

@@ -11,7 +11,7 @@ use crate::connector::Strategy;
 use crate::connector::classify::Class;
 use crate::connector::request::Request;
 use crate::ledger::LedgerError;
-use crate::ledger::batch::{Batch, ClosedWrite, EntryIndex};
+use crate::ledger::batch::{Batch, Cause, ClosedWrite, EntryIndex};
 use crate::mapping::scope::Scope;
 
 impl Delivery {
@@ -19,7 +19,7 @@ impl Delivery {
     pub(super) async fn find(&self, request: Request) -> Result<(), LedgerError> {
         self.target.open(&self.due.lane.object).await;
         let attempt_seq = self.ledger.writer().write(self.attempt(&request, "")).await?;
-        let mut outcome = self.ask(&request, "").await;
+        let mut outcome = self.ask(&request, "").await?;
         let object = self.target.connector.object(&self.due.lane.object);
         let find = object.and_then(|object| match &object.strategy {
             Strategy::CreateOrUpdate { find, .. } => find.as_deref(),
@@ -58,7 +58,12 @@ impl Delivery {
                 outcome.reason = "several objects carry our id".into();
                 batch.entry(self.outcome_entry(Class::Uncertain, attempt_seq, &outcome, None));
                 let reason = Some(outcome.reason.clone());
-                batch.closed.push(ClosedWrite { id: self.due.id, state: "parked", reason });
+                batch.closed.push(ClosedWrite {
+                    id: self.due.id,
+                    state: "parked",
+                    reason,
+                    cause: Some(Cause::Ambiguous),
+                });
             }
             None => {
                 batch.entry(self.outcome_entry(outcome.class, attempt_seq, &outcome, None));
@@ -80,7 +85,12 @@ impl Delivery {
     ) {
         match self.due.request.as_ref().and_then(Request::from_json) {
             Some(created) => {
-                batch.closed.push(ClosedWrite { id: self.due.id, state: "applied", reason: None });
+                batch.closed.push(ClosedWrite {
+                    id: self.due.id,
+                    state: "applied",
+                    reason: None,
+                    cause: None,
+                });
                 batch.applied.push(self.applied(&created, id, index));
             }
             // With whatever content: now that it is known there, it is updated.

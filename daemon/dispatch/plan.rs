@@ -6,7 +6,7 @@ use super::retry::{Doubt, Resolution, resolve};
 use crate::connector::request::{Request, encode, without_nulls};
 use crate::connector::{Connector, ObjectSpec, Strategy, Unique};
 use crate::event::{canonical_bytes, sha256_hex};
-use crate::ledger::batch::Lane;
+use crate::ledger::batch::{Cause, Lane};
 use crate::ledger::outbox::Due;
 use crate::mapping::expression::EvaluationError;
 use crate::mapping::scope::Scope;
@@ -40,7 +40,7 @@ pub enum Plan {
     /// Look the object up to learn what became of a create.
     Find(Request),
     /// A person decides.
-    Park(String),
+    Park(Cause, String),
 }
 
 /// Why no plan can be made yet.
@@ -109,7 +109,8 @@ pub fn plan(
         let Some(replacement) = want(object, unique, &body) else { continue };
         if !is_free(&replacement) {
             let path = unique.path.join(".");
-            return Ok(Plan::Park(format!("`{path}` must be unique, and its replacement is taken as well")));
+            let reason = format!("`{path}` must be unique, and its replacement is taken as well");
+            return Ok(Plan::Park(Cause::Unique, reason));
         }
         holds.push(replacement);
     }
@@ -171,7 +172,7 @@ fn in_doubt(
             Some(find) if due.request.is_none() => {
                 Ok(Plan::Find(Request::bare("find", &find.line, &Inputs::new(connector, due).scope())?))
             }
-            _ => Ok(Plan::Park("the request in doubt is not recorded".into())),
+            _ => Ok(Plan::Park(Cause::Doubt, "the request in doubt is not recorded".into())),
         };
     };
     let age = due.attempted_at.map(|at| now.duration_since(at));
@@ -189,7 +190,7 @@ fn in_doubt(
             Ok(Plan::Find(Request::bare("find", &find.line, &Inputs::new(connector, due).scope())?))
         }
         (Resolution::Find | Resolution::Park, _) => {
-            Ok(Plan::Park("it is not known whether the request was carried out".into()))
+            Ok(Plan::Park(Cause::Doubt, "it is not known whether the request was carried out".into()))
         }
     }
 }

@@ -38,7 +38,7 @@ impl Delivery {
                 (format!("{} {}", request.method, request.step), Some(request))
             }
             Plan::Skip { reason, .. } => ((*reason).to_owned(), None),
-            Plan::Park(reason) => (format!("parked: {reason}"), None),
+            Plan::Park(_, reason) => (format!("parked: {reason}"), None),
         };
         batch.entry(NewEntry::new(
             EntryKind::Outcome,
@@ -51,7 +51,7 @@ impl Delivery {
             }),
         ));
         let reason = Some(format!("not done, because of shadow mode: {what}"));
-        batch.closed.push(ClosedWrite { id: self.due.id, state: "shadowed", reason });
+        batch.closed.push(ClosedWrite { id: self.due.id, state: "shadowed", reason, cause: None });
         self.ledger.writer().write(batch).await.map(|_| ())
     }
 }

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use tokio::sync::{Mutex, Notify};
 use tokio::time::{Instant, sleep_until};
 
 use super::dedup::Dedup;
-use super::gate::Gates;
+use super::gate::{Closed, Gates};
 use super::quota::{Permit, Quotas};
 use crate::connector::Connector;
 use crate::connector::classify::{Answer, Class};
@@ -187,6 +187,14 @@ impl Target {
             | Class::Conflict
             | Class::Missing => self.gates.answered(object),
         }
+    }
+
+    /// How it looks, for people.
+    #[must_use]
+    pub fn describe(&self) -> Value {
+        let limits: Vec<Value> = self.quotas.show().into_iter().map(|shown| shown.to_json()).collect();
+        let closed = self.gates.probing().map(Closed::as_str);
+        json!({"limits": limits, "closed": closed, "closed_objects": self.gates.closed_objects()})
     }
 
     /// True when the vendor wants values of this object unique.

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::entry::NewEntry;
 use super::loads::{Part, Request};
 use super::position::Position;
-use crate::event::{Cause, Priority, Row};
+use crate::event::{self, Priority, Row};
 use crate::image::Image;
 
 /// An entry of this batch, by its index in [`Batch::entries`]: its `seq` is known only when the batch is committed.
@@ -71,7 +71,7 @@ pub struct SpillWrite {
     /// Ordinal of the last change.
     pub ordinal: u64,
     /// The row changes behind it.
-    pub causes: Vec<Cause>,
+    pub causes: Vec<event::Cause>,
 }
 
 /// Spilled objects that have been worked out.
@@ -206,6 +206,37 @@ pub struct ClosedWrite {
     pub state: &'static str,
     /// Why.
     pub reason: Option<String>,
+    /// What kind of reason it is, when it waits for a person.
+    pub cause: Option<Cause>,
+}
+
+/// Why a delivery waits for a person: what is done about it depends on that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// The target refuses it.
+    Refused,
+    /// An expression of a mapping, a route or a connector fails on it.
+    Mapping,
+    /// It is not known whether its request was carried out.
+    Doubt,
+    /// Several objects at the target may be it.
+    Ambiguous,
+    /// Another object has a value that it cannot do without.
+    Unique,
+}
+
+impl Cause {
+    /// In the ledger and on the command line.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Mapping => "mapping",
+            Self::Doubt => "doubt",
+            Self::Ambiguous => "ambiguous",
+            Self::Unique => "unique",
+        }
+    }
 }
 
 /// A delivery to be tried again.
@@ -245,6 +276,8 @@ pub struct AppliedWrite {
     pub external_id: Option<String>,
     /// Digest of the body it accepted.
     pub sha256: Option<String>,
+    /// The delivery that was accepted.
+    pub delivery: i64,
     /// The outcome.
     pub outcome: EntryIndex,
     /// Unique values this object holds at the target now; all others of it are released.
@@ -297,6 +330,10 @@ pub struct Batch {
     pub claims: Vec<ClaimWrite>,
     /// What people asked for.
     pub commands: Vec<super::command::Asked>,
+    /// How targets look to a process: target, epoch, what people are shown.
+    pub states: Vec<(String, i64, Value)>,
+    /// Deliveries that people have decided about.
+    pub decided: Vec<(super::deliveries::Verb, Vec<i64>)>,
     /// Targets whose shadowed deliveries are owed after all.
     pub live: Vec<String>,
     /// About to be sent.
@@ -345,6 +382,8 @@ impl Batch {
         self.claims.extend(other.claims);
         self.commands.extend(other.commands);
         self.live.extend(other.live);
+        self.states.extend(other.states);
+        self.decided.extend(other.decided);
         self.sending.extend(other.sending);
         self.closed.extend(other.closed);
         self.retries.extend(other.retries);

@@ -1,15 +1,19 @@
 //! What people ask of the ledger's writer: a running daemon carries it out, or the command itself when none runs. Each is one
 //! ledger transaction with an operator entry.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio_postgres::Client;
 
 use super::LedgerError;
 use super::batch::{Batch, Lane};
+use super::deliveries::{Selection, resolve, step};
 use super::dispatch_statements::{rehead, rehead_lane};
 use super::entry::{EntryKind, NewEntry};
 use super::statements::{Prepared, parameters};
+use super::writer::Writer;
 
 /// See the module's text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,14 +62,46 @@ pub enum Command {
         /// Moved.
         moved: bool,
     },
-}
-
-impl Command {
-    /// Everything that was held is let go, or thrown away: a person has looked at all of it.
-    #[must_use]
-    pub fn releases_all(&self) -> bool {
-        matches!(self, Self::Release { target: None, object: None, .. })
-    }
+    /// Deliver again what was parked or refused.
+    Retry {
+        /// Which.
+        which: Selection,
+        /// Why.
+        reason: String,
+    },
+    /// Give up what was parked, refused or held.
+    Discard {
+        /// Which.
+        which: Selection,
+        /// Why.
+        reason: String,
+    },
+    /// A request in doubt was carried out, or was not.
+    Resolve {
+        /// Delivery.
+        id: i64,
+        /// Its lane.
+        target: String,
+        /// Object of the connector.
+        object: String,
+        /// Canonical id.
+        canonical_id: String,
+        /// It was.
+        applied: bool,
+        /// The target's own id, when there is a new one.
+        external_id: Option<String>,
+        /// How that is known.
+        reason: String,
+    },
+    /// How fast a target may be spoken to, until it is taken back.
+    Quota {
+        /// Target.
+        target: String,
+        /// Limit of its connector.
+        limit: String,
+        /// Rates; as the settings have it when `None`.
+        rates: Option<Vec<String>>,
+    },
 }
 
 /// A command that waits.
@@ -126,6 +162,17 @@ pub fn batch(asked: Asked) -> Batch {
     batch
 }
 
+/// Carries a command out.
+pub async fn carry_out(client: &Client, writer: &Writer, asked: Asked) -> Result<(), LedgerError> {
+    let mut done = (0, 0);
+    while let Some((batch, last)) = step(client, &asked, done).await? {
+        let count = batch.decided.iter().map(|(_, ids)| ids.len()).sum::<usize>();
+        writer.write(batch).await?;
+        done = (last, done.1 + count);
+    }
+    writer.write(batch(asked)).await.map(|_| ())
+}
+
 /// Its statements.
 pub fn statements(asked: Asked, out: &mut Vec<Prepared>) {
     match asked.command {
@@ -165,6 +212,20 @@ pub fn statements(asked: Asked, out: &mut Vec<Prepared>) {
              on conflict (name) do update set moved = excluded.moved, changed_by = excluded.changed_by, changed_at = now()",
             parameters![name, moved, asked.requested_by],
         )),
+        // These go through in portions of their own, before: see `deliveries::step`.
+        Command::Retry { .. } | Command::Discard { .. } => {}
+        Command::Resolve { id, target, object, canonical_id, applied, external_id, .. } => {
+            resolve(Lane { target, object, canonical_id }, id, applied, external_id, out);
+        }
+        Command::Quota { target, limit, rates: Some(rates) } => out.push((
+            "insert into quota (target, limit_name, rates, changed_by) values ($1, $2, $3, $4)
+             on conflict (target, limit_name) do update set
+               rates = excluded.rates, changed_by = excluded.changed_by, changed_at = now()",
+            parameters![target, limit, rates, asked.requested_by],
+        )),
+        Command::Quota { target, limit, rates: None } => {
+            out.push(("delete from quota where target = $1 and limit_name = $2", parameters![target, limit]));
+        }
     }
     out.push(("update command set done_at = now() where id = $1", parameters![asked.id]));
 }
@@ -215,10 +276,45 @@ pub async fn waves(client: &Client) -> Result<Vec<(String, bool, String, jiff::T
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?))).collect()
 }
 
-/// Waves that have been moved.
-pub async fn moved_waves(client: &Client) -> Result<std::collections::BTreeSet<String>, LedgerError> {
-    let rows = client.query("select name from wave where moved", &[]).await?;
-    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+/// A rate that an operator has set.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Tuning {
+    /// Target.
+    pub target: String,
+    /// Limit of its connector.
+    pub limit_name: String,
+    /// Rates.
+    pub rates: Vec<String>,
+    /// Who has set them, and when.
+    pub changed_by: String,
+    /// When.
+    pub changed_at: String,
+}
+
+/// What operators have changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Waves that have been moved.
+    pub moved_waves: BTreeSet<String>,
+    /// Rates that are set.
+    pub tunings: Vec<Tuning>,
+    /// The last command that let everything go that was held.
+    pub released: i64,
+}
+
+/// Reads what operators have changed so far.
+pub async fn changes(client: &Client) -> Result<Changes, LedgerError> {
+    let sql = "select array(select name from wave where moved order by 1),
+                      coalesce((select jsonb_agg(q order by target, limit_name) from quota q), '[]'),
+                      coalesce((select max(id) from command where kind = 'release' and done_at is not null
+                                and arguments ->> 'target' is null and arguments ->> 'object' is null), 0)";
+    let row = client.query_one(sql, &[]).await?;
+    let tunings = serde_json::from_value(row.try_get(1)?);
+    Ok(Changes {
+        moved_waves: row.try_get::<_, Vec<String>>(0)?.into_iter().collect(),
+        tunings: tunings.map_err(|_| LedgerError::Unreadable("what is set of quotas".into()))?,
+        released: row.try_get(2)?,
+    })
 }
 
 /// Held deliveries of one target, object, operation and reason.

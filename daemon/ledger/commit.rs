@@ -33,17 +33,26 @@ pub struct Sealer {
     tree: Tree,
     /// Batches sealed so far.
     batches: u64,
+    /// The process that must not have ended; `None` for one that is alone by force.
+    epoch: Option<i64>,
 }
 
 impl Sealer {
-    /// Takes over the tree as the ledger has it.
+    /// Seals for a process; the tree is taken over with its turn.
     #[must_use]
-    pub fn new(tree: Tree) -> Self {
-        Self { tree, batches: 0 }
+    pub fn new(epoch: Option<i64>) -> Self {
+        Self { tree: Tree::default(), batches: 0, epoch }
+    }
+
+    /// Goes on where another process has stopped.
+    pub fn follow(&mut self, tree: Tree) {
+        self.tree = tree;
     }
 
     /// Hashes the entries of `batch` into the tree and makes the statements that write it.
-    pub fn seal(&mut self, mut batch: Batch, now: Timestamp) -> Result<Sealed, LedgerError> {
+    /// `announced`: other processes are told when something is newly owed.
+    pub fn seal(&mut self, mut batch: Batch, now: Timestamp, announced: bool) -> Result<Sealed, LedgerError> {
+        let announced = announced && !batch.deliveries.is_empty();
         let before = self.tree.clone();
         let first =
             i64::try_from(before.size()).map_err(|_| LedgerError::Unreadable("tree size".into()))? + 1;
@@ -56,7 +65,7 @@ impl Sealer {
         self.tree.prune();
         let seq_of = |index: EntryIndex| first + i64::try_from(index.0).unwrap_or(i64::MAX);
         let mut statements = Vec::new();
-        guard_statements(self.batches, &mut statements);
+        guard_statements(self.batches, self.epoch, &mut statements);
         self.batches += 1;
         if !sealed.is_empty() {
             statements.push(tree_statement(&before, &self.tree)?);
@@ -64,6 +73,9 @@ impl Sealer {
         }
         source_statements(&mut batch, &seq_of, &mut statements);
         dispatch_statements(batch, &seq_of, &mut statements);
+        if announced {
+            statements.push(("select pg_notify('tailwater', '')", Vec::new()));
+        }
         Ok(Sealed { first, statements })
     }
 }
@@ -79,6 +91,12 @@ impl Session {
     #[must_use]
     pub fn new(client: Client) -> Self {
         Self { client: Arc::new(client), statements: HashMap::new() }
+    }
+
+    /// The connection.
+    #[must_use]
+    pub fn client(&self) -> &Arc<Client> {
+        &self.client
     }
 
     /// True when the connection is gone.

@@ -3,9 +3,11 @@
 use std::collections::HashMap;
 
 use super::batch::{
-    AppliedWrite, Batch, ClaimWrite, ClosedWrite, EntryIndex, Lane, RetryWrite, SendingWrite, WaitWrite,
+    AppliedWrite, Batch, Cause, ClaimWrite, ClosedWrite, EntryIndex, Lane, RetryWrite, SendingWrite,
+    WaitWrite,
 };
 use super::command::statements as command;
+use super::deliveries::decide;
 use super::statements::{Prepared, parameters};
 
 /// What dispatching changes.
@@ -21,6 +23,16 @@ pub fn dispatch_statements(batch: Batch, seq_of: &dyn Fn(EntryIndex) -> i64, out
     claim(batch.claims, out);
     for asked in batch.commands {
         command(asked, out);
+    }
+    for (verb, ids) in batch.decided {
+        decide(verb, ids, out);
+    }
+    for (target, epoch, state) in batch.states {
+        out.push((
+            "insert into target_state (target, epoch, state) values ($1, $2, $3)
+             on conflict (target, epoch) do update set state = excluded.state, updated_at = now()",
+            parameters![target, epoch, state],
+        ));
     }
     for target in batch.live {
         out.push((
@@ -143,20 +155,26 @@ fn close(writes: Vec<ClosedWrite>, out: &mut Vec<Prepared>) {
     if writes.is_empty() {
         return;
     }
-    let (mut ids, mut states, mut reasons) = (vec![], vec![], vec![]);
+    let (mut ids, mut states, mut reasons, mut causes) = (vec![], vec![], vec![], vec![]);
     for write in writes {
         ids.push(write.id);
         states.push(write.state);
         reasons.push(write.reason);
+        causes.push(write.cause.map(Cause::as_str));
     }
     // A request in doubt that is parked goes on holding up its lane.
     out.push((
-        "update delivery d set state = w.state, reason = w.reason, waits_for = null,
+        "update delivery d set state = w.state, reason = w.reason, cause = w.cause, waits_for = null,
                 head = d.head and w.state = 'parked' and d.state = 'sending',
                 request = case when w.state = 'parked' and d.state = 'sending' then d.request end
-         from unnest($1::bigint[], $2::text[], $3::text[]) as w(id, state, reason) where d.id = w.id",
-        parameters![ids.clone(), states, reasons],
+         from unnest($1::bigint[], $2::text[], $3::text[], $4::text[]) as w(id, state, reason, cause) where d.id = w.id",
+        parameters![ids.clone(), states, reasons, causes],
     ));
+    requeue(ids, out);
+}
+
+/// Lets the lanes of deliveries that do not hold them up any more go on, and what waits for their objects look again.
+pub fn requeue(ids: Vec<i64>, out: &mut Vec<Prepared>) {
     out.push((
         "update delivery n set head = true
          from (select target, object, canonical_id, max(id) as last from delivery where id = any ($1) group by 1, 2, 3) c
@@ -249,7 +267,7 @@ fn applied(writes: Vec<AppliedWrite>, seq_of: &dyn Fn(EntryIndex) -> i64, out: &
     let last: HashMap<Lane, AppliedWrite> =
         writes.into_iter().map(|write| (write.lane.clone(), write)).collect();
     let (mut targets, mut objects, mut ids) = (vec![], vec![], vec![]);
-    let (mut sha256s, mut seqs, mut external_ids) = (vec![], vec![], vec![]);
+    let (mut sha256s, mut seqs, mut external_ids, mut deliveries) = (vec![], vec![], vec![], vec![]);
     let mut granting = Lanes::default();
     for (lane, write) in last {
         if write.grants {
@@ -261,6 +279,7 @@ fn applied(writes: Vec<AppliedWrite>, seq_of: &dyn Fn(EntryIndex) -> i64, out: &
         sha256s.push(write.sha256);
         seqs.push(seq_of(write.outcome));
         external_ids.push(write.external_id);
+        deliveries.push(write.delivery);
     }
     out.push((
         "insert into applied (target, object, canonical_id, state, sha256, seq)
@@ -287,6 +306,14 @@ fn applied(writes: Vec<AppliedWrite>, seq_of: &dyn Fn(EntryIndex) -> i64, out: &
             parameters![targets.clone(), objects.clone(), ids.clone(), external_ids.clone()],
         ));
     }
+    // A newer state stands: what was refused or parked of an older one is settled by it.
+    out.push((
+        "update delivery d set state = 'superseded', reason = 'a newer state was delivered'
+         from unnest($1::text[], $2::text[], $3::text[], $4::bigint[]) as w(target, object, canonical_id, delivery)
+         where d.target = w.target and d.object = w.object and d.canonical_id = w.canonical_id and d.aside
+           and not d.fact and not d.occupies and d.state in ('parked', 'rejected') and d.id < w.delivery",
+        parameters![targets.clone(), objects.clone(), ids.clone(), deliveries],
+    ));
     out.push((
         "insert into identity (canonical_id, system, object, external_id)
          select canonical_id, target, object, external_id

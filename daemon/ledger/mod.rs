@@ -1,23 +1,27 @@
 //! The ledger: inbox, outbox and truth (INV-2). All SQL on it is in this module; nothing here knows of HTTP.
 //!
-//! One session writes, in batches ([`writer`]); it holds an advisory lock, so that two daemons never serve one ledger.
-//! Everything else reads.
+//! Each process has one session that writes, in batches ([`writer`]). They take turns by an advisory lock ([`turn`]): whoever has
+//! it is alone with the tree, and a process that is alone keeps it. Everything else reads.
 
 pub mod batch;
 pub mod command;
 pub mod commit;
+pub mod deliveries;
 pub mod dispatch_statements;
 pub mod entry;
 pub mod images;
 pub mod load_statements;
 pub mod loads;
+pub mod membership;
 pub mod outbox;
 pub mod position;
+pub mod process;
 pub mod recent;
 pub mod spill;
 pub mod statements;
 pub mod status;
 pub mod tree;
+mod turn;
 pub mod verify;
 pub mod writer;
 
@@ -27,6 +31,10 @@ use tokio::sync::watch;
 use tokio_postgres::Client;
 
 use crate::pg::{ConnectError, Database, describe};
+use membership::{Ambition, Membership};
+pub use process::is_served;
+use process::{Process, Role, Tenure};
+use turn::Turn;
 use writer::Writer;
 
 mod migrations {
@@ -57,9 +65,17 @@ pub enum LedgerError {
     /// The writer ended before it could answer.
     #[error("ledger: the writing session has ended")]
     WriterGone,
-    /// Another daemon serves this ledger.
+    /// A daemon serves this ledger, and what is wanted needs it alone.
     #[error("ledger: another tailwater process is writing to it")]
     Locked,
+    /// Other processes found this one dead, and have taken over what it did.
+    #[error("ledger: this process was silent for too long, and others have taken over")]
+    Fenced,
+    /// Its schema is older than this version, and other processes work on it.
+    #[error(
+        "ledger: its schema has to be brought up to date first\nnext: stop all other tailwater processes of this ledger"
+    )]
+    OtherVersion,
     /// The schema could not be brought up to date.
     #[error("ledger: migration failed: {0}")]
     Migration(#[from] refinery::Error),
@@ -71,30 +87,73 @@ pub enum LedgerError {
     Unreadable(String),
 }
 
-/// The daemon's hold on the ledger.
+/// A process's hold on the ledger.
 #[derive(Clone)]
 pub struct Ledger {
     reader: Arc<Client>,
     writer: Writer,
     lost: watch::Receiver<bool>,
+    membership: Option<Membership>,
+    tenure: Tenure,
 }
 
 impl Ledger {
-    /// Connects, brings the schema up to date and takes the writer's lock.
+    /// Connects as one of the daemons that share the ledger, and takes what of `ambition` is free.
+    ///
+    /// `heard` is called when another process may have written something that is owed.
+    pub async fn join(
+        database: &Database,
+        role: Role,
+        ambition: Ambition,
+        heard: impl Fn() + Send + 'static,
+    ) -> Result<Self, LedgerError> {
+        let mut client = database.connect("tailwater-ledger-writer").await?;
+        if !has_processes(&client).await? {
+            migrate_alone(&mut client).await?;
+        }
+        let process = Process::enter(&client, role).await?;
+        let (lost_tx, lost) = watch::channel(false);
+        let lost_tx = Arc::new(lost_tx);
+        let keeper = database.connect_and_hear("tailwater-ledger-process", heard).await?;
+        keeper.batch_execute("listen tailwater").await?;
+        let membership = Membership::begin(keeper, process.clone(), ambition, lost_tx.clone()).await?;
+        // The others see the newcomer within a heartbeat, and take turns from then on.
+        client.execute("select pg_advisory_lock($1)", &[&WRITER_LOCK]).await?;
+        if has_pending(&mut client).await? && membership.standing().borrow().others.writing > 0 {
+            return Err(LedgerError::OtherVersion);
+        }
+        migrations::migrations::runner().run_async(&mut client).await?;
+        client.execute("select pg_advisory_unlock($1)", &[&WRITER_LOCK]).await?;
+        let tenure = process.tenure.clone();
+        Self::start(database, client, (lost_tx, lost), tenure, Some(membership)).await
+    }
+
+    /// Connects as the only process; refused while a daemon lives.
     pub async fn open(database: &Database) -> Result<Self, LedgerError> {
         let mut client = database.connect("tailwater-ledger-writer").await?;
-        let row = client.query_one("select pg_try_advisory_lock($1)", &[&WRITER_LOCK]).await?;
-        if !row.try_get::<_, bool>(0)? {
+        if is_served(&client).await? {
             return Err(LedgerError::Locked);
         }
-        client.batch_execute(&format!("create schema if not exists {SCHEMA}")).await?;
-        migrations::migrations::runner().run_async(&mut client).await?;
+        migrate_alone(&mut client).await?;
+        Process::enter(&client, Role::Command).await?;
+        let (lost_tx, lost) = watch::channel(false);
+        Self::start(database, client, (Arc::new(lost_tx), lost), Tenure::endless(), None).await
+    }
+
+    async fn start(
+        database: &Database,
+        client: Client,
+        (lost_tx, lost): (Arc<watch::Sender<bool>>, watch::Receiver<bool>),
+        tenure: Tenure,
+        membership: Option<Membership>,
+    ) -> Result<Self, LedgerError> {
         let reader = Arc::new(database.connect("tailwater-ledger-reader").await?);
         reader.batch_execute(READER_SETTINGS).await?;
-        let (lost_tx, lost) = watch::channel(false);
-        let sealer = commit::Sealer::new(verify::load_tree(&client).await?);
-        let writer = Writer::start(commit::Session::new(client), sealer, lost_tx);
-        Ok(Self { reader, writer, lost })
+        let sealer = commit::Sealer::new(membership.as_ref().map(|membership| membership.process.epoch));
+        let session = commit::Session::new(client);
+        let turn = Turn::new(&session, membership.as_ref().map(Membership::standing));
+        let writer = Writer::start(session, sealer, turn, lost_tx);
+        Ok(Self { reader, writer, lost, membership, tenure })
     }
 
     /// The reading session.
@@ -109,7 +168,27 @@ impl Ledger {
         &self.writer
     }
 
-    /// Ends when the writing session is lost.
+    /// This process among the others; `None` for one that is alone by force.
+    #[must_use]
+    pub fn membership(&self) -> Option<&Membership> {
+        self.membership.as_ref()
+    }
+
+    /// Until when something may be begun with what was read from this ledger.
+    #[must_use]
+    pub fn tenure(&self) -> &Tenure {
+        &self.tenure
+    }
+
+    /// Says that this process is over, so that others need not find out.
+    pub async fn leave(&self) -> Result<(), LedgerError> {
+        match &self.membership {
+            Some(membership) => membership.process.end(&self.reader).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Ends when the writing session is lost, or this process was found dead.
     pub async fn lost(&self) {
         let mut lost = self.lost.clone();
         // A closed channel means that the writer is gone, which is the same.
@@ -117,10 +196,26 @@ impl Ledger {
     }
 }
 
-/// True when a daemon holds the writer's lock.
-pub async fn is_served(client: &Client) -> Result<bool, LedgerError> {
-    let sql = "select exists (select from pg_locks where locktype = 'advisory' and granted
-                and database = (select oid from pg_database where datname = current_database())
-                and (classid::bigint << 32 | objid::bigint) = $1)";
-    Ok(client.query_one(sql, &[&WRITER_LOCK]).await?.try_get(0)?)
+/// False in a database that is empty, or older than this version.
+async fn has_processes(client: &Client) -> Result<bool, LedgerError> {
+    Ok(client.query_one("select to_regclass('process') is not null", &[]).await?.try_get(0)?)
+}
+
+async fn has_pending(client: &mut Client) -> Result<bool, LedgerError> {
+    let runner = migrations::migrations::runner();
+    let newest = runner.get_migrations().iter().map(refinery::Migration::version).max();
+    let applied = runner.get_last_applied_migration_async(client).await?;
+    Ok(applied.map(|migration| migration.version()) < newest)
+}
+
+/// Brings the schema up to date while nobody else writes, and keeps the lock.
+async fn migrate_alone(client: &mut Client) -> Result<(), LedgerError> {
+    let row = client.query_one("select pg_try_advisory_lock($1)", &[&WRITER_LOCK]).await?;
+    if !row.try_get::<_, bool>(0)? {
+        return Err(LedgerError::Locked);
+    }
+    client.batch_execute(&format!("create schema if not exists {SCHEMA}")).await?;
+    migrations::migrations::runner().run_async(client).await?;
+    client.execute("select pg_advisory_unlock($1)", &[&WRITER_LOCK]).await?;
+    Ok(())
 }

@@ -49,6 +49,8 @@ pub struct Due {
     pub applied_sha256: Option<String>,
     /// The target's ids of what this delivery refers to; absent when it is not there.
     pub references: HashMap<String, String>,
+    /// Its lane is in this shard.
+    pub shard: i16,
     /// How urgent its lane is.
     pub priority: Priority,
     /// Since when it may be sent.
@@ -80,6 +82,7 @@ impl Due {
             external_id: None,
             applied_sha256: None,
             references: HashMap::new(),
+            shard: 0,
             priority: Priority::Profile,
             due_at: Timestamp::UNIX_EPOCH,
             waits_for: None,
@@ -123,7 +126,7 @@ const DUE: &str = "
          (select array_agg(o.id) from delivery o
           where o.target = h.target and o.object = h.object and o.canonical_id = h.canonical_id
             and o.state = 'pending' and o.id >= h.id and o.id < n.id),
-         i.external_id, a.sha256, n.last_attempt_at, n.reason, h.class, h.due_at,
+         i.external_id, a.sha256, n.last_attempt_at, n.reason, h.class, h.due_at, h.shard,
          (select r from unnest(n.requires) r where is_on_its_way(n.target, r) limit 1)
   from head h
   join delivery n on n.id = h.newest
@@ -242,7 +245,8 @@ async fn read_due(
             references: HashMap::new(),
             priority: Priority::of_number(row.try_get(19)?),
             due_at: row.try_get(20)?,
-            waits_for: row.try_get(21)?,
+            shard: row.try_get(21)?,
+            waits_for: row.try_get(22)?,
         });
     }
     resolve_references(client, target, required, &mut found).await?;

@@ -31,7 +31,15 @@ pub(super) use parameters;
 
 /// Fails the batch unless the one before, number `before`, was committed in this session: it may have failed when this
 /// one was already on its way. A setting is taken back with the transaction that made it.
-pub fn guard_statements(before: u64, out: &mut Vec<Prepared>) {
+///
+/// Fails it as well when the process has been found dead meanwhile: then another one does what it did.
+pub fn guard_statements(before: u64, epoch: Option<i64>, out: &mut Vec<Prepared>) {
+    if let Some(epoch) = epoch {
+        out.push((
+            "select 1 / count(*) from process where epoch = $1 and ended_at is null",
+            parameters![epoch],
+        ));
+    }
     out.push((
         "select 1 / (coalesce(nullif(current_setting('tailwater.batch', true), ''), '0') = $1::text)::int",
         parameters![before.to_string()],
@@ -221,6 +229,7 @@ fn deliveries(writes: Vec<DeliveryWrite>, seq_of: &dyn Fn(EntryIndex) -> i64, ou
     let (mut seqs, mut targets, mut objects, mut ids) = (vec![], vec![], vec![], vec![]);
     let (mut operations, mut facts, mut requires, mut states, mut reasons, mut looks, mut classes) =
         (vec![], vec![], vec![], vec![], vec![], vec![], vec![]);
+    let mut causes = vec![];
     for write in writes {
         seqs.push(seq_of(write.event));
         targets.push(write.lane.target);
@@ -235,6 +244,10 @@ fn deliveries(writes: Vec<DeliveryWrite>, seq_of: &dyn Fn(EntryIndex) -> i64, ou
             (Some(_), _) => "parked",
             (None, Some(_)) => "held",
             (None, None) => "pending",
+        });
+        causes.push(match (&write.parked, &write.held) {
+            (Some(_), _) => Some("mapping"),
+            (None, held) => held.as_ref().map(|_| "mass"),
         });
         reasons.push(write.parked.or(write.held));
         classes.push(write.priority.number());
@@ -253,22 +266,22 @@ fn deliveries(writes: Vec<DeliveryWrite>, seq_of: &dyn Fn(EntryIndex) -> i64, ou
         ));
     }
     out.push((
-        "insert into delivery (event_seq, target, object, canonical_id, operation, fact, requires, state, reason, class,
+        "insert into delivery (event_seq, target, object, canonical_id, operation, fact, requires, state, reason, cause, class,
                                attempted_at, last_attempt_at, head)
          select event_seq, target, object, canonical_id, operation, fact,
                 case when requires = '' then '{}' else string_to_array(requires, E'\\n') end,
-                case when look then 'sending' else state end, reason, class,
+                case when look then 'sending' else state end, reason, cause, class,
                 case when look then 'epoch'::timestamptz end, case when look then now() end,
                 state <> 'parked'
                   and row_number() over (partition by target, object, canonical_id, state = 'parked' order by n) = 1
                   and not exists (select from delivery h where h.target = w.target and h.object = w.object
                                   and h.canonical_id = w.canonical_id and h.head)
          from unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::boolean[], $7::text[],
-                     $8::text[], $9::text[], $10::boolean[], $11::smallint[])
+                     $8::text[], $9::text[], $10::boolean[], $11::smallint[], $12::text[])
            with ordinality as w(event_seq, target, object, canonical_id, operation, fact, requires, state, reason, look,
-                                class, n)
+                                class, cause, n)
          order by n",
-        parameters![seqs, targets, objects, ids, operations, facts, requires, states, reasons, looks, classes],
+        parameters![seqs, targets, objects, ids, operations, facts, requires, states, reasons, looks, classes, causes],
     ));
 }
 

@@ -58,3 +58,25 @@ pub async fn held(
     };
     rows.iter().map(read).collect()
 }
+
+/// How a target looks to a process that lives.
+#[derive(Debug, Clone)]
+pub struct TargetState {
+    /// Target.
+    pub target: String,
+    /// Process.
+    pub epoch: i64,
+    /// Rates in force, pauses.
+    pub state: serde_json::Value,
+}
+
+/// See [`TargetState`].
+pub async fn target_states(client: &Client) -> Result<Vec<TargetState>, LedgerError> {
+    let sql = "select s.target, s.epoch, s.state from target_state s join process p using (epoch)
+               where p.ended_at is null and p.expires_at > now() order by 1, 2";
+    let rows = client.query(sql, &[]).await?;
+    let state = |row: &tokio_postgres::Row| {
+        Ok(TargetState { target: row.try_get(0)?, epoch: row.try_get(1)?, state: row.try_get(2)? })
+    };
+    rows.iter().map(state).collect()
+}

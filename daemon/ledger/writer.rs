@@ -3,6 +3,7 @@
 //! A one-row commit costs as much as a thousand-row one, so concurrency becomes batching here and nowhere else. Two tasks:
 //! one seals the next batch while the other waits for the database with the one before.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -16,6 +17,7 @@ use super::LedgerError;
 use super::batch::Batch;
 use super::commit::{Sealed, Sealer, Session};
 use super::statements::to_microseconds;
+use super::turn::Turn;
 
 /// Batches waiting for the writer; beyond that the senders wait.
 const QUEUE: usize = 256;
@@ -39,12 +41,18 @@ pub struct Writer {
 impl Writer {
     /// Starts the tasks; `lost` becomes true when the session is gone.
     #[must_use]
-    pub fn start(session: Session, sealer: Sealer, lost: watch::Sender<bool>) -> Self {
+    pub fn start(session: Session, sealer: Sealer, turn: Turn, lost: Arc<watch::Sender<bool>>) -> Self {
         let (queue, requests) = mpsc::channel(QUEUE);
         let (hand_over, sealed) = mpsc::channel(1);
-        tokio::spawn(seal(sealer, requests, hand_over));
+        let under_way = Arc::new(watch::Sender::new(0));
+        let sealing = Sealing { sealer, turn, under_way: under_way.subscribe(), noted: under_way.clone() };
         tokio::spawn(async move {
-            commit(session, sealed).await;
+            if let Err(error) = sealing.run(requests, hand_over).await {
+                tracing::error!(%error, "nothing more can be sealed");
+            }
+        });
+        tokio::spawn(async move {
+            commit(session, sealed, &under_way).await;
             // Nobody may be listening any more: then nobody needs to know.
             let _ = lost.send(true);
         });
@@ -65,29 +73,60 @@ type Waiting = Vec<(oneshot::Sender<Result<i64, LedgerError>>, usize)>;
 type Gathered = (Sealed, Waiting);
 
 /// Seals what has gathered whenever the committing task can take more.
-async fn seal(mut sealer: Sealer, mut requests: mpsc::Receiver<Request>, hand_over: mpsc::Sender<Gathered>) {
-    while let Some(first) = requests.recv().await {
-        let Ok(permit) = hand_over.reserve().await else { return };
-        let mut merged = Batch::default();
-        let mut waiting = Vec::new();
-        let mut next = Some(first);
-        while let Some((batch, answer)) = next {
-            waiting.push((answer, merged.entries.len()));
-            merged.append(batch);
-            let full = merged.entries.len().max(merged.images.len()) >= MAX_GATHERED;
-            next = if full { None } else { requests.try_recv().ok() };
-        }
-        match sealer.seal(merged, to_microseconds(Timestamp::now())) {
-            Ok(sealed) => permit.send((sealed, waiting)),
-            Err(error) => {
-                tracing::error!(%error, "the ledger's tree cannot be advanced");
-                return;
+struct Sealing {
+    sealer: Sealer,
+    turn: Turn,
+    /// Batches handed over and not yet committed.
+    under_way: watch::Receiver<usize>,
+    noted: Arc<watch::Sender<usize>>,
+}
+
+impl Sealing {
+    async fn run(
+        mut self,
+        mut requests: mpsc::Receiver<Request>,
+        hand_over: mpsc::Sender<Gathered>,
+    ) -> Result<(), LedgerError> {
+        loop {
+            let first = tokio::select! {
+                first = requests.recv() => first,
+                // An idle process that had the ledger to itself lets the newcomer in.
+                () = self.turn.wanted(), if self.turn.is_held() => {
+                    self.give_turn().await?;
+                    continue;
+                }
+            };
+            let Some(first) = first else { return Ok(()) };
+            let Ok(permit) = hand_over.reserve().await else { return Ok(()) };
+            if let Some(tree) = self.turn.take().await? {
+                self.sealer.follow(tree);
+            }
+            let mut merged = Batch::default();
+            let mut waiting = Vec::new();
+            let mut next = Some(first);
+            while let Some((batch, answer)) = next {
+                waiting.push((answer, merged.entries.len()));
+                merged.append(batch);
+                let full = merged.entries.len().max(merged.images.len()) >= MAX_GATHERED;
+                next = if full { None } else { requests.try_recv().ok() };
+            }
+            let sealed =
+                self.sealer.seal(merged, to_microseconds(Timestamp::now()), !self.turn.is_alone())?;
+            self.noted.send_modify(|under_way| *under_way += 1);
+            permit.send((sealed, waiting));
+            if hand_over.is_closed() {
+                // Nobody takes what was just handed over: those who wait for it hear of that when this task ends.
+                return Ok(());
+            }
+            if !self.turn.is_alone() {
+                self.give_turn().await?;
             }
         }
-        if hand_over.is_closed() {
-            // Nobody takes what was just handed over: those who wait for it hear of that when this task ends.
-            return;
-        }
+    }
+
+    async fn give_turn(&mut self) -> Result<(), LedgerError> {
+        self.under_way.wait_for(|under_way| *under_way == 0).await.map_err(|_| LedgerError::WriterGone)?;
+        self.turn.give().await
     }
 }
 
@@ -95,12 +134,17 @@ async fn seal(mut sealer: Sealer, mut requests: mpsc::Receiver<Request>, hand_ov
 type Committed = (Result<(), LedgerError>, i64, Waiting);
 
 /// Commits until nothing more comes or the session breaks.
-async fn commit(mut session: Session, mut batches: mpsc::Receiver<Gathered>) {
+async fn commit(mut session: Session, mut batches: mpsc::Receiver<Gathered>, noted: &watch::Sender<usize>) {
     let mut under_way: FuturesOrdered<BoxFuture<'static, Committed>> = FuturesOrdered::new();
     loop {
         tokio::select! {
             biased;
-            Some(committed) = under_way.next(), if !under_way.is_empty() => if !answer(committed) { return },
+            Some(committed) = under_way.next(), if !under_way.is_empty() => {
+                if !answer(committed) {
+                    return;
+                }
+                noted.send_modify(|under_way| *under_way -= 1);
+            }
             gathered = batches.recv(), if under_way.len() < MAX_UNDER_WAY => {
                 let Some((sealed, waiting)) = gathered else { break };
                 let first = sealed.first;

@@ -4,15 +4,21 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::pulse::Pulse;
-use crate::ledger::command::{Command, batch, moved_waves, waiting};
+use crate::ledger::batch::Batch;
+use crate::ledger::command::{Changes, Command, Tuning, carry_out, changes, waiting};
 use crate::ledger::{Ledger, LedgerError};
 
-/// How soon a command is found.
-const LOOK: Duration = Duration::from_millis(500);
+/// How soon a command is found, and what it changes is seen by all processes.
+const LOOK: Duration = Duration::from_millis(250);
+/// How often it is noted how the targets look, at the most.
+const SHOW: Duration = Duration::from_secs(1);
+/// Lease of the process that carries commands out.
+pub const COMMANDS: &str = "commands";
 
 /// Waves that have been moved, as routes see them.
 #[derive(Debug, Clone, Default)]
@@ -27,45 +33,88 @@ impl Waves {
 
     /// Reads them from the ledger.
     pub async fn refresh(&self, ledger: &Ledger) -> Result<(), LedgerError> {
-        let moved = Arc::new(moved_waves(ledger.reader()).await?);
-        if let Ok(mut waves) = self.0.write() {
-            *waves = moved;
-        }
+        self.set(changes(ledger.reader()).await?.moved_waves);
         Ok(())
+    }
+
+    fn set(&self, moved: BTreeSet<String>) {
+        if let Ok(mut waves) = self.0.write() {
+            *waves = Arc::new(moved);
+        }
     }
 }
 
-/// Runs until the ledger fails, or the daemon stops. Backfills are left to the source's own loop. `released`: all that was held
-/// is let go, or thrown away.
+/// What operators have changed, as every process sees it.
+pub struct Watched {
+    /// Waves that have been moved.
+    pub waves: Waves,
+    /// Told when everything that was held has been let go or thrown away.
+    pub released: Box<dyn Fn() + Send + Sync>,
+    /// Told the rates that are set.
+    pub tuned: Box<dyn Fn(&[Tuning]) + Send + Sync>,
+    /// How the targets look to this process, for people.
+    pub states: Box<dyn Fn() -> Vec<(String, Value)> + Send + Sync>,
+}
+
+/// Carries commands out while this process has their lease, and follows what they change in any case. Runs until the ledger
+/// fails, or the daemon stops. Backfills are left to the source's own loop.
 pub async fn serve(
     ledger: Ledger,
-    waves: Waves,
-    released: impl Fn() + Send,
+    watched: Watched,
     wake: watch::Sender<u64>,
     pulse: Pulse,
     stopping: watch::Receiver<bool>,
 ) -> Result<(), LedgerError> {
+    let mut seen: Option<Changes> = None;
+    let mut shown = (Vec::new(), Instant::now());
     loop {
         pulse.beat();
         if *stopping.borrow() {
             return Ok(());
         }
-        for asked in waiting(ledger.reader()).await? {
-            if matches!(asked.command, Command::Backfill { .. }) {
-                continue;
+        let is_ours = ledger
+            .membership()
+            .is_none_or(|membership| membership.standing().borrow().single.contains(COMMANDS));
+        if is_ours {
+            for asked in waiting(ledger.reader()).await? {
+                if matches!(asked.command, Command::Backfill { .. }) {
+                    continue;
+                }
+                tracing::warn!(command = asked.id, requested_by = %asked.requested_by, "an operator's command is carried out");
+                carry_out(ledger.reader(), ledger.writer(), asked).await?;
+                wake.send_modify(|count| *count = count.wrapping_add(1));
             }
-            let is_wave = matches!(asked.command, Command::Wave { .. });
-            let all_released = asked.command.releases_all();
-            tracing::warn!(command = asked.id, requested_by = %asked.requested_by, "an operator's command is carried out");
-            ledger.writer().write(batch(asked)).await?;
-            if is_wave {
-                waves.refresh(&ledger).await?;
-            }
-            if all_released {
-                released();
-            }
-            wake.send_modify(|count| *count = count.wrapping_add(1));
         }
+        let changes = changes(ledger.reader()).await?;
+        if seen.as_ref() != Some(&changes) {
+            watched.waves.set(changes.moved_waves.clone());
+            (watched.tuned)(&changes.tunings);
+            if seen.is_some_and(|seen| seen.released != changes.released) {
+                (watched.released)();
+            }
+            seen = Some(changes);
+        }
+        show(&ledger, &watched, &mut shown).await?;
         sleep(LOOK).await;
     }
+}
+
+/// Notes how the targets look, when that has changed.
+async fn show(
+    ledger: &Ledger,
+    watched: &Watched,
+    shown: &mut (Vec<(String, Value)>, Instant),
+) -> Result<(), LedgerError> {
+    let Some(membership) = ledger.membership() else { return Ok(()) };
+    if Instant::now() < shown.1 {
+        return Ok(());
+    }
+    let states = (watched.states)();
+    if states != shown.0 {
+        let epoch = membership.process.epoch;
+        let written = states.iter().map(|(target, state)| (target.clone(), epoch, state.clone()));
+        ledger.writer().write(Batch { states: written.collect(), ..Batch::default() }).await?;
+        *shown = (states, Instant::now() + SHOW);
+    }
+    Ok(())
 }

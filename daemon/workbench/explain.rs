@@ -15,7 +15,7 @@ use crate::config::{Config, SourceConfig};
 use crate::event::{CanonicalEvent, Cause, Lsn};
 use crate::image::{Images, Missing, Overlay, Part, Projection};
 use crate::ledger::batch::Lane;
-use crate::ledger::command::moved_waves;
+use crate::ledger::command::changes;
 use crate::ledger::outbox::{self, Due};
 use crate::ledger::{LedgerError, images};
 use crate::mapping::EventSpec;
@@ -81,7 +81,7 @@ pub async fn explain(
         return Ok(None);
     }
     let mut out = format!("{} {}: part of {} objects\n", question.table, question.key, answers.len());
-    let moved = moved_waves(client).await?;
+    let moved = changes(client).await?.moved_waves;
     for answer in answers.iter().take(MOST) {
         describe(config, client, answer, &moved, question.values, &mut out).await?;
     }

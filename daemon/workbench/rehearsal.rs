@@ -97,7 +97,7 @@ pub fn shown(connector: &Connector, due: &Due) -> Option<Value> {
             Some(json!({"system": system, "request": line, "body": body}))
         }
         Ok(Plan::Skip { .. }) => None,
-        Ok(Plan::Park(reason)) => Some(json!({"system": system, "error": reason})),
+        Ok(Plan::Park(_, reason)) => Some(json!({"system": system, "error": reason})),
         Err(obstacle) => Some(json!({"system": system, "error": obstacle.to_string()})),
     }
 }

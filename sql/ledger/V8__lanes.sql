@@ -22,8 +22,14 @@ drop index delivery_held, delivery_aside, delivery_waiting;
 create unique index delivery_head on delivery (target, object, canonical_id) where head;
 create index delivery_ready on delivery (target, object, shard, class, due_at, id) where ready;
 create index delivery_waits on delivery (target, waits_for) where waits_for is not null;
-create index delivery_aside on delivery (target, object, id) where aside;
+create index delivery_aside on delivery (target, object, canonical_id, id) where aside;
 
+-- Why a delivery waits for a person: refused, mapping, doubt, ambiguous, unique, mass.
+alter table delivery add column cause text;
+
+update delivery set cause = case state when 'rejected' then 'refused' when 'held' then 'mass'
+  else case when request is null then 'mapping' else 'doubt' end end
+where state in ('parked', 'rejected', 'held');
 update delivery set head = true where id in (
   select min(id) from delivery where occupies group by target, object, canonical_id);
 

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, sleep_until};
 
@@ -43,6 +44,16 @@ pub struct Shown {
     pub cut: f64,
     /// Requests at once.
     pub at_once: Option<usize>,
+}
+
+impl Shown {
+    /// As the ledger keeps it.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        let rates: Vec<String> = self.rates.iter().map(Rate::to_string).collect();
+        json!({"name": self.name, "rates": rates, "origin": self.origin, "told": self.told, "cut": self.cut,
+               "at_once": self.at_once})
+    }
 }
 
 /// See the module's text.

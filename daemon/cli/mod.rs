@@ -1,8 +1,12 @@
 //! The command line.
 
+mod operators;
+
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub use operators::{DeliveriesCommand, IdentityCommand, ObjectArgs, QuotaCommand, WaveCommand, Which};
 
 /// Change-data-capture replication from an ERP's PostgreSQL to billing and support systems.
 ///
@@ -29,6 +33,17 @@ pub struct ConfigArgs {
     pub config: PathBuf,
 }
 
+/// What a process does.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum RunRole {
+    /// Everything.
+    All,
+    /// Follow the sources, or stand by to do so.
+    Capture,
+    /// Deliver.
+    Dispatch,
+}
+
 /// Commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -36,7 +51,17 @@ pub enum Command {
     ///
     /// Tells systemd READY=1 once the ledger, the slot and the mapping are proven. Stops on SIGTERM: requests in flight
     /// are finished, what is not confirmed is sent again by PostgreSQL at the next start.
-    Run(ConfigArgs),
+    ///
+    /// Several processes may run on one ledger, on one machine or on several: one follows the sources while the others stand by,
+    /// and all share the deliveries. SIGHUP reads the settings again and puts rates and shares in force.
+    Run {
+        /// The settings file.
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Only follow the sources, or only deliver.
+        #[arg(long, value_enum, default_value = "all")]
+        role: RunRole,
+    },
     /// Check settings, mapping and connector files, the ledger, the ERP's PostgreSQL and the targets' secrets. Changes
     /// nothing.
     Check {
@@ -130,6 +155,12 @@ pub enum Command {
         #[arg(long)]
         discard: bool,
     },
+    /// How fast each target may be spoken to. What is set takes effect within a second, without a restart.
+    #[command(subcommand)]
+    Quota(QuotaCommand),
+    /// What is owed to the targets, and what waits for a person there.
+    #[command(subcommand)]
+    Deliveries(DeliveriesCommand),
     /// Which object at a target is which of ours.
     #[command(subcommand)]
     Identity(IdentityCommand),
@@ -167,76 +198,6 @@ pub enum Command {
     /// Print the manual page (roff).
     #[command(hide = true)]
     Man,
-}
-
-/// An object of ours at a target.
-#[derive(Debug, Args)]
-pub struct ObjectArgs {
-    /// The settings file.
-    #[command(flatten)]
-    pub config: ConfigArgs,
-    /// Target.
-    #[arg(long)]
-    pub target: String,
-    /// Object of its connector, such as customer.
-    #[arg(long)]
-    pub object: String,
-    /// Canonical id.
-    pub id: String,
-}
-
-/// `tailwater identity …`.
-#[derive(Debug, Subcommand)]
-pub enum IdentityCommand {
-    /// Where an object stands: at each target, under which id.
-    Show {
-        /// The settings file.
-        #[command(flatten)]
-        config: ConfigArgs,
-        /// Canonical id, or the id that a target gave it.
-        id: String,
-    },
-    /// Say that an object at a target is one of ours; what waited for that goes on.
-    Link {
-        /// Which.
-        #[command(flatten)]
-        which: ObjectArgs,
-        /// The target's own id.
-        external_id: String,
-    },
-    /// Forget where an object stands at a target; nothing is changed there.
-    Unlink {
-        /// Which.
-        #[command(flatten)]
-        which: ObjectArgs,
-    },
-}
-
-/// `tailwater wave …`.
-#[derive(Debug, Subcommand)]
-pub enum WaveCommand {
-    /// The waves of the route files, and which of them have moved, when, and by whom.
-    List {
-        /// The settings file.
-        #[command(flatten)]
-        config: ConfigArgs,
-    },
-    /// From now on the wave's customers go where its routes say; what the new system lacks of them is delivered to it.
-    Move {
-        /// The settings file.
-        #[command(flatten)]
-        config: ConfigArgs,
-        /// Name.
-        name: String,
-    },
-    /// Back to where they were.
-    Back {
-        /// The settings file.
-        #[command(flatten)]
-        config: ConfigArgs,
-        /// Name.
-        name: String,
-    },
 }
 
 /// Where the mapping files are.

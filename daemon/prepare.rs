@@ -1,0 +1,84 @@
+//! Turns settings into what runs.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tokio::sync::Mutex;
+
+use crate::cache::Cache;
+use crate::capture::Source;
+use crate::config::secret::Secret;
+use crate::config::{Config, TargetConfig};
+use crate::connector::Transport;
+use crate::dispatch::Target;
+use crate::dispatch::dedup::Dedup;
+use crate::dispatch::gate::Gates;
+use crate::dispatch::quota::Quotas;
+use crate::dispatch::quota::shared::SharedBuckets;
+use crate::dispatch::target::Versions;
+use crate::ops::commands::Waves;
+use crate::target::{HttpTarget, Way};
+
+/// Sources and targets, ready to run.
+pub struct Prepared {
+    /// Sources.
+    pub sources: Vec<Arc<Source>>,
+    /// Targets.
+    pub targets: Vec<Arc<Target>>,
+    /// The ledger's database.
+    pub ledger: crate::pg::Database,
+}
+
+/// See the module's text.
+pub fn prepare(config: Config, waves: &Waves) -> Result<Prepared, String> {
+    let mut by_system: HashMap<String, Vec<String>> = HashMap::new();
+    for target in &config.targets {
+        by_system.entry(target.connector.system.clone()).or_default().push(target.name.clone());
+    }
+    let routes = Arc::new(config.routes);
+    let sources = config.sources.into_iter();
+    let upcasters = Arc::new(config.upcasters);
+    let source =
+        |source| Source::new(source, (routes.clone(), upcasters.clone()), by_system.clone(), waves.clone());
+    let sources = sources.map(|config| Arc::new(source(config)));
+    let sources = sources.collect();
+    let versions = Versions { routes: routes.clone(), upcasters: upcasters.clone() };
+    let cache = Arc::new(Cache::new(config.redis));
+    let prepare = |target| prepare_target(target, &cache, versions.clone());
+    let targets = config.targets.into_iter().map(prepare);
+    let targets = targets.collect::<Result<_, String>>()?;
+    Ok(Prepared { sources, targets, ledger: config.ledger })
+}
+
+fn prepare_target(
+    target: TargetConfig,
+    cache: &Arc<Cache>,
+    versions: Versions,
+) -> Result<Arc<Target>, String> {
+    // A secret that cannot be read now would only be found out at the first delivery.
+    let failed = |error: String| format!("target \"{}\": {error}", target.name);
+    target.api_key.as_ref().map(Secret::read).transpose().map_err(|error| failed(error.to_string()))?;
+    let way = match target.connector.transport {
+        Transport::Http => {
+            let (user, key) = (target.user.as_deref(), target.api_key.clone());
+            let http = HttpTarget::new(&target.connector, &target.base_url, user, key);
+            Way::Http(http.map_err(|error| failed(error.to_string()))?)
+        }
+        Transport::Discard => Way::Discard,
+    };
+    let limits = target.connector.limits.clone();
+    let shared = SharedBuckets::new(cache.clone(), &target.name);
+    Ok(Arc::new(Target {
+        way,
+        quotas: Quotas::new(limits, &target.quota, Some(shared)),
+        name: target.name,
+        connector: target.connector,
+        unsent: Arc::default(),
+        dedup: Dedup::new(cache.clone()),
+        shadow: target.shadow,
+        versions,
+        adopts: target.adopts,
+        adopting: Mutex::new(()),
+        gates: Gates::default(),
+    }))
+}

@@ -1,0 +1,218 @@
+//! `tailwater deliveries`: what is owed, and what waits for a person, as a list of work.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+use serde_json::{Value, json};
+
+use crate::app::{EX_USAGE, with_config};
+use crate::cli::{DeliveriesCommand, Which};
+use crate::config::Config;
+use crate::ledger::command::Command;
+use crate::ledger::deliveries::{Group, Selection, doubtful, each, groups, story};
+use crate::operate::{Refusal, finish};
+use crate::orders::{client, order};
+use crate::workbench::redact::redacted;
+
+/// States that a delivery of the list can be in.
+const STATES: [&str; 7] = ["pending", "sending", "waiting", "parked", "rejected", "held", "shadowed"];
+
+/// `tailwater deliveries`.
+pub async fn deliveries(command: DeliveriesCommand) -> ExitCode {
+    match command {
+        DeliveriesCommand::List { config, which, state, each, json } => {
+            let listed = |config| async move { finish(list(&config, which, state, each, json).await) };
+            with_config(&config, listed).await
+        }
+        DeliveriesCommand::Show { config, id, values } => {
+            with_config(&config, |config| async move { finish(show(&config, id, values).await) }).await
+        }
+        DeliveriesCommand::Retry { config, which, reason } => {
+            let decided = Command::Retry { which: selection(which), reason };
+            with_config(&config, |config| async move { finish(decide(&config, decided).await) }).await
+        }
+        DeliveriesCommand::Discard { config, which, reason } => {
+            let decided = Command::Discard { which: selection(which), reason };
+            with_config(&config, |config| async move { finish(decide(&config, decided).await) }).await
+        }
+        DeliveriesCommand::Resolve { config, id, applied, not_applied: _, reason } => {
+            let resolved = |config| async move { finish(resolve(&config, id, applied, reason).await) };
+            with_config(&config, resolved).await
+        }
+    }
+}
+
+fn selection(which: Which) -> Selection {
+    let Which { ids, target, object, cause } = which;
+    Selection { ids, target, object, cause }
+}
+
+async fn list(
+    config: &Config,
+    which: Which,
+    state: Option<String>,
+    most: Option<i64>,
+    as_json: bool,
+) -> Result<String, Refusal> {
+    if let Some(unknown) = state.as_deref().filter(|state| !STATES.contains(state)) {
+        let message = format!("there is no state \"{unknown}\"\nnext: one of {}", STATES.join(", "));
+        return Err(Refusal(EX_USAGE, message));
+    }
+    let client = client(config).await?;
+    let which = selection(which);
+    if let Some(most) = most {
+        let lines = each(&client, &which, state.as_deref(), most).await?;
+        return Ok(lines
+            .iter()
+            .map(|line| if as_json { format!("{line}\n") } else { one_line(line) })
+            .collect());
+    }
+    let found = groups(&client, &which, state.as_deref()).await?;
+    if as_json {
+        let all: Vec<Value> = found.iter().map(group_json).collect();
+        return Ok(format!("{}\n", json!({"groups": all})));
+    }
+    if found.is_empty() {
+        return Ok("nothing is owed, and nothing waits for a person\n".into());
+    }
+    Ok(found.iter().map(group_line).collect())
+}
+
+fn group_json(group: &Group) -> Value {
+    json!({
+        "target": group.target, "object": group.object, "state": group.state, "cause": group.cause,
+        "reason": group.reason, "count": group.count, "oldest": group.oldest.to_string(), "first": group.first,
+    })
+}
+
+fn group_line(group: &Group) -> String {
+    let mut line = format!("{} {}: {} {}", group.target, group.object, group.count, group.state);
+    if let Some(cause) = &group.cause {
+        let _ = write!(line, ", {cause}");
+    }
+    if let Some(reason) = &group.reason {
+        let _ = write!(line, ": {reason}");
+    }
+    let first: Vec<String> = group.first.iter().map(i64::to_string).collect();
+    let _ = writeln!(line, "; since {}; first: {}", group.oldest, first.join(", "));
+    if let Some(next) = next_step(group) {
+        let _ = writeln!(line, "  next: {next}");
+    }
+    line
+}
+
+/// What a person can do about it.
+fn next_step(group: &Group) -> Option<String> {
+    let Group { target, object, .. } = group;
+    Some(match group.cause.as_deref()? {
+        "refused" | "unique" => format!(
+            "correct it in the ERP, which delivers it again; or tailwater deliveries retry --target {target} --object {object} --cause {} --reason …",
+            group.cause.as_deref().unwrap_or_default()
+        ),
+        "mapping" => format!("correct the mapping, restart, and tailwater deliveries retry --target {target} --cause mapping --reason …"),
+        "doubt" => "look at the target whether it was carried out: tailwater deliveries resolve ID --applied | --not-applied --reason …".into(),
+        "ambiguous" => format!("choose with tailwater identity link --target {target} --object {object}"),
+        "mass" => "tailwater release".into(),
+        _ => return None,
+    })
+}
+
+fn one_line(line: &Value) -> String {
+    let text = |key: &str| match line.get(key) {
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Null) | None => "-".to_owned(),
+        Some(other) => other.to_string(),
+    };
+    format!(
+        "{} {} {} {} {}: {}, cause {}, attempts {}, since {}: {}\n",
+        text("delivery"),
+        text("target"),
+        text("operation"),
+        text("object"),
+        text("id"),
+        text("state"),
+        text("cause"),
+        text("attempts"),
+        text("created_at"),
+        text("reason"),
+    )
+}
+
+async fn show(config: &Config, id: i64, values: bool) -> Result<String, Refusal> {
+    let client = client(config).await?;
+    let found = each(&client, &Selection { ids: vec![id], ..Selection::default() }, None, 1).await?;
+    let Some(delivery) = found.first() else {
+        return Err(Refusal(
+            EX_USAGE,
+            format!("there is no delivery {id}\nnext: tailwater deliveries list --each 20"),
+        ));
+    };
+    let mut text = one_line(delivery);
+    for entry in story(&client, id).await? {
+        let _ = writeln!(text, "  {}", if values { entry } else { without_values(entry) });
+    }
+    Ok(text)
+}
+
+/// The entry without what the rows and the event say of people.
+fn without_values(mut entry: Value) -> Value {
+    for key in ["data", "causes"] {
+        if let Some(values) = entry.get_mut(key) {
+            *values = redacted(values);
+        }
+    }
+    entry
+}
+
+async fn decide(config: &Config, decided: Command) -> Result<String, Refusal> {
+    let (which, word) = match &decided {
+        Command::Retry { which, .. } => (which.clone(), "delivered again"),
+        Command::Discard { which, .. } => (which.clone(), "given up"),
+        _ => return Err(Refusal(EX_USAGE, "neither retried nor discarded".into())),
+    };
+    if which == Selection::default() {
+        let message = "say which: numbers, --target, --object or --cause\nnext: tailwater deliveries list";
+        return Err(Refusal(EX_USAGE, message.into()));
+    }
+    let client = client(config).await?;
+    let waiting = |found: &[Group]| {
+        found.iter().filter(|group| group.cause.is_some()).map(|group| group.count).sum::<i64>()
+    };
+    let before = waiting(&groups(&client, &which, None).await?);
+    order(config, &client, decided).await?;
+    let after = waiting(&groups(&client, &which, None).await?);
+    let mut text = format!("{} deliveries are {word}; it is in the ledger\n", (before - after).max(0));
+    if after > 0 {
+        let _ = writeln!(
+            text,
+            "{after} are left, because it is in doubt whether they were carried out, or they were refused again"
+        );
+    }
+    Ok(text)
+}
+
+async fn resolve(
+    config: &Config,
+    id: i64,
+    applied: Option<String>,
+    reason: String,
+) -> Result<String, Refusal> {
+    let client = client(config).await?;
+    let Some(lane) = doubtful(&client, id).await? else {
+        let message = format!(
+            "delivery {id} does not wait for that\nnext: tailwater deliveries list --cause doubt --each 20"
+        );
+        return Err(Refusal(EX_USAGE, message));
+    };
+    let resolved = Command::Resolve {
+        id,
+        target: lane.target,
+        object: lane.object,
+        canonical_id: lane.canonical_id,
+        applied: applied.is_some(),
+        external_id: applied.filter(|id| !id.is_empty()),
+        reason,
+    };
+    order(config, &client, resolved).await?;
+    Ok("done; it is in the ledger\n".into())
+}
