@@ -12,7 +12,7 @@ use crate::cli::{IdentityCommand, ObjectArgs, WaveCommand};
 use crate::config::Config;
 use crate::ledger::batch::Lane;
 use crate::ledger::command::{self, Asked, Command, Held};
-use crate::ledger::{Ledger, is_served, outbox};
+use crate::ledger::{Ledger, is_served, standing};
 use crate::mapping::route::Route;
 use crate::operate::{Refusal, down, finish, operator, source_named, target_named};
 
@@ -101,7 +101,7 @@ pub async fn identity(command: IdentityCommand) -> ExitCode {
 async fn show_identity(config: Config, id: String) -> ExitCode {
     let shown = async {
         let client = config.ledger.connect("tailwater-identity").await?;
-        outbox::identities(&client, &id).await
+        standing::identities(&client, &id).await
     };
     match shown.await {
         Ok(found) if found.is_empty() => fail(
@@ -140,7 +140,7 @@ async fn change_identity(config: Config, change: Command) -> ExitCode {
         if let Command::Link { target, object, id, external_id } = &change {
             let (target, object, canonical_id) = (target.clone(), object.clone(), id.clone());
             let lane = Lane { target, object, canonical_id };
-            if !outbox::taken(&client, &lane, std::slice::from_ref(external_id)).await?.is_empty() {
+            if !standing::taken(&client, &lane, std::slice::from_ref(external_id)).await?.is_empty() {
                 let message = format!(
                     "{external_id} stands for another object\nnext: tailwater identity show {external_id}, and unlink that one first"
                 );

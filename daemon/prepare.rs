@@ -13,6 +13,7 @@ use crate::connector::Transport;
 use crate::dispatch::Target;
 use crate::dispatch::dedup::Dedup;
 use crate::dispatch::gate::Gates;
+use crate::dispatch::job::JobCount;
 use crate::dispatch::quota::Quotas;
 use crate::dispatch::quota::shared::SharedBuckets;
 use crate::dispatch::target::Versions;
@@ -80,5 +81,7 @@ fn prepare_target(
         adopts: target.adopts,
         adopting: Mutex::new(()),
         gates: Gates::default(),
+        jobs: JobCount::default(),
+        refused_bulk: std::sync::Mutex::default(),
     }))
 }

@@ -19,6 +19,7 @@ use crate::capture::guard::Guard;
 use crate::capture::mass::MassGuard;
 use crate::config::Config;
 use crate::dispatch::Dispatcher;
+use crate::dispatch::job::JobFollower;
 use crate::dispatch::retry::backoff;
 use crate::ledger::batch::Batch;
 use crate::ledger::entry::{EntryKind, NewEntry};
@@ -146,6 +147,12 @@ impl Supervisor<'_> {
                 let dispatcher =
                     Dispatcher::new(ledger.clone(), target.clone(), woken.clone(), pulse, stopping);
                 dispatchers.spawn(dispatcher.run());
+                if target.connector.jobs.is_some() {
+                    let pulse = self.pulses.register(&format!("jobs {}", target.name));
+                    let (ledger, target) = (ledger.clone(), target.clone());
+                    let follower = JobFollower { ledger, target, pulse, stopping: self.stopping.clone() };
+                    dispatchers.spawn(follower.run());
+                }
             }
         }
         let (mut followers, streaming) = self.follow(&ledger, &membership, &wake);

@@ -20,34 +20,28 @@ pub(super) fn read_redis(fields: &mut Fields, problems: &mut Problems) -> Option
     let user = inner.optional("user").and_then(|node| node.string(problems));
     let password = inner.optional("password").and_then(|node| read_secret(&node, problems));
     let root_certificates = inner.optional("root_certificates").and_then(|node| node.string(problems));
+    if url.is_none() && sentinels.is_none() && cluster.is_none() {
+        inner.required("url", EXAMPLE, problems);
+    }
+    inner.finish(problems);
     let (urls, shape) = match (url, sentinels, cluster) {
         (Some(url), None, None) => (vec![url], Shape::Single),
-        (None, Some(sentinels), None) => {
-            let Some(master) = master.clone() else {
-                problems.add(
-                    &sentinels.at,
-                    "Sentinels are asked for a master by its name",
-                    "master = \"mymaster\"",
-                );
+        (None, Some(sentinels), None) => match master {
+            Some(master) => (sentinels.list(problems), Shape::Sentinel(master)),
+            None => {
+                let what = "Sentinels are asked for a master by its name";
+                problems.add(&sentinels.at, what, "master = \"mymaster\"");
                 return None;
-            };
-            (sentinels.list(problems), Shape::Sentinel(master))
-        }
+            }
+        },
         (None, None, Some(cluster)) => (cluster.list(problems), Shape::Cluster),
-        (None, None, None) => {
-            inner.required("url", EXAMPLE, problems);
-            return None;
-        }
+        (None, None, None) => return None,
         _ => {
-            problems.add(
-                &node.at,
-                "Redis is one of `url`, `sentinels` and `cluster`",
-                "leave out what it is not",
-            );
+            let what = "Redis is one of `url`, `sentinels` and `cluster`";
+            problems.add(&node.at, what, "leave out what it is not");
             return None;
         }
     };
-    inner.finish(problems);
     let urls = urls.iter().map(|node| read_url(node, problems)).collect::<Option<Vec<String>>>()?;
     let root_certificates = root_certificates.map(PathBuf::from);
     Some(CacheSettings { urls, shape, user, password, root_certificates })

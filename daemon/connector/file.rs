@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::bulk::{read_bulk, read_jobs};
 use super::classify::{Class, OutcomeRule};
 use super::limit::read_limits;
 use super::request::RequestLine;
@@ -17,6 +18,8 @@ use crate::mapping::file::{check_format, read};
 use crate::mapping::shape::{Variables, open_variables};
 use crate::mapping::template::Template;
 
+/// Variables of outcome rules.
+const ANSWERED: [&str; 4] = ["step", "status", "headers", "body"];
 /// Variables of bodies and paths.
 const WRITE_VARIABLES: [&str; 3] = ["event", "references", "external_id"];
 
@@ -52,8 +55,8 @@ pub fn load(mappings: &Path, system: &str, problems: &mut Problems) -> Option<Co
         Some(Transport::Http) => fields.required("outcomes", "a list of rules", problems),
         _ => fields.optional("outcomes"),
     };
-    let outcomes = outcomes.map(|node| node.list(problems));
-    let outcomes = outcomes.unwrap_or_default().iter().filter_map(|node| read_rule(node, problems)).collect();
+    let outcomes = outcomes.map(|node| read_rules(&node, &ANSWERED, problems)).unwrap_or_default();
+    let jobs = fields.optional("jobs").and_then(|node| read_jobs(&node, problems));
     let objects =
         fields.required("objects", "a map", problems).map(|node| node.entries(problems)).unwrap_or_default();
     let objects = objects.iter().filter_map(|(name, node)| read_object(name, node, problems)).collect();
@@ -77,6 +80,7 @@ pub fn load(mappings: &Path, system: &str, problems: &mut Problems) -> Option<Co
         concurrency: usize::try_from(concurrency).unwrap_or(8),
         limits: limits.into_iter().map(Arc::new).collect(),
         idempotency,
+        jobs,
         outcomes,
         objects,
     })
@@ -142,12 +146,15 @@ fn read_idempotency(node: &Node, problems: &mut Problems) -> Option<Idempotency>
     Some(Idempotency { header: header?, window: Duration::from_secs(window?), replayed_header })
 }
 
-fn read_rule(node: &Node, problems: &mut Problems) -> Option<OutcomeRule> {
+/// Reads rules over `variables`.
+pub(super) fn read_rules(node: &Node, variables: &[&str], problems: &mut Problems) -> Vec<OutcomeRule> {
+    node.list(problems).iter().filter_map(|item| read_rule(item, variables, problems)).collect()
+}
+
+fn read_rule(node: &Node, variables: &[&str], problems: &mut Problems) -> Option<OutcomeRule> {
     let mut fields = node.fields(problems);
     let when = fields.required("when", "status == 429", problems);
-    let when = when.and_then(|node| {
-        Expression::compile(&node, &open_variables(&["step", "status", "headers", "body"]), problems)
-    });
+    let when = when.and_then(|node| Expression::compile(&node, &open_variables(variables), problems));
     let class = one_of(&mut fields, "outcome", &Class::ALL, problems);
     let field = fields.optional("field").and_then(|node| node.string(problems));
     if class == Some(Class::Conflict) && field.is_none() {
@@ -171,10 +178,16 @@ fn read_object(name: &str, node: &Node, problems: &mut Problems) -> Option<Objec
     let unique = fields.optional("unique").map(|node| node.entries(problems)).unwrap_or_default();
     let unique = unique.iter().filter_map(|(path, node)| read_unique(path, node, problems)).collect();
     let follow_up = fields.optional("follow_up").and_then(|node| read_follow_up(&node, problems));
+    let bulk = fields.optional("bulk");
+    let bulks = bulk.as_ref().map(|node| read_bulk(node, problems)).unwrap_or_default();
     let adopt = fields.optional("adopt");
     let adopts = adopt.as_ref().map(|node| node.list(problems)).unwrap_or_default();
     let adopts = adopts.iter().filter_map(|node| read_adoption(node, problems)).collect();
     fields.finish(problems);
+    if let (Some(node), None) = (&bulk, &upsert) {
+        let what = "only an object with `upsert` goes with others: what is in doubt of it can be sent again";
+        problems.add(&node.at, what, "leave `bulk` out");
+    }
     if let (Some(node), Some(_)) = (&adopt, &upsert) {
         problems.add(
             &node.at,
@@ -197,7 +210,7 @@ fn read_object(name: &str, node: &Node, problems: &mut Problems) -> Option<Objec
         }
     };
     let (name, adopt) = (name.to_owned(), adopts);
-    Some(ObjectSpec { name, body: body?, strategy, delete: delete?, unique, follow_up, adopt })
+    Some(ObjectSpec { name, body: body?, strategy, delete: delete?, unique, bulk: bulks, follow_up, adopt })
 }
 
 fn read_adoption(node: &Node, problems: &mut Problems) -> Option<Adoption> {

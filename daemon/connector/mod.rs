@@ -2,6 +2,7 @@
 //!
 //! Pure: turns an event into a [`request::Request`] and an [`classify::Answer`] into an outcome.
 
+pub mod bulk;
 pub mod classify;
 pub mod file;
 pub mod limit;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use crate::mapping::expression::Expression;
 use crate::mapping::template::Template;
+use bulk::{Bulk, Jobs};
 use classify::OutcomeRule;
 use limit::Limit;
 use request::RequestLine;
@@ -145,6 +147,8 @@ pub struct ObjectSpec {
     pub delete: RequestLine,
     /// What the vendor wants unique.
     pub unique: Vec<Unique>,
+    /// How many are written in one request.
+    pub bulk: Vec<Bulk>,
     /// What completes a write that did not take in full.
     pub follow_up: Option<FollowUp>,
     /// How an object that was there before us is recognised, surest way first.
@@ -176,6 +180,8 @@ pub struct Connector {
     pub limits: Vec<Arc<Limit>>,
     /// Idempotency keys, when the vendor has them.
     pub idempotency: Option<Idempotency>,
+    /// How jobs of bulk requests are followed.
+    pub jobs: Option<Jobs>,
     /// Answers to outcomes, first match wins.
     pub outcomes: Vec<OutcomeRule>,
     /// Objects by name.

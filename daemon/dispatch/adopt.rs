@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::deliver::{Delivery, Outcome};
+use super::deliver::Delivery;
+use super::outcome::Outcome;
 use super::retry::backoff;
 use crate::connector::Adoption;
 use crate::connector::classify::Class;
 use crate::connector::request::Request;
 use crate::ledger::LedgerError;
 use crate::ledger::batch::{Batch, Cause, ClosedWrite, RetryWrite};
-use crate::ledger::outbox::taken;
+use crate::ledger::standing::taken;
 use crate::mapping::scope::Scope;
 
 /// Candidates named in the reason.
@@ -33,7 +34,7 @@ impl Delivery {
         for (index, request) in look_ups {
             let Some(adoption) = object.and_then(|object| object.adopt.get(index)) else { continue };
             self.target.open(&self.due.lane.object).await;
-            let attempt_seq = self.ledger.writer().write(self.attempt(&request, "")).await?;
+            let attempt_seq = self.ledger.writer().write(self.attempt(&request, "", None)).await?;
             let outcome = self.ask(&request, "").await?;
             let mut found = self.candidates(adoption, &outcome);
             let _only_we = self.target.adopting.lock().await;
@@ -63,13 +64,13 @@ impl Delivery {
         match candidates {
             Some([]) => {
                 outcome.reason = format!("nobody who is free by {}", adoption.by);
-                batch.entry(self.outcome_entry(Class::Transient, attempt_seq, &outcome, None));
+                batch.entry(self.outcome_entry(Class::Transient, Some(attempt_seq), &outcome, None));
                 return (batch, false);
             }
             Some([only]) => {
                 outcome.reason = format!("adopted by {}", adoption.by);
                 let entry =
-                    batch.entry(self.outcome_entry(Class::Applied, attempt_seq, &outcome, Some(only)));
+                    batch.entry(self.outcome_entry(Class::Applied, Some(attempt_seq), &outcome, Some(only)));
                 // With whatever content: now that it is known there, it is updated.
                 batch.applied.push(self.applied(request, Some(only.clone()), entry));
                 batch.retries.push(self.retry(Duration::ZERO, &outcome, false, true));
@@ -92,7 +93,7 @@ impl Delivery {
                 self.wait_for_a_person(&mut batch, attempt_seq, &outcome);
             }
             None => {
-                batch.entry(self.outcome_entry(outcome.class, attempt_seq, &outcome, None));
+                batch.entry(self.outcome_entry(outcome.class, Some(attempt_seq), &outcome, None));
                 let wait =
                     outcome.retry_after.unwrap_or_else(|| backoff(self.due.attempts + 1, rand::random()));
                 batch.retries.push(RetryWrite { counted: true, ..self.retry(wait, &outcome, false, false) });
@@ -103,7 +104,7 @@ impl Delivery {
 
     fn wait_for_a_person(&self, batch: &mut Batch, attempt_seq: i64, outcome: &Outcome<'_>) {
         self.supersede(batch);
-        batch.entry(self.outcome_entry(Class::Rejected, attempt_seq, outcome, None));
+        batch.entry(self.outcome_entry(Class::Rejected, Some(attempt_seq), outcome, None));
         let reason = Some(outcome.reason.clone());
         batch.closed.push(ClosedWrite {
             id: self.due.id,

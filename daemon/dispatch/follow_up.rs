@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::deliver::{Delivery, Outcome};
+use super::deliver::Delivery;
+use super::outcome::Outcome;
 use crate::connector::FollowUp;
 use crate::connector::classify::Class;
 use crate::connector::request::Request;
 use crate::ledger::LedgerError;
 use crate::ledger::batch::Batch;
-use crate::ledger::outbox::held_by;
+use crate::ledger::standing::held_by;
 use crate::mapping::expression::EvaluationError;
 use crate::mapping::scope::Scope;
 
@@ -96,10 +97,10 @@ impl Delivery {
     /// One more request of this delivery, with its own attempt and outcome in the ledger.
     async fn exchange(&self, request: &Request) -> Result<Result<Value, String>, LedgerError> {
         self.target.open(&self.due.lane.object).await;
-        let attempt_seq = self.ledger.writer().write(self.attempt(request, "")).await?;
+        let attempt_seq = self.ledger.writer().write(self.attempt(request, "", None)).await?;
         let outcome = self.ask(request, "").await?;
         let mut batch = Batch::default();
-        batch.entry(self.outcome_entry(outcome.class, attempt_seq, &outcome, None));
+        batch.entry(self.outcome_entry(outcome.class, Some(attempt_seq), &outcome, None));
         self.ledger.writer().write(batch).await?;
         Ok(match outcome.class {
             Class::Applied | Class::Duplicate => Ok(outcome.answer),

@@ -4,7 +4,7 @@
 //! Nothing is taken before it can leave: what is still in the ledger can be overtaken by what is more urgent, be replaced by a
 //! newer state, and share a request with others.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,15 +14,18 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
+use super::bulk::{BulkDelivery, Item, way_of};
 use super::deliver::Delivery;
 use super::plan::{Obstacle, Plan, plan, wanted};
 use super::target::Target;
 use super::turn::{AGED, Turns};
+use crate::connector::request::Request;
 use crate::event::Priority;
 use crate::ledger::batch::{Batch, Cause, Lane, WaitWrite};
 use crate::ledger::entry::{EntryKind, NewEntry};
 use crate::ledger::membership::{Membership, Standing};
-use crate::ledger::outbox::{Due, Outbox, SHARDS, Wanted, has_older_open, holders, owed_objects, shadowed};
+use crate::ledger::outbox::{Due, Outbox, SHARDS, Wanted, owed_objects, shadowed};
+use crate::ledger::standing::{has_older_open, held_by_each, holders};
 use crate::ledger::{Ledger, LedgerError};
 use crate::ops::pulse::Pulse;
 
@@ -52,7 +55,7 @@ pub struct Dispatcher {
     turns: Turns,
     /// The less urgent have waited for long.
     aged: bool,
-    in_flight: JoinSet<Done>,
+    in_flight: JoinSet<(Done, Result<(), LedgerError>)>,
     /// Deliveries in flight, with the states they replace.
     busy: HashSet<i64>,
     /// Values reserved by requests in flight: by which lane and delivery.
@@ -61,8 +64,21 @@ pub struct Dispatcher {
     blocked: HashSet<i64>,
 }
 
-/// A delivery that has come to an outcome, with the states it replaced.
-type Done = ((String, i16), Vec<i64>, Result<(), LedgerError>);
+/// Deliveries that have come to an outcome.
+struct Done {
+    object: String,
+    /// The shard of each.
+    shards: Vec<i16>,
+    /// Their numbers, and those of the states they replaced.
+    ids: Vec<i64>,
+}
+
+/// Deliveries that go in one request.
+struct Group {
+    way: usize,
+    items: Vec<(Due, Request, Vec<String>)>,
+}
+
 /// A delivery, and the unique values it would like to hold.
 type Wishing = (Due, Vec<String>);
 
@@ -169,7 +185,9 @@ impl Dispatcher {
         let now = Instant::now();
         let may = |object: &&str| {
             let probed = self.target.gates.probing_object(object) && self.probes.contains(*object);
-            !probed && self.target.gates.opens_at(object, now).is_none()
+            let spec = self.target.connector.object(object);
+            let full = spec.is_some_and(|object| !object.bulk.is_empty()) && self.target.jobs_are_full();
+            !probed && !full && self.target.gates.opens_at(object, now).is_none()
         };
         self.objects.iter().map(String::as_str).filter(may).collect()
     }
@@ -192,11 +210,29 @@ impl Dispatcher {
             }
         }
         let any = !found.is_empty();
-        let (waiting, ready): (Vec<Due>, Vec<Due>) =
+        let (waiting, mut ready): (Vec<Due>, Vec<Due>) =
             found.into_iter().partition(|due| due.waits_for.is_some());
         self.leave_alone(waiting).await?;
-        self.start_all(ready).await?;
+        self.fill_up(outbox, &mut ready).await?;
+        self.start_all(ready, room).await?;
         Ok(any)
+    }
+
+    /// Where many objects go in one request, as many as go in one are taken instead of one.
+    async fn fill_up(&self, outbox: &Outbox, ready: &mut Vec<Due>) -> Result<(), LedgerError> {
+        for object in self.target.connector.objects.iter().filter(|object| !object.bulk.is_empty()) {
+            let there = ready.iter().filter(|due| due.lane.object == object.name && !due.alone).count();
+            let most = object.bulk.iter().map(|bulk| bulk.at_most).max().unwrap_or_default();
+            if there == 0 || there >= most || self.target.bulk_is_refused(&object.name) || self.target.shadow
+            {
+                continue;
+            }
+            let taken: Vec<i64> =
+                ready.iter().flat_map(|due| due.supersedes.iter().copied().chain([due.id])).collect();
+            let more = self.take_of(outbox, &[&object.name], &Priority::ALL, most - there, &taken).await?;
+            ready.extend(more.into_iter().filter(|due| due.waits_for.is_none()));
+        }
+        Ok(())
     }
 
     async fn take(
@@ -205,10 +241,21 @@ impl Dispatcher {
         classes: &[Priority],
         most: usize,
     ) -> Result<Vec<Due>, LedgerError> {
-        let busy: Vec<i64> = self.busy.iter().chain(&self.blocked).copied().collect();
-        let objects = self.open_objects();
+        self.take_of(outbox, &self.open_objects(), classes, most, &[]).await
+    }
+
+    async fn take_of(
+        &self,
+        outbox: &Outbox,
+        objects: &[&str],
+        classes: &[Priority],
+        most: usize,
+        taken: &[i64],
+    ) -> Result<Vec<Due>, LedgerError> {
+        let busy = self.busy.iter().chain(&self.blocked).chain(taken);
+        let busy: Vec<i64> = busy.copied().collect();
         let Self { target, shards, .. } = self;
-        let wanted = Wanted { target: &target.name, objects: &objects, shards, classes, most, busy: &busy };
+        let wanted = Wanted { target: &target.name, objects, shards, classes, most, busy: &busy };
         outbox.due(self.ledger.reader(), &wanted).await
     }
 
@@ -225,7 +272,8 @@ impl Dispatcher {
         self.ledger.writer().write(batch).await.map(|_| ())
     }
 
-    async fn start_all(&mut self, found: Vec<Due>) -> Result<(), LedgerError> {
+    /// Starts as many requests as there is room for; what finds none stays where it is.
+    async fn start_all(&mut self, found: Vec<Due>, room: usize) -> Result<(), LedgerError> {
         let mut wishing: Vec<Wishing> = Vec::with_capacity(found.len());
         let mut probed: HashSet<String> = HashSet::new();
         for mut due in found {
@@ -246,18 +294,38 @@ impl Dispatcher {
         }
         let wants: Vec<String> = wishing.iter().flat_map(|(_, wants)| wants.iter().cloned()).collect();
         let held = holders(self.ledger.reader(), &self.target.name, &wants).await?;
+        let mut planned = Vec::with_capacity(wishing.len());
         for (due, wants) in wishing {
-            self.start(due, &wants, &held).await?;
+            planned.extend(self.plan(due, &wants, &held).await?);
+        }
+        let (groups, singly) = self.group(planned).await?;
+        let mut left = room;
+        for group in groups {
+            if left == 0 {
+                return Ok(());
+            }
+            left -= 1;
+            self.spawn_group(group);
+        }
+        for (due, plan) in singly {
+            // What needs no request needs no room.
+            let takes_room = !matches!(plan, Plan::Skip { .. } | Plan::Park(..));
+            if takes_room && left == 0 {
+                self.reserved.retain(|_, (_, id)| *id != due.id);
+                continue;
+            }
+            left -= usize::from(takes_room);
+            self.spawn(due, plan);
         }
         Ok(())
     }
 
-    async fn start(
+    async fn plan(
         &mut self,
         due: Due,
         wants: &[String],
         held: &HashMap<String, Lane>,
-    ) -> Result<(), LedgerError> {
+    ) -> Result<Option<(Due, Plan)>, LedgerError> {
         let holder =
             |want: &str| self.reserved.get(want).map(|(lane, _)| lane).or_else(|| held.get(want)).cloned();
         for lane in wants.iter().filter_map(|want| holder(want)).filter(|lane| *lane != due.lane) {
@@ -267,37 +335,110 @@ impl Dispatcher {
             if has_older_open(self.ledger.reader(), &lane, head).await? {
                 self.blocked.insert(due.id);
                 self.blocked.insert(head);
-                return Ok(());
+                return Ok(None);
             }
         }
         let Target { connector, adopts, .. } = &*self.target;
         match plan(connector, *adopts, &due, Timestamp::now(), &holder) {
-            Ok(plan) => self.spawn(due, plan),
-            Err(obstacle) => self.park(due, &obstacle),
+            Ok(plan) => {
+                self.reserve(&due, &plan);
+                Ok(Some((due, plan)))
+            }
+            Err(obstacle) => {
+                self.park(due, &obstacle);
+                Ok(None)
+            }
         }
-        Ok(())
+    }
+
+    fn reserve(&mut self, due: &Due, plan: &Plan) {
+        if let Plan::Send { request, .. } | Plan::Adopt { request, .. } = plan {
+            for want in &request.holds {
+                self.reserved.insert(want.clone(), (due.lane.clone(), due.id));
+            }
+        }
+    }
+
+    /// Deliveries that go together, and those that go by themselves.
+    async fn group(&self, planned: Vec<(Due, Plan)>) -> Result<(Vec<Group>, Vec<(Due, Plan)>), LedgerError> {
+        let (mut groups, mut singly): (BTreeMap<(String, usize), Group>, _) = (BTreeMap::new(), Vec::new());
+        let has_ways = self.target.connector.objects.iter().any(|object| !object.bulk.is_empty());
+        if !has_ways || self.target.shadow {
+            return Ok((Vec::new(), planned));
+        }
+        let lanes: Vec<&Lane> = planned.iter().map(|(due, _)| &due.lane).collect();
+        let held = held_by_each(self.ledger.reader(), &lanes).await?;
+        for (due, plan) in planned {
+            let Plan::Send { request, wishes } = plan else {
+                singly.push((due, plan));
+                continue;
+            };
+            let gone =
+                held.get(&due.lane).into_iter().flatten().filter(|want| !request.holds.contains(*want));
+            let released = gone.filter_map(|want| want.split_once('=')).map(|(_, value)| value).collect();
+            match way_of(&self.target, &due, &request, &released) {
+                Some(way) => {
+                    let key = (due.lane.object.clone(), way);
+                    groups
+                        .entry(key)
+                        .or_insert_with(|| Group { way, items: Vec::new() })
+                        .items
+                        .push((due, request, wishes));
+                }
+                None => singly.push((due, Plan::Send { request, wishes })),
+            }
+        }
+        let mut large = Vec::new();
+        for ((object, way), group) in groups {
+            let spec = self.target.connector.object(&object).and_then(|object| object.bulk.get(way));
+            if spec.is_some_and(|bulk| group.items.len() >= bulk.at_least) {
+                large.push(group);
+            } else {
+                let alone = |(due, request, wishes)| (due, Plan::Send { request, wishes });
+                singly.extend(group.items.into_iter().map(alone));
+            }
+        }
+        singly.sort_by_key(|(due, _)| (due.priority, due.due_at, due.id));
+        Ok((large, singly))
     }
 
     fn park(&mut self, due: Due, obstacle: &Obstacle) {
         self.spawn(due, Plan::Park(Cause::Mapping, obstacle.to_string()));
     }
 
-    fn spawn(&mut self, due: Due, plan: Plan) {
+    /// Notes a delivery as being in hand.
+    fn hold(&mut self, due: &Due) -> Vec<i64> {
         let mut ids = due.supersedes.clone();
         ids.push(due.id);
         self.busy.extend(&ids);
-        if let Plan::Send { request, .. } | Plan::Adopt { request, .. } = &plan {
-            for want in &request.holds {
-                self.reserved.insert(want.clone(), (due.lane.clone(), due.id));
-            }
-        }
+        *self.in_shard.entry(due.shard).or_default() += 1;
         if self.target.gates.probing_object(&due.lane.object) {
             self.probes.insert(due.lane.object.clone());
         }
+        ids
+    }
+
+    fn spawn(&mut self, due: Due, plan: Plan) {
+        let done = Done { object: due.lane.object.clone(), shards: vec![due.shard], ids: self.hold(&due) };
         let delivery = Delivery::new(self.ledger.clone(), self.target.clone(), due);
-        let about = (delivery.due.lane.object.clone(), delivery.due.shard);
-        *self.in_shard.entry(about.1).or_default() += 1;
-        self.in_flight.spawn(async move { (about, ids, delivery.run(plan).await) });
+        self.in_flight.spawn(async move { (done, delivery.run(plan).await) });
+    }
+
+    fn spawn_group(&mut self, group: Group) {
+        let Group { way, items } = group;
+        let object = items.first().map(|(due, ..)| due.lane.object.clone()).unwrap_or_default();
+        let mut done = Done { object: object.clone(), shards: Vec::new(), ids: Vec::new() };
+        let mut together = Vec::with_capacity(items.len());
+        for (due, request, wishes) in items {
+            done.ids.extend(self.hold(&due));
+            done.shards.push(due.shard);
+            let delivery = Delivery::one_of_many(self.ledger.clone(), self.target.clone(), due);
+            together.push(Item { delivery, request, wishes });
+        }
+        let (ledger, target) = (self.ledger.clone(), self.target.clone());
+        let unsent = target.unsent.enter();
+        let bulk = BulkDelivery { ledger, target, object, way, items: together, unsent };
+        self.in_flight.spawn(async move { (done, bulk.run().await) });
     }
 
     /// Waits for an outcome, for something new, or for the next time anything can be due.
@@ -336,19 +477,24 @@ impl Dispatcher {
         Ok(())
     }
 
-    fn finished(&mut self, done: Result<Done, tokio::task::JoinError>) -> Result<(), LedgerError> {
-        let ((object, shard), ids, result) = done.map_err(|_| LedgerError::WriterGone)?;
+    fn finished(
+        &mut self,
+        done: Result<(Done, Result<(), LedgerError>), tokio::task::JoinError>,
+    ) -> Result<(), LedgerError> {
+        let (Done { object, shards, ids }, result) = done.map_err(|_| LedgerError::WriterGone)?;
         self.probes.remove(&object);
-        if let Some(count) = self.in_shard.get_mut(&shard) {
-            *count -= 1;
-            if *count == 0 {
-                self.in_shard.remove(&shard);
+        for shard in shards {
+            if let Some(count) = self.in_shard.get_mut(&shard) {
+                *count -= 1;
+                if *count == 0 {
+                    self.in_shard.remove(&shard);
+                }
             }
         }
         for id in &ids {
             self.busy.remove(id);
         }
-        // What it reserved is in the ledger by now.
+        // What they reserved is in the ledger by now.
         self.reserved.retain(|_, (_, id)| !ids.contains(id));
         result
     }

@@ -5,7 +5,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::deliver::{Delivery, Outcome};
+use super::deliver::Delivery;
+use super::outcome::Outcome;
 use super::retry::backoff;
 use crate::connector::Strategy;
 use crate::connector::classify::Class;
@@ -18,7 +19,7 @@ impl Delivery {
     /// Looks the object up by our id to learn what became of its creation.
     pub(super) async fn find(&self, request: Request) -> Result<(), LedgerError> {
         self.target.open(&self.due.lane.object).await;
-        let attempt_seq = self.ledger.writer().write(self.attempt(&request, "")).await?;
+        let attempt_seq = self.ledger.writer().write(self.attempt(&request, "", None)).await?;
         let mut outcome = self.ask(&request, "").await?;
         let object = self.target.connector.object(&self.due.lane.object);
         let find = object.and_then(|object| match &object.strategy {
@@ -34,8 +35,12 @@ impl Delivery {
             Some((_, Value::Array(ids))) if ids.len() == 1 => {
                 let id = ids.first().and_then(Value::as_str).map(str::to_owned);
                 outcome.reason = "found by our id: it was carried out".into();
-                let index =
-                    batch.entry(self.outcome_entry(Class::Applied, attempt_seq, &outcome, id.as_deref()));
+                let index = batch.entry(self.outcome_entry(
+                    Class::Applied,
+                    Some(attempt_seq),
+                    &outcome,
+                    id.as_deref(),
+                ));
                 self.found(&mut batch, id, index, &request, &outcome);
             }
             Some((fresh_after, Value::Array(ids))) if ids.is_empty() => {
@@ -44,7 +49,7 @@ impl Delivery {
                 let settled = age >= fresh_after;
                 outcome.reason =
                     if settled { "not found: it was not carried out" } else { "not found yet" }.into();
-                batch.entry(self.outcome_entry(Class::Transient, attempt_seq, &outcome, None));
+                batch.entry(self.outcome_entry(Class::Transient, Some(attempt_seq), &outcome, None));
                 // Inside the key's window the same request is safe to send again meanwhile; past it only time helps.
                 let in_window = self.in_key_window();
                 let wait = match (settled, in_window) {
@@ -56,7 +61,7 @@ impl Delivery {
             }
             Some(_) => {
                 outcome.reason = "several objects carry our id".into();
-                batch.entry(self.outcome_entry(Class::Uncertain, attempt_seq, &outcome, None));
+                batch.entry(self.outcome_entry(Class::Uncertain, Some(attempt_seq), &outcome, None));
                 let reason = Some(outcome.reason.clone());
                 batch.closed.push(ClosedWrite {
                     id: self.due.id,
@@ -66,7 +71,7 @@ impl Delivery {
                 });
             }
             None => {
-                batch.entry(self.outcome_entry(outcome.class, attempt_seq, &outcome, None));
+                batch.entry(self.outcome_entry(outcome.class, Some(attempt_seq), &outcome, None));
                 let wait = outcome.retry_after.unwrap_or_else(|| backoff(self.due.attempts, rand::random()));
                 batch.retries.push(self.retry(wait, &outcome, true, false));
             }

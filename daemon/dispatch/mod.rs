@@ -2,12 +2,15 @@
 //! replication protocol; `gate`, `plan`, `quota`, `retry` and `turn` are pure.
 
 mod adopt;
+mod bulk;
 pub mod dedup;
 pub mod deliver;
 pub mod follow_up;
 pub mod gate;
+pub mod job;
 pub mod lane;
 pub mod look_up;
+mod outcome;
 pub mod plan;
 pub mod quota;
 pub mod retry;

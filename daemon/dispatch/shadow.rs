@@ -28,6 +28,7 @@ impl Delivery {
                 uncertain: true,
                 new_round: false,
                 counted: false,
+                alone: false,
                 replayed_since: None,
             });
             return self.ledger.writer().write(batch).await.map(|_| ());

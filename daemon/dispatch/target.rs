@@ -1,9 +1,11 @@
 //! A target while the daemon runs: its connector, its quotas, its gates.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use tokio::sync::{Mutex, Notify};
@@ -11,15 +13,21 @@ use tokio::time::{Instant, sleep_until};
 
 use super::dedup::Dedup;
 use super::gate::{Closed, Gates};
+use super::job::JobCount;
 use super::quota::{Permit, Quotas};
 use crate::connector::Connector;
 use crate::connector::classify::{Answer, Class};
 use crate::connector::request::Request;
+use crate::ledger::LedgerError;
 use crate::ledger::outbox::Due;
+use crate::ledger::process::Tenure;
 use crate::mapping::expression::EvaluationError;
 use crate::mapping::route::Route;
 use crate::mapping::upcast::Upcasters;
 use crate::target::Way;
+
+/// How long a target that refuses bulk requests is spared them.
+const REFUSED_BULK: Duration = Duration::from_secs(3_600);
 
 /// Which version of an event an object is made of: that of the route which brings it there.
 #[derive(Clone)]
@@ -63,12 +71,21 @@ pub struct Unsent {
 }
 
 /// One of them.
-pub struct Waiting(Arc<Unsent>);
+pub struct Waiting(Arc<Unsent>, AtomicBool);
+
+impl Waiting {
+    /// It may leave.
+    pub fn leave(&self) {
+        if !self.1.swap(true, Ordering::Relaxed) {
+            self.0.count.fetch_sub(1, Ordering::Relaxed);
+            self.0.freed.notify_one();
+        }
+    }
+}
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.0.count.fetch_sub(1, Ordering::Relaxed);
-        self.0.freed.notify_one();
+        self.leave();
     }
 }
 
@@ -77,7 +94,7 @@ impl Unsent {
     #[must_use]
     pub fn enter(self: &Arc<Self>) -> Waiting {
         self.count.fetch_add(1, Ordering::Relaxed);
-        Waiting(self.clone())
+        Waiting(self.clone(), AtomicBool::new(false))
     }
 
     /// How many there are.
@@ -130,6 +147,10 @@ pub struct Target {
     pub gates: Gates,
     /// See there.
     pub unsent: Arc<Unsent>,
+    /// Jobs of bulk requests.
+    pub jobs: JobCount,
+    /// Objects whose bulk requests the target has refused, and until when none is tried.
+    pub refused_bulk: std::sync::Mutex<HashMap<String, Instant>>,
 }
 
 impl Target {
@@ -157,6 +178,46 @@ impl Target {
                 return permit;
             }
         }
+    }
+
+    /// Reads something that is about no delivery; `None` when the target gave no usable answer.
+    pub async fn read(
+        &self,
+        object: &str,
+        request: &Request,
+        tenure: &Tenure,
+    ) -> Result<Option<Value>, LedgerError> {
+        let permit = self.permit(object, request).await;
+        let result = tenure.during(self.way.send(request, "")).await.ok_or(LedgerError::Fenced)?;
+        drop(permit);
+        let Ok(answer) = result else {
+            self.note(&Note { object, request, class: Class::Transient, answer: None, retry_after: None });
+            return Ok(None);
+        };
+        let (class, _) = answer.classify(&request.step, &self.connector.outcomes);
+        let retry_after = answer.retry_after(Timestamp::now());
+        self.note(&Note { object, request, class, answer: Some(&answer), retry_after });
+        Ok((class == Class::Applied).then_some(answer.body))
+    }
+
+    /// Notes that the target does not take bulk requests of an object.
+    pub fn refuse_bulk(&self, object: &str) {
+        tracing::warn!(target_name = %self.name, object, "the target refuses bulk requests; objects go one by one for an hour");
+        let until = Instant::now() + REFUSED_BULK;
+        self.refused_bulk.lock().unwrap_or_else(PoisonError::into_inner).insert(object.to_owned(), until);
+    }
+
+    /// True while it is known that it does not.
+    #[must_use]
+    pub fn bulk_is_refused(&self, object: &str) -> bool {
+        let refused = self.refused_bulk.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.get(object).is_some_and(|until| *until > Instant::now())
+    }
+
+    /// True while no further job may be begun.
+    #[must_use]
+    pub fn jobs_are_full(&self) -> bool {
+        self.connector.jobs.as_ref().is_some_and(|jobs| self.jobs.running() >= jobs.at_once)
     }
 
     /// Takes an outcome into account for all requests to come.

@@ -2,6 +2,7 @@
 //! else writes to the ledger.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::Value;
@@ -195,6 +196,44 @@ pub struct SendingWrite {
     pub request: Value,
     /// When.
     pub attempted_at: Timestamp,
+    /// If nothing is heard of it, it is resolved no sooner than that.
+    pub settled_after: Option<Duration>,
+}
+
+/// A step of a bulk request.
+#[derive(Debug, Clone)]
+pub enum CallWrite {
+    /// It is about to be sent.
+    Begin {
+        /// Its key.
+        key: String,
+        /// Target.
+        target: String,
+        /// Object of the connector.
+        object: String,
+        /// Which of the connector's bulk requests.
+        way: i16,
+        /// Deliveries in the order of the request.
+        deliveries: Vec<i64>,
+        /// Exactly what will be sent.
+        request: Value,
+        /// Process that sends it.
+        epoch: i64,
+    },
+    /// The vendor works it off in a job.
+    Running {
+        /// Its key.
+        key: String,
+        /// The vendor's number.
+        job: String,
+        /// When it is given up.
+        patience: Duration,
+    },
+    /// The outcome of each of its deliveries is known, or will be found out one by one.
+    Done {
+        /// Its key.
+        key: String,
+    },
 }
 
 /// What became of a delivery.
@@ -254,6 +293,8 @@ pub struct RetryWrite {
     pub new_round: bool,
     /// A look-up, which is not counted as an attempt otherwise.
     pub counted: bool,
+    /// It does not go with others in one request any more.
+    pub alone: bool,
     /// The attempt was answered with a stored answer, so the last one that may have been carried out is an earlier one.
     pub replayed_since: Option<Timestamp>,
 }
@@ -338,6 +379,8 @@ pub struct Batch {
     pub live: Vec<String>,
     /// About to be sent.
     pub sending: Vec<SendingWrite>,
+    /// Steps of bulk requests.
+    pub calls: Vec<CallWrite>,
     /// Finished.
     pub closed: Vec<ClosedWrite>,
     /// To be tried again.
@@ -385,6 +428,7 @@ impl Batch {
         self.states.extend(other.states);
         self.decided.extend(other.decided);
         self.sending.extend(other.sending);
+        self.calls.extend(other.calls);
         self.closed.extend(other.closed);
         self.retries.extend(other.retries);
         self.waits.extend(other.waits);

@@ -6,6 +6,7 @@ use super::batch::{
     AppliedWrite, Batch, Cause, ClaimWrite, ClosedWrite, EntryIndex, Lane, RetryWrite, SendingWrite,
     WaitWrite,
 };
+use super::calls::call;
 use super::command::statements as command;
 use super::deliveries::decide;
 use super::statements::{Prepared, parameters};
@@ -46,6 +47,7 @@ pub fn dispatch_statements(batch: Batch, seq_of: &dyn Fn(EntryIndex) -> i64, out
         rehead(Some(target), out);
     }
     sending(batch.sending, out);
+    batch.calls.into_iter().for_each(|write| call(write, out));
     close(batch.closed, out);
     retry(batch.retries, out);
     wait(batch.waits, out);
@@ -107,20 +109,22 @@ fn sending(writes: Vec<SendingWrite>, out: &mut Vec<Prepared>) {
     if writes.is_empty() {
         return;
     }
-    let (mut ids, mut keys, mut requests, mut times) = (vec![], vec![], vec![], vec![]);
+    let (mut ids, mut keys, mut requests, mut times, mut settled) = (vec![], vec![], vec![], vec![], vec![]);
     for write in writes {
         ids.push(write.id);
         keys.push(write.idempotency_key);
         requests.push(write.request.to_string());
         times.push(write.attempted_at);
+        settled.push(write.settled_after.map(|after| after.as_secs_f64()));
     }
     out.push((
         "update delivery d set state = 'sending', idempotency_key = w.key, request = w.request::json,
                 attempts = d.attempts + 1, last_attempt_at = w.at,
+                due_at = coalesce(now() + make_interval(secs => w.settled), d.due_at),
                 attempted_at = case when d.idempotency_key is distinct from w.key then w.at else d.attempted_at end
-         from unnest($1::bigint[], $2::text[], $3::text[], $4::timestamptz[]) as w(id, key, request, at)
+         from unnest($1::bigint[], $2::text[], $3::text[], $4::timestamptz[], $5::float8[]) as w(id, key, request, at, settled)
          where d.id = w.id",
-        parameters![ids, keys, requests, times],
+        parameters![ids, keys, requests, times, settled],
     ));
 }
 
@@ -129,7 +133,7 @@ fn retry(writes: Vec<RetryWrite>, out: &mut Vec<Prepared>) {
         return;
     }
     let (mut ids, mut times, mut reasons, mut uncertain) = (vec![], vec![], vec![], vec![]);
-    let (mut renewed, mut since, mut counted) = (vec![], vec![], vec![]);
+    let (mut renewed, mut since, mut counted, mut alone) = (vec![], vec![], vec![], vec![]);
     for write in writes {
         ids.push(write.id);
         times.push(write.due_at);
@@ -138,16 +142,18 @@ fn retry(writes: Vec<RetryWrite>, out: &mut Vec<Prepared>) {
         renewed.push(write.new_round);
         since.push(write.replayed_since);
         counted.push(write.counted);
+        alone.push(write.alone);
     }
     out.push((
         "update delivery d set state = case when w.uncertain then 'sending' else 'pending' end, due_at = w.due_at,
                 reason = w.reason, round = d.round + w.renewed::int,
                 idempotency_key = case when w.renewed then null else d.idempotency_key end,
-                last_attempt_at = coalesce(w.since, d.last_attempt_at), attempts = d.attempts + w.counted::int
+                last_attempt_at = coalesce(w.since, d.last_attempt_at), attempts = d.attempts + w.counted::int,
+                alone = d.alone or w.alone
          from unnest($1::bigint[], $2::timestamptz[], $3::text[], $4::boolean[], $5::boolean[], $6::timestamptz[],
-                     $7::boolean[]) as w(id, due_at, reason, uncertain, renewed, since, counted)
+                     $7::boolean[], $8::boolean[]) as w(id, due_at, reason, uncertain, renewed, since, counted, alone)
          where d.id = w.id",
-        parameters![ids, times, reasons, uncertain, renewed, since, counted],
+        parameters![ids, times, reasons, uncertain, renewed, since, counted, alone],
     ));
 }
 

@@ -4,6 +4,7 @@
 //! it is alone with the tree, and a process that is alone keeps it. Everything else reads.
 
 pub mod batch;
+pub mod calls;
 pub mod command;
 pub mod commit;
 pub mod deliveries;
@@ -18,6 +19,7 @@ pub mod position;
 pub mod process;
 pub mod recent;
 pub mod spill;
+pub mod standing;
 pub mod statements;
 pub mod status;
 pub mod tree;

@@ -8,6 +8,7 @@ use tokio_postgres::{Client, Statement};
 
 use super::LedgerError;
 use super::batch::Lane;
+use super::standing::references;
 use crate::event::{CanonicalEvent, Operation, Priority};
 
 /// A delivery at the head of its lane, due now.
@@ -55,6 +56,8 @@ pub struct Due {
     pub priority: Priority,
     /// Since when it may be sent.
     pub due_at: Timestamp,
+    /// It does not go with others in one request.
+    pub alone: bool,
     /// What it requires that is still on its way to the target.
     pub waits_for: Option<String>,
 }
@@ -85,6 +88,7 @@ impl Due {
             shard: 0,
             priority: Priority::Profile,
             due_at: Timestamp::UNIX_EPOCH,
+            alone: false,
             waits_for: None,
         }
     }
@@ -127,12 +131,23 @@ const DUE: &str = "
           where o.target = h.target and o.object = h.object and o.canonical_id = h.canonical_id
             and o.state = 'pending' and o.id >= h.id and o.id < n.id),
          i.external_id, a.sha256, n.last_attempt_at, n.reason, h.class, h.due_at, h.shard,
-         (select r from unnest(n.requires) r where is_on_its_way(n.target, r) limit 1)
+         (select r from unnest(n.requires) r where is_on_its_way(n.target, r) limit 1), n.alone
   from head h
   join delivery n on n.id = h.newest
   join entry e on e.seq = n.event_seq
   left join identity i on i.system = h.target and i.object = h.object and i.canonical_id = h.canonical_id
   left join applied a on a.target = h.target and a.object = h.object and a.canonical_id = h.canonical_id";
+
+/// The same of certain deliveries, whatever may be sent.
+const BY_IDS: &str = "
+  select n.id, n.target, n.object, n.canonical_id, n.event_seq, e.body, n.operation, n.state = 'sending', n.round,
+         n.attempts, n.requires, n.request, n.idempotency_key, n.attempted_at, null::bigint[],
+         i.external_id, a.sha256, n.last_attempt_at, n.reason, n.class, n.due_at, n.shard, null::text, n.alone
+  from delivery n
+  join entry e on e.seq = n.event_seq
+  left join identity i on i.system = n.target and i.object = n.object and i.canonical_id = n.canonical_id
+  left join applied a on a.target = n.target and a.object = n.object and a.canonical_id = n.canonical_id
+  where n.id = any ($1)";
 
 const NEXT_DUE_AT: &str = "
   select min(d.due_at) from unnest($2::smallint[]) as s(shard) cross join generate_series(0, 3) as c(class)
@@ -201,6 +216,13 @@ impl Outbox {
     }
 }
 
+/// These deliveries, by number.
+pub async fn by_ids(client: &Client, ids: &[i64]) -> Result<HashMap<i64, Due>, LedgerError> {
+    let rows = client.query(BY_IDS, &[&ids]).await?;
+    let target = rows.first().map_or(Ok(String::new()), |row| row.try_get::<_, String>(1))?;
+    Ok(read_due(client, &target, &rows).await?.into_iter().map(|due| (due.id, due)).collect())
+}
+
 /// Objects of which something is owed to `target`; each is found by one look into the index.
 pub async fn owed_objects(client: &Client, target: &str) -> Result<Vec<String>, LedgerError> {
     let sql = "with recursive found(object) as (
@@ -247,6 +269,7 @@ async fn read_due(
             due_at: row.try_get(20)?,
             shard: row.try_get(21)?,
             waits_for: row.try_get(22)?,
+            alone: row.try_get(23)?,
         });
     }
     resolve_references(client, target, required, &mut found).await?;
@@ -271,20 +294,6 @@ async fn resolve_references(
         }
     }
     Ok(())
-}
-
-/// Where an object stands, by its canonical id or by a target's own: canonical id, target, object, the target's id, state.
-pub async fn identities(
-    client: &Client,
-    id: &str,
-) -> Result<Vec<(String, String, String, String, String)>, LedgerError> {
-    let sql = "select i.canonical_id, i.system, i.object, i.external_id, coalesce(a.state, 'linked') from identity i
-               left join applied a on a.target = i.system and a.object = i.object and a.canonical_id = i.canonical_id
-               where i.canonical_id = $1 or i.external_id = $1 order by 1, 2, 3";
-    let rows = client.query(sql, &[&id]).await?;
-    rows.iter()
-        .map(|row| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?, row.try_get(4)?)))
-        .collect()
 }
 
 /// How many deliveries were worked out and not sent, because the target was in shadow mode.
@@ -321,74 +330,4 @@ pub async fn open_deliveries(client: &Client, target: &str) -> Result<Vec<Owed>,
         })
     };
     rows.iter().map(owed).collect()
-}
-
-/// The target's own id of an object, and the digest of the body it accepted last.
-pub async fn stands(client: &Client, lane: &Lane) -> Result<(Option<String>, Option<String>), LedgerError> {
-    let sql = "select i.external_id, a.sha256 from (select $1::text as target, $2::text as object, $3::text as id) w
-               left join identity i on i.system = w.target and i.object = w.object and i.canonical_id = w.id
-               left join applied a on a.target = w.target and a.object = w.object and a.canonical_id = w.id";
-    let row = client.query_one(sql, &[&lane.target, &lane.object, &lane.canonical_id]).await?;
-    Ok((row.try_get(0)?, row.try_get(1)?))
-}
-
-/// Which of these objects at a target stand for another object of ours than that of the lane.
-pub async fn taken(client: &Client, lane: &Lane, ids: &[String]) -> Result<Vec<String>, LedgerError> {
-    let sql = "select external_id from identity
-               where system = $1 and object = $2 and external_id = any ($3) and canonical_id <> $4";
-    let rows = client.query(sql, &[&lane.target, &lane.object, &ids, &lane.canonical_id]).await?;
-    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
-}
-
-/// The target's ids of these references (`object/canonical id`), as far as they are there.
-pub async fn references(
-    client: &Client,
-    target: &str,
-    references: &[String],
-) -> Result<HashMap<String, String>, LedgerError> {
-    let sql = "select distinct r, i.external_id from unnest($2::text[]) r join identity i
-               on i.system = $1 and i.object = split_part(r, '/', 1) and i.canonical_id = substr(r, strpos(r, '/') + 1)";
-    let rows = client.query(sql, &[&target, &references]).await?;
-    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
-}
-
-/// Who holds these unique values at `target`.
-pub async fn holders(
-    client: &Client,
-    target: &str,
-    wants: &[String],
-) -> Result<HashMap<String, Lane>, LedgerError> {
-    if wants.is_empty() {
-        return Ok(HashMap::new());
-    }
-    let sql = "select want, target, object, canonical_id from reservation
-               where target = $1 and want_md5 = any (select md5(w) from unnest($2::text[]) w)";
-    let mut found = HashMap::new();
-    for row in client.query(sql, &[&target, &wants]).await? {
-        let lane = Lane { target: row.try_get(1)?, object: row.try_get(2)?, canonical_id: row.try_get(3)? };
-        found.insert(row.try_get(0)?, lane);
-    }
-    Ok(found)
-}
-
-/// True when `lane` has an open delivery older than `before`.
-pub async fn has_older_open(client: &Client, lane: &Lane, before: i64) -> Result<bool, LedgerError> {
-    let sql = "select exists (select from delivery where target = $1 and object = $2 and canonical_id = $3
-               and state in ('pending', 'sending') and id < $4)";
-    let row = client.query_one(sql, &[&lane.target, &lane.object, &lane.canonical_id, &before]).await?;
-    Ok(row.try_get(0)?)
-}
-
-/// True when the delivery was applied according to the ledger: confirms a hint of the deduplication cache (INV-2).
-pub async fn is_applied(client: &Client, id: i64) -> Result<bool, LedgerError> {
-    let sql = "select exists (select from delivery where id = $1 and state in ('applied', 'duplicate'))";
-    Ok(client.query_one(sql, &[&id]).await?.try_get(0)?)
-}
-
-/// Unique values that `lane` holds at its target, as [`crate::ledger::batch::Batch`] names them.
-pub async fn held_by(client: &Client, lane: &Lane) -> Result<Vec<String>, LedgerError> {
-    let sql =
-        "select want from reservation where target = $1 and object = $2 and canonical_id = $3 order by want";
-    let rows = client.query(sql, &[&lane.target, &lane.object, &lane.canonical_id]).await?;
-    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }

@@ -16,7 +16,8 @@ use crate::event::{CanonicalEvent, Cause, Lsn};
 use crate::image::{Images, Missing, Overlay, Part, Projection};
 use crate::ledger::batch::Lane;
 use crate::ledger::command::changes;
-use crate::ledger::outbox::{self, Due};
+use crate::ledger::outbox::Due;
+use crate::ledger::standing;
 use crate::ledger::{LedgerError, images};
 use crate::mapping::EventSpec;
 use crate::mapping::route::Route;
@@ -185,8 +186,8 @@ async fn due(
     event: &CanonicalEvent,
     requires: Vec<String>,
 ) -> Result<Due, LedgerError> {
-    let (external_id, applied_sha256) = outbox::stands(client, &lane).await?;
-    let references = outbox::references(client, &lane.target, &requires).await?;
+    let (external_id, applied_sha256) = standing::stands(client, &lane).await?;
+    let references = standing::references(client, &lane.target, &requires).await?;
     Ok(Due { external_id, applied_sha256, references, ..Due::imagined(lane, event, requires) })
 }
 

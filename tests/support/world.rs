@@ -4,11 +4,14 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use tailwater::demo::odoo::{Odoo, SCHEMA};
+use tailwater::demo::odoo::{Odoo, SCHEMA as ODOO_SCHEMA};
 use tailwater::demo::private::{PrivatePostgres, PrivateRedis, TemporaryDirectory};
 use tailwater::demo::vendor::server::{Limit, VendorServer};
 use tailwater::demo::vendor::stripe::Stripe;
 use tailwater::demo::vendor::zendesk::Zendesk;
+use tailwater::ledger::SCHEMA;
+use tailwater::pg::Database;
+use tailwater::pg_tls::TlsMode;
 use tokio_postgres::Client;
 
 use super::eventually;
@@ -124,7 +127,7 @@ impl World {
             world.prepare_source().await;
         } else if options.odoo_schema {
             let client = world.erp.client("erp").await.unwrap();
-            client.batch_execute(SCHEMA).await.unwrap();
+            client.batch_execute(ODOO_SCHEMA).await.unwrap();
             world.prepare_source().await;
         }
         world
@@ -224,15 +227,15 @@ quota = "{zendesk_quota}"
 
     /// The same with settings from the environment.
     pub fn daemon_with(&self, environment: &[(&str, &str)]) -> Daemon {
+        self.process("all", environment)
+    }
+
+    /// A daemon with one part of the work.
+    pub fn process(&self, role: &str, environment: &[(&str, &str)]) -> Daemon {
         let log = std::fs::File::options().create(true).append(true).open(self.log_path()).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_tailwater"));
-        command
-            .arg("run")
-            .arg("--config")
-            .arg(&self.config)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log);
+        command.args(["run", "--role", role, "--config"]).arg(&self.config);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         command.env("NO_COLOR", "1").envs(environment.iter().copied());
         Daemon { child: command.spawn().unwrap() }
     }
@@ -284,6 +287,27 @@ quota = "{zendesk_quota}"
     /// A count in the ledger.
     pub async fn count(&self, sql: &str) -> i64 {
         self.ledger_client().await.query_one(sql, &[]).await.unwrap().get(0)
+    }
+
+    /// The ledger's database, for code that works on it directly.
+    pub fn ledger_database(&self) -> Database {
+        Database {
+            host: "127.0.0.1".into(),
+            port: self.ledger.port,
+            user: "tailwater".into(),
+            dbname: "tailwater".into(),
+            password: None,
+            tls: TlsMode::Disable,
+            root_certificates: None,
+            certificate: None,
+            schema: SCHEMA,
+        }
+    }
+
+    /// One more connector file; the world must have been started with data of its own.
+    pub fn add_connector(&self, name: &str, text: &str) {
+        let path = self.directory.path().join("mappings/connectors").join(format!("{name}.yaml"));
+        std::fs::write(path, text).unwrap();
     }
 
     /// One more section in the settings file.

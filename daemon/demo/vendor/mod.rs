@@ -8,6 +8,7 @@ pub mod journal;
 pub mod server;
 pub mod stripe;
 pub mod zendesk;
+mod zendesk_jobs;
 
 use std::collections::BTreeMap;
 

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
+use super::zendesk_jobs::{Action, Jobs, result_of};
 use super::{Effect, Incoming, Reply, Vendor};
 
 /// See the module's text.
@@ -23,6 +24,8 @@ pub struct Zendesk {
     pub merged: Vec<String>,
     /// Verification mails that went out to people.
     pub mails: usize,
+    /// Bulk requests.
+    pub jobs: Jobs,
 }
 
 impl Zendesk {
@@ -39,6 +42,7 @@ impl Zendesk {
             next: 1000,
             merged: Vec::new(),
             mails: 0,
+            jobs: Jobs::taking(0.3),
         }
     }
 
@@ -59,6 +63,48 @@ impl Zendesk {
     pub fn add_foreign_organization(&mut self, name: &str) {
         let id = self.new_id();
         self.organizations.insert(id, json!({"id": id, "name": name, "external_id": null}));
+    }
+
+    /// Jobs are carried out when their time has come, object by object.
+    fn work_jobs_off(&mut self, now_s: f64) {
+        while let Some((id, action, items)) = self.jobs.due(now_s) {
+            let mut results = Vec::with_capacity(items.len());
+            for (index, item) in items.into_iter().enumerate() {
+                let (kind, reply) = self.work_off(&action, item);
+                match &reply.effect {
+                    Effect::Changed(_) => self.jobs.effects.0 += 1,
+                    Effect::Nil(_) => self.jobs.effects.1 += 1,
+                    Effect::None => {}
+                }
+                results.push(result_of(index, &reply, kind));
+            }
+            self.jobs.done(&id, results);
+        }
+    }
+
+    fn work_off(&mut self, action: &Action, item: Value) -> (&'static str, Reply) {
+        match action {
+            Action::UpsertUser => ("user", self.upsert_user(&json!({"user": item}))),
+            Action::UpdateOrganization => {
+                let known = item.get("id").and_then(Value::as_u64);
+                if !known.is_some_and(|id| self.organizations.contains_key(&id)) {
+                    return ("organization", missing());
+                }
+                ("organization", self.upsert_organization(&json!({"organization": item})))
+            }
+            Action::CreateOrganization => {
+                let external =
+                    item.get("external_id").and_then(Value::as_str).unwrap_or_default().to_lowercase();
+                if self
+                    .organizations
+                    .values()
+                    .any(|object| text(object, "external_id").to_lowercase() == external)
+                {
+                    return ("organization", invalid("external_id", "DuplicateValue"));
+                }
+                ("organization", self.upsert_organization(&json!({"organization": item})))
+            }
+        }
     }
 
     fn new_id(&mut self) -> u64 {
@@ -234,7 +280,8 @@ impl Zendesk {
 }
 
 impl Vendor for Zendesk {
-    fn handle(&mut self, request: &Incoming, _now_s: f64) -> Reply {
+    fn handle(&mut self, request: &Incoming, now_s: f64) -> Reply {
+        self.work_jobs_off(now_s);
         let path = request.path.trim_start_matches("/api/v2/").trim_end_matches(".json").to_owned();
         let parts: Vec<&str> = path.split('/').collect();
         let id = |part: &str| part.parse::<u64>().unwrap_or_default();
@@ -244,6 +291,19 @@ impl Vendor for Zendesk {
                 Ok(body) if *kind == "users" => self.upsert_user(&body),
                 _ => malformed(),
             },
+            ("POST" | "PUT", [kind, many]) if many.ends_with("_many") => {
+                let action = match (*kind, *many) {
+                    ("organizations", "create_many") => Action::CreateOrganization,
+                    ("organizations", "update_many") => Action::UpdateOrganization,
+                    ("users", "create_or_update_many") => Action::UpsertUser,
+                    _ => return missing(),
+                };
+                let body: Value = serde_json::from_slice(&request.body).unwrap_or_default();
+                self.jobs.accept(action, body.get(*kind).and_then(Value::as_array), now_s)
+            }
+            ("GET", ["job_statuses", "show_many"]) => {
+                self.jobs.show_many(request.query.get("ids").map_or("", String::as_str))
+            }
             ("DELETE", ["organizations", organization]) => self.delete_organization(id(organization)),
             ("DELETE", ["users", user]) => self.delete_user(id(user)),
             (method, ["users", user, "identities", rest @ ..]) => self.identity(method, id(user), rest),

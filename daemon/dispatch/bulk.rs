@@ -1,0 +1,248 @@
+//! Many deliveries in one request: attempts of all of them into the ledger, the request, and the outcome of each.
+//!
+//! What did not go through together goes by itself the next time, so that one bad object holds up nobody else. What is in doubt
+//! after a bulk request is resolved one by one: only objects that the vendor matches by our id go this way.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::deliver::Delivery;
+use super::outcome::Outcome;
+use super::retry::backoff;
+use super::target::{Target, Waiting};
+use crate::connector::bulk::{Bulk, ItemOutcome};
+use crate::connector::classify::Class;
+use crate::connector::request::{Request, encode};
+use crate::event::{canonical_bytes, sha256_hex};
+use crate::ledger::batch::{Batch, CallWrite, RetryWrite};
+use crate::ledger::outbox::Due;
+use crate::ledger::{Ledger, LedgerError};
+use crate::mapping::expression::EvaluationError;
+use crate::mapping::scope::Scope;
+
+/// How long a bulk request that was never answered may still be worked off: only then is it safe to send anything newer.
+const SETTLED_AFTER: Duration = Duration::from_secs(30);
+
+/// One of many.
+pub struct Item {
+    /// The delivery.
+    pub delivery: Delivery,
+    /// What would be sent if it went by itself.
+    pub request: Request,
+    /// What it has to do without.
+    pub wishes: Vec<String>,
+}
+
+/// Deliveries that go together.
+pub struct BulkDelivery {
+    /// The ledger.
+    pub ledger: Ledger,
+    /// The target.
+    pub target: Arc<Target>,
+    /// Object of its connector.
+    pub object: String,
+    /// Which of its bulk requests.
+    pub way: usize,
+    /// All of them.
+    pub items: Vec<Item>,
+    /// They count as one among those that wait for their permit.
+    pub unsent: Waiting,
+}
+
+/// Which of the bulk requests of its object a delivery may go with.
+pub fn way_of(target: &Target, due: &Due, request: &Request, released: &Value) -> Option<usize> {
+    let object = target.connector.object(&due.lane.object)?;
+    if due.alone
+        || due.uncertain
+        || request.step != "upsert"
+        || target.shadow
+        || target.bulk_is_refused(&due.lane.object)
+    {
+        return None;
+    }
+    let body: Value = serde_json::from_str(request.body.as_deref()?).ok()?;
+    let known = Value::Bool(due.external_id.is_some());
+    let event = due.event.get("data").cloned().unwrap_or_default();
+    let scope = Scope::new([("known", &known), ("body", &body), ("released", released), ("event", &event)]);
+    object.bulk.iter().position(|bulk| bulk.when.holds(&scope).unwrap_or(false))
+}
+
+impl BulkDelivery {
+    fn bulk(&self) -> Option<&Bulk> {
+        self.target.connector.object(&self.object)?.bulk.get(self.way)
+    }
+
+    /// Carries it out. When it returns, the outcome of each is durable, or that of none is known and a job is to be followed.
+    pub async fn run(self) -> Result<(), LedgerError> {
+        let Some(bulk) = self.bulk() else { return Ok(()) };
+        let request = match self.request(bulk) {
+            Ok(request) => request,
+            Err(error) => return self.go_alone(&error.to_string(), Duration::ZERO).await,
+        };
+        let keys: Vec<String> = self.items.iter().map(|item| item.delivery.idempotency_key()).collect();
+        let key = format!("tw-bulk-{}", sha256_hex(keys.join("\n").as_bytes()).get(..40).unwrap_or_default());
+        self.target.open(&self.object).await;
+        self.ledger.writer().write(self.attempts(&request, &keys, &key)).await?;
+        let Some(first) = self.items.first() else { return Ok(()) };
+        let outcome = first.delivery.ask_for(&request, &key, Some(&self.unsent)).await?;
+        let batch = match outcome.class {
+            Class::Applied | Class::Duplicate => self.accepted(bulk, &key, &outcome),
+            Class::Throttled | Class::Transient | Class::Unauthorised => {
+                let wait = outcome.retry_after.unwrap_or_else(|| backoff(1, rand::random()));
+                self.not_done(&outcome, wait, false)
+            }
+            Class::Uncertain => self.in_doubt(&outcome, SETTLED_AFTER),
+            Class::Rejected | Class::Conflict | Class::Missing => {
+                if matches!(outcome.status, Some(403..=405 | 501)) {
+                    self.target.refuse_bulk(&self.object);
+                }
+                self.not_done(&outcome, Duration::ZERO, true)
+            }
+        };
+        let is_running = batch.calls.iter().any(|call| matches!(call, CallWrite::Running { .. }));
+        self.ledger.writer().write(ended(batch, &key, is_running)).await?;
+        if is_running {
+            self.target.jobs.begun();
+        }
+        Ok(())
+    }
+
+    fn request(&self, bulk: &Bulk) -> Result<Request, EvaluationError> {
+        let mut items = Vec::with_capacity(self.items.len());
+        for Item { delivery, request, .. } in &self.items {
+            let body =
+                request.body.as_deref().and_then(|body| serde_json::from_str(body).ok()).unwrap_or_default();
+            items.push(bulk.item(&body, delivery.due.external_id.as_deref())?);
+        }
+        let body = bulk.body(items);
+        let sha256 = sha256_hex(&canonical_bytes(&body));
+        let (text, content_type) = encode(self.target.connector.encoding, &body, true);
+        Ok(Request {
+            content_type: Some(content_type.to_owned()),
+            body: Some(text),
+            sha256: Some(sha256),
+            ..Request::bare("bulk", &bulk.line, &Scope::new([]))?
+        })
+    }
+
+    /// The attempts of all, and what is sent for them.
+    fn attempts(&self, request: &Request, keys: &[String], key: &str) -> Batch {
+        let mut batch = Batch::default();
+        for (item, own) in self.items.iter().zip(keys) {
+            batch.append(item.delivery.begin(request, &item.request, own, &item.wishes, Some(key)));
+        }
+        for write in &mut batch.sending {
+            write.settled_after = Some(SETTLED_AFTER);
+        }
+        let way = i16::try_from(self.way).unwrap_or_default();
+        let epoch = self.ledger.membership().map_or(0, |membership| membership.process.epoch);
+        batch.calls.push(CallWrite::Begin {
+            key: key.to_owned(),
+            target: self.target.name.clone(),
+            object: self.object.clone(),
+            way,
+            deliveries: self.items.iter().map(|item| item.delivery.due.id).collect(),
+            request: request.to_json(),
+            epoch,
+        });
+        batch
+    }
+
+    /// The answer says what became of each, or which job will.
+    fn accepted(&self, bulk: &Bulk, key: &str, outcome: &Outcome<'_>) -> Batch {
+        let scope = Scope::new([("answer", &outcome.answer)]);
+        if let Some(results) = &bulk.results {
+            let results = results.evaluate(&scope).unwrap_or_default();
+            let results = results.as_array().cloned().unwrap_or_default();
+            let outcomes = bulk.result.read(&results, self.items.len());
+            let mut batch = Batch::default();
+            for (item, outcome) in self.items.iter().zip(outcomes) {
+                batch.append(settle(&item.delivery, &item.request, outcome, key));
+            }
+            return batch;
+        }
+        let jobs = self.target.connector.jobs.as_ref();
+        let job = jobs.and_then(|jobs| match jobs.id.evaluate(&scope).ok()? {
+            Value::String(job) if !job.is_empty() => Some((job, jobs.patience)),
+            Value::Number(job) => Some((job.to_string(), jobs.patience)),
+            _ => None,
+        });
+        let Some((job, patience)) = job else { return self.in_doubt(outcome, SETTLED_AFTER) };
+        let running = CallWrite::Running { key: key.to_owned(), job, patience };
+        Batch { calls: vec![running], ..Batch::default() }
+    }
+
+    /// Nothing of it was carried out.
+    fn not_done(&self, outcome: &Outcome<'_>, wait: Duration, alone: bool) -> Batch {
+        let mut batch = Batch::default();
+        for item in &self.items {
+            batch.entry(item.delivery.outcome_entry(outcome.class, None, outcome, None));
+            batch.retries.push(RetryWrite { alone, ..item.delivery.retry(wait, outcome, false, alone) });
+        }
+        batch
+    }
+
+    /// Perhaps it was, or still is: each by itself, once it must be over.
+    fn in_doubt(&self, outcome: &Outcome<'_>, wait: Duration) -> Batch {
+        let mut batch = Batch::default();
+        for item in &self.items {
+            batch.entry(item.delivery.outcome_entry(Class::Uncertain, None, outcome, None));
+            batch.retries.push(RetryWrite { alone: true, ..item.delivery.retry(wait, outcome, true, false) });
+        }
+        batch
+    }
+
+    async fn go_alone(&self, reason: &str, wait: Duration) -> Result<(), LedgerError> {
+        let outcome = Outcome::unsent(reason);
+        self.ledger.writer().write(self.not_done(&outcome, wait, true)).await.map(|_| ())
+    }
+}
+
+/// What one of many came to; nothing said of it means that it is not known.
+pub(super) fn settle(
+    delivery: &Delivery,
+    request: &Request,
+    outcome: Option<ItemOutcome<'_>>,
+    key: &str,
+) -> Batch {
+    let Some(item) = outcome else {
+        let outcome = Outcome::unsent("nothing is said of it in the outcome of the bulk request");
+        let mut batch = Batch::default();
+        batch.entry(delivery.outcome_entry(Class::Uncertain, None, &outcome, None));
+        batch
+            .retries
+            .push(RetryWrite { alone: true, ..delivery.retry(Duration::ZERO, &outcome, true, false) });
+        return batch;
+    };
+    let outcome = Outcome {
+        class: item.class,
+        field: item.field,
+        reason: format!("one of bulk request {key}: {}", item.class.as_str()),
+        answer: item.result,
+        ..Outcome::unsent("")
+    };
+    let external_id = item.external_id.or_else(|| delivery.due.external_id.clone());
+    let (mut batch, _) = delivery.settle(request, None, &outcome, external_id);
+    for retry in &mut batch.retries {
+        retry.alone = true;
+    }
+    // What a vendor says of one among many may be about the others: by itself it says so again.
+    for closed in batch.closed.iter_mut().filter(|closed| closed.state == "rejected") {
+        batch
+            .retries
+            .push(RetryWrite { alone: true, ..delivery.retry(Duration::ZERO, &outcome, false, true) });
+        closed.id = 0;
+    }
+    batch.closed.retain(|closed| closed.id != 0);
+    batch
+}
+
+/// The call is over, unless a job runs.
+fn ended(mut batch: Batch, key: &str, is_running: bool) -> Batch {
+    if !is_running {
+        batch.calls.push(CallWrite::Done { key: key.to_owned() });
+    }
+    batch
+}

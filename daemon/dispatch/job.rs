@@ -1,0 +1,165 @@
+//! Follows the jobs in which a vendor works bulk requests off, to their end: those of this process, and those of processes that
+//! have ended.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::sync::{Notify, watch};
+use tokio::time::sleep;
+
+use super::bulk::settle;
+use super::deliver::Delivery;
+use super::outcome::Outcome;
+use super::target::Target;
+use crate::connector::bulk::Jobs;
+use crate::connector::classify::Class;
+use crate::connector::request::Request;
+use crate::ledger::batch::{Batch, CallWrite, RetryWrite};
+use crate::ledger::calls::{Running, running};
+use crate::ledger::outbox::by_ids;
+use crate::ledger::{Ledger, LedgerError};
+use crate::mapping::scope::Scope;
+use crate::ops::pulse::Pulse;
+
+/// Jobs asked for at once.
+const ASKED: i64 = 100;
+/// How often it is looked for jobs of processes that have ended, while there are none of our own.
+const LOOK: Duration = Duration::from_secs(2);
+/// A job the vendor does not know is given up when it is so old: it may need a moment to be found.
+const UNKNOWN_AFTER: Duration = Duration::from_secs(60);
+
+/// How many jobs of a target run, as far as this process knows.
+#[derive(Debug, Default)]
+pub struct JobCount {
+    running: AtomicUsize,
+    begun: Notify,
+}
+
+impl JobCount {
+    /// One more.
+    pub fn begun(&self) {
+        self.running.fetch_add(1, Ordering::Relaxed);
+        self.begun.notify_one();
+    }
+
+    /// How many.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        self.running.load(Ordering::Relaxed)
+    }
+}
+
+/// See the module's text.
+pub struct JobFollower {
+    /// The ledger.
+    pub ledger: Ledger,
+    /// The target, whose connector has jobs.
+    pub target: Arc<Target>,
+    /// Shows that work goes on.
+    pub pulse: Pulse,
+    /// Becomes true when the daemon stops.
+    pub stopping: watch::Receiver<bool>,
+}
+
+impl JobFollower {
+    /// Runs until the ledger fails or the daemon stops; what runs at the vendor then is followed by the next process.
+    pub async fn run(mut self) -> Result<(), LedgerError> {
+        let target = self.target.clone();
+        let Some(jobs) = &target.connector.jobs else { return Ok(()) };
+        let epoch = self.ledger.membership().map_or(0, |membership| membership.process.epoch);
+        loop {
+            self.pulse.beat();
+            if *self.stopping.borrow() {
+                return Ok(());
+            }
+            let found = running(self.ledger.reader(), &target.name, epoch, ASKED).await?;
+            target.jobs.running.store(found.len(), Ordering::Relaxed);
+            let wait = match found.iter().map(|job| job.age).min() {
+                None => LOOK,
+                Some(youngest) => {
+                    self.look(jobs, found).await?;
+                    // A tenth of its age: a job of a minute is not asked for every second.
+                    jobs.every.max(youngest / 10)
+                }
+            };
+            tokio::select! {
+                () = sleep(wait) => {}
+                () = target.jobs.begun.notified() => sleep(jobs.every).await,
+                _ = self.stopping.changed() => {}
+            }
+        }
+    }
+
+    /// Asks for all of them in one request.
+    async fn look(&self, jobs: &Jobs, found: Vec<Running>) -> Result<(), LedgerError> {
+        let numbers: Vec<&str> = found.iter().map(|running| running.job.as_str()).collect();
+        let numbers = Value::from(numbers.join(","));
+        let request = match Request::bare("job", &jobs.line, &Scope::new([("jobs", &numbers)])) {
+            Ok(request) => request,
+            Err(error) => {
+                tracing::error!(target_name = %self.target.name, %error, "jobs cannot be asked for");
+                return Ok(());
+            }
+        };
+        let Some(answer) = self.target.read("job", &request, self.ledger.tenure()).await? else {
+            return Ok(());
+        };
+        let listed = jobs.list.evaluate(&Scope::new([("answer", &answer)])).unwrap_or_default();
+        let listed = listed.as_array().cloned().unwrap_or_default();
+        for running in found {
+            let job = listed.iter().find(|job| {
+                let key = jobs.key.evaluate(&Scope::new([("job", *job)])).unwrap_or_default();
+                key.as_str().map_or_else(|| key.to_string(), str::to_owned) == running.job
+            });
+            let is_done =
+                job.is_some_and(|job| jobs.done.holds(&Scope::new([("job", job)])).unwrap_or(false));
+            let is_lost = running.age > jobs.patience || (job.is_none() && running.age > UNKNOWN_AFTER);
+            if is_done || is_lost {
+                let results = job
+                    .filter(|_| is_done)
+                    .map(|job| jobs.results.evaluate(&Scope::new([("job", job)])).unwrap_or_default());
+                self.end(running, results).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what became of each of a job's deliveries. `None`: nobody knows.
+    async fn end(&self, running: Running, results: Option<Value>) -> Result<(), LedgerError> {
+        let Running { key, object, way, deliveries, .. } = running;
+        let dues = by_ids(self.ledger.reader(), &deliveries).await?;
+        let reader = self.target.connector.object(&object).and_then(|object| object.bulk.get(way));
+        let results = results.as_ref().and_then(Value::as_array).cloned().unwrap_or_default();
+        let mut outcomes = match reader {
+            Some(bulk) => bulk.result.read(&results, deliveries.len()),
+            None => Vec::new(),
+        };
+        outcomes.resize_with(deliveries.len(), || None);
+        let mut batch = Batch::default();
+        let mut keys = Vec::new();
+        for (id, outcome) in deliveries.iter().zip(outcomes) {
+            // One that is not open any more was settled by a person meanwhile.
+            let Some(due) = dues.get(id).filter(|due| due.uncertain) else { continue };
+            let delivery = Delivery::one_of_many(self.ledger.clone(), self.target.clone(), due.clone());
+            let request = due.request.as_ref().and_then(Request::from_json);
+            match request {
+                Some(request) => batch.append(settle(&delivery, &request, outcome, &key)),
+                None => {
+                    let outcome = Outcome::unsent("what was sent is not recorded");
+                    batch.entry(delivery.outcome_entry(Class::Uncertain, None, &outcome, None));
+                    let retry = delivery.retry(Duration::ZERO, &outcome, true, false);
+                    batch.retries.push(RetryWrite { alone: true, ..retry });
+                }
+            }
+            keys.extend(due.idempotency_key.clone());
+        }
+        batch.calls.push(CallWrite::Done { key });
+        let seq = self.ledger.writer().write(batch).await?;
+        for key in keys {
+            self.target.dedup.delivered(&key, seq).await;
+        }
+        Ok(())
+    }
+}
