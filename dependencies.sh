@@ -1,11 +1,12 @@
 #!/bin/sh
-# Installs what the demo and the tests need and the machine lacks (Debian): PostgreSQL, Redis, a C compiler for ring.
+# Installs what the demo and the tests need and the machine lacks (Debian): PostgreSQL, Redis, NATS, a C compiler for ring.
 # Runs as root or with sudo. Nothing is started or configured; tailwater starts private servers of its own.
 set -eu
 
 missing=""
 ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null 2>&1 || missing="$missing postgresql"
 command -v redis-server >/dev/null 2>&1 || missing="$missing redis-server"
+{ command -v nats-server >/dev/null 2>&1 || [ -x /usr/sbin/nats-server ]; } || missing="$missing nats-server"
 command -v cc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
 command -v openssl >/dev/null 2>&1 || missing="$missing openssl"
 [ -n "$missing" ] || exit 0

@@ -23,6 +23,8 @@ use crate::config::secret::Secret;
 const PATIENCE: Duration = Duration::from_millis(100);
 /// A connection may take longer: it is made once.
 const CONNECT_PATIENCE: Duration = Duration::from_millis(500);
+/// The driver's own limits: ours are shorter.
+const LONGEST: Duration = Duration::from_secs(30);
 /// After a failure Redis is left alone for so long.
 const REST: Duration = Duration::from_secs(2);
 
@@ -66,9 +68,12 @@ impl CacheSettings {
     }
 }
 
+/// A connection, whatever the servers' shape.
 #[derive(Clone)]
-enum Connection {
+pub enum Connection {
+    /// To one server.
     Single(MultiplexedConnection),
+    /// To all nodes.
     Cluster(ClusterConnection),
 }
 
@@ -201,7 +206,8 @@ impl Cache {
     }
 }
 
-async fn connect(settings: &CacheSettings) -> Result<Connection, String> {
+/// Connects; limits of time are the caller's.
+pub async fn connect(settings: &CacheSettings) -> Result<Connection, String> {
     let CacheSettings { urls, shape, user, password, root_certificates } = settings;
     let password = password.as_ref().map(Secret::read).transpose().map_err(|error| error.to_string())?;
     let password = password.as_ref().map(|password| password.expose());
@@ -225,9 +231,7 @@ async fn connect(settings: &CacheSettings) -> Result<Connection, String> {
                 Some(certificates) => Client::build_with_tls(info, certificates),
                 None => Client::open(info),
             };
-            let limits = AsyncConnectionConfig::new()
-                .set_connection_timeout(Some(CONNECT_PATIENCE))
-                .set_response_timeout(Some(PATIENCE));
+            let limits = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
             let client = client.map_err(said)?;
             let connection = client.get_multiplexed_async_connection_with_config(&limits).await;
             connection.map(Connection::Single).map_err(said)
@@ -236,8 +240,8 @@ async fn connect(settings: &CacheSettings) -> Result<Connection, String> {
         Shape::Cluster => {
             let mut builder = ClusterClientBuilder::new(urls.iter().map(String::as_str))
                 .retries(0)
-                .connection_timeout(CONNECT_PATIENCE)
-                .response_timeout(PATIENCE);
+                .connection_timeout(LONGEST)
+                .response_timeout(LONGEST);
             if let Some(user) = user {
                 builder = builder.username(user);
             }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::Mutex;
 
-use crate::cache::Cache;
+use crate::cache::{Cache, CacheSettings};
 use crate::capture::Source;
 use crate::config::secret::Secret;
 use crate::config::{Config, TargetConfig};
@@ -18,7 +18,7 @@ use crate::dispatch::quota::Quotas;
 use crate::dispatch::quota::shared::SharedBuckets;
 use crate::dispatch::target::Versions;
 use crate::ops::commands::Waves;
-use crate::target::{HttpTarget, Way};
+use crate::target::{HttpTarget, NatsTarget, RedisStreamTarget, Way};
 
 /// Sources and targets, ready to run.
 pub struct Prepared {
@@ -64,6 +64,14 @@ fn prepare_target(
             let (user, key) = (target.user.as_deref(), target.api_key.clone());
             let http = HttpTarget::new(&target.connector, &target.base_url, user, key);
             Way::Http(http.map_err(|error| failed(error.to_string()))?)
+        }
+        Transport::Nats => {
+            Way::Nats(NatsTarget::new(&target.base_url, target.user.as_deref(), target.api_key.clone()))
+        }
+        Transport::RedisStream => {
+            let (user, password) = (target.user.clone(), target.api_key.clone());
+            let settings = CacheSettings { user, password, ..CacheSettings::single(&target.base_url) };
+            Way::RedisStream(RedisStreamTarget::new(settings))
         }
         Transport::Discard => Way::Discard,
     };

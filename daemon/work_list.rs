@@ -156,7 +156,7 @@ async fn show(config: &Config, id: i64, values: bool) -> Result<String, Refusal>
 
 /// The entry without what the rows and the event say of people.
 fn without_values(mut entry: Value) -> Value {
-    for key in ["data", "causes"] {
+    for key in ["data", "changes"] {
         if let Some(values) = entry.get_mut(key) {
             *values = redacted(values);
         }

@@ -15,7 +15,7 @@ const ALLOWED: [(&str, &[&str]); 16] = [
     ("image", &["image", "event", "mapping"]),
     ("source", &["source", "event", "mapping", "pg", "pg_tls", "ledger"]),
     ("ledger", &["ledger", "event", "image", "pg"]),
-    ("target", &["target", "config", "connector"]),
+    ("target", &["cache", "target", "config", "connector"]),
     ("dispatch", &["cache", "dispatch", "connector", "event", "image", "ledger", "mapping", "ops", "target"]),
     (
         "capture",

@@ -343,7 +343,7 @@ impl Intake {
                     lane,
                     event: entry,
                     operation: if event.operation == Operation::Delete { "delete" } else { "upsert" },
-                    fact: self.source.kind_of(&event.event_type) == EventKind::Fact,
+                    fact: route.every || self.source.kind_of(&event.event_type) == EventKind::Fact,
                     priority: route.priority_of(&event),
                     requires,
                     parked,

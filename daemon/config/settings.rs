@@ -209,6 +209,8 @@ fn read_target(name: &str, node: &Node, mappings: &Path, problems: &mut Problems
     }
     let base_url = match connector.transport {
         Transport::Http => read_base_url(base_url, &connector, &at, problems)?,
+        Transport::Nats => read_bus_url(base_url, ("nats://", "tls://"), &at, problems)?,
+        Transport::RedisStream => read_bus_url(base_url, ("redis://", "rediss://"), &at, problems)?,
         Transport::Discard => String::new(),
     };
     if needs_key && api_key.is_none() {
@@ -293,6 +295,42 @@ impl TargetConfig {
         let rates: Vec<String> = self.rates().iter().map(Rate::to_string).collect();
         if rates.is_empty() { "no limit".to_owned() } else { rates.join(", ") }
     }
+}
+
+/// Where a bus is: plain only on this machine, elsewhere encrypted.
+fn read_bus_url(
+    node: Option<Node>,
+    (plain, encrypted): (&str, &str),
+    at: &At,
+    problems: &mut Problems,
+) -> Option<String> {
+    let example = format!("base_url = \"{plain}127.0.0.1:…\"");
+    let Some(node) = node else {
+        problems.add(at, "the bus has no address", example);
+        return None;
+    };
+    let text = node.string(problems)?;
+    if text.contains('@') {
+        problems.add(
+            &node.at,
+            "a password does not belong into the settings",
+            "user = …, api_key = { file = … }",
+        );
+        return None;
+    }
+    if text.starts_with(encrypted) {
+        return Some(text);
+    }
+    let host = text.strip_prefix(plain).map(|rest| rest.split(['/', ':']).next().unwrap_or_default());
+    if host.is_some_and(is_local) {
+        return Some(text);
+    }
+    problems.add(
+        &node.at,
+        format!("`{text}` is not an address of this kind of bus"),
+        format!("{encrypted}…  ({plain} only for this machine)"),
+    );
+    None
 }
 
 /// Encrypted, unless the target is on this machine.

@@ -12,7 +12,7 @@ use super::{
     Adoption, Auth, Connector, Encoding, Find, FollowUp, FollowUpStep, Idempotency, ObjectSpec, Strategy,
     Transport, Unique, Write,
 };
-use crate::config::node::{Fields, Node, Problems, nearest};
+use crate::config::node::{Content, Fields, Node, Problems, nearest};
 use crate::mapping::expression::Expression;
 use crate::mapping::file::{check_format, read};
 use crate::mapping::shape::{Variables, open_variables};
@@ -20,6 +20,8 @@ use crate::mapping::template::Template;
 
 /// Variables of outcome rules.
 const ANSWERED: [&str; 4] = ["step", "status", "headers", "body"];
+/// Variables of messages.
+const MESSAGE_VARIABLES: [&str; 2] = ["event", "meta"];
 /// Variables of bodies and paths.
 const WRITE_VARIABLES: [&str; 3] = ["event", "references", "external_id"];
 
@@ -36,7 +38,12 @@ pub fn load(mappings: &Path, system: &str, problems: &mut Problems) -> Option<Co
     }
     let base_url = fields.optional("base_url").and_then(|node| node.string(problems));
     let transport = fields.optional("transport").map(|node| {
-        let known = [("http", Transport::Http), ("discard", Transport::Discard)];
+        let known = [
+            ("http", Transport::Http),
+            ("nats", Transport::Nats),
+            ("redis-stream", Transport::RedisStream),
+            ("discard", Transport::Discard),
+        ];
         choice("transport", &node, &known, problems)
     });
     let transport = transport.unwrap_or(Some(Transport::Http));
@@ -59,7 +66,12 @@ pub fn load(mappings: &Path, system: &str, problems: &mut Problems) -> Option<Co
     let jobs = fields.optional("jobs").and_then(|node| read_jobs(&node, problems));
     let objects =
         fields.required("objects", "a map", problems).map(|node| node.entries(problems)).unwrap_or_default();
-    let objects = objects.iter().filter_map(|(name, node)| read_object(name, node, problems)).collect();
+    let publishes = transport.is_some_and(Transport::publishes);
+    let objects = objects.iter().filter_map(|(name, node)| match publishes {
+        true => read_message(name, node, problems),
+        false => read_object(name, node, problems),
+    });
+    let objects = objects.collect();
     for item in fields.optional("evidence").map(|node| node.list(problems)).unwrap_or_default() {
         let mut source = item.fields(problems);
         for key in ["what", "url", "seen"] {
@@ -211,6 +223,32 @@ fn read_object(name: &str, node: &Node, problems: &mut Problems) -> Option<Objec
     };
     let (name, adopt) = (name.to_owned(), adopts);
     Some(ObjectSpec { name, body: body?, strategy, delete: delete?, unique, bulk: bulks, follow_up, adopt })
+}
+
+/// A kind of message: where it goes, and what is in it.
+fn read_message(name: &str, node: &Node, problems: &mut Problems) -> Option<ObjectSpec> {
+    let variables = open_variables(&MESSAGE_VARIABLES);
+    let mut fields = node.fields(problems);
+    let body = fields.required("body", "{ id: meta.id, data: event }", problems);
+    let body = body.and_then(|node| Template::compile(&node, &variables, problems));
+    let to = fields.required("publish", "POST /tailwater.{meta.type}", problems);
+    fields.finish(problems);
+    let mut lines =
+        to.iter().flat_map(|node| [node, node]).map(|node| RequestLine::compile(node, &variables, problems));
+    let (line, delete) = (lines.next()??, lines.next()??);
+    drop(lines);
+    let answered = Node { at: node.at.clone(), content: Content::Scalar("answer.id".into()) };
+    let id = Expression::compile(&answered, &open_variables(&["answer"]), problems);
+    Some(ObjectSpec {
+        name: name.to_owned(),
+        body: body?,
+        delete,
+        strategy: Strategy::Publish(Write { line, id: id? }),
+        unique: Vec::new(),
+        bulk: Vec::new(),
+        follow_up: None,
+        adopt: Vec::new(),
+    })
 }
 
 fn read_adoption(node: &Node, problems: &mut Problems) -> Option<Adoption> {

@@ -23,6 +23,10 @@ use request::RequestLine;
 pub enum Transport {
     /// HTTP requests.
     Http,
+    /// Messages into a stream of NATS JetStream.
+    Nats,
+    /// Messages into a stream of Redis.
+    RedisStream,
     /// Nowhere: everything is done but the request, and counts as accepted. For measuring.
     Discard,
 }
@@ -89,11 +93,21 @@ pub struct Write {
     pub id: Expression,
 }
 
+impl Transport {
+    /// Events are told as they happen; nothing stands at the target.
+    #[must_use]
+    pub fn publishes(self) -> bool {
+        matches!(self, Self::Nats | Self::RedisStream)
+    }
+}
+
 /// How an object comes to stand at the target.
 #[derive(Debug)]
 pub enum Strategy {
     /// The vendor matches by our id itself.
     Upsert(Write),
+    /// Each event is a message of its own, an end as well; consumers know one that comes again by its id.
+    Publish(Write),
     /// Create when the target's id is not known, update when it is; in doubt about a create, find.
     CreateOrUpdate {
         /// Request for a new object.

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 /// Path below `mappings/`, and content.
-pub const FILES: [(&str, &str); 32] = [
+pub const FILES: [(&str, &str); 35] = [
     ("README.md", include_str!("../../mappings/README.md")),
     ("canonical/contact.v1.json", include_str!("../../mappings/canonical/contact.v1.json")),
     ("canonical/credit_note.v1.json", include_str!("../../mappings/canonical/credit_note.v1.json")),
@@ -19,8 +19,11 @@ pub const FILES: [(&str, &str); 32] = [
     ("canonical/subscription.v1.json", include_str!("../../mappings/canonical/subscription.v1.json")),
     ("canonical/support_case.v1.json", include_str!("../../mappings/canonical/support_case.v1.json")),
     ("canonical/usage.v1.json", include_str!("../../mappings/canonical/usage.v1.json")),
+    ("connectors/nats.yaml", include_str!("../../mappings/connectors/nats.yaml")),
+    ("connectors/redis-stream.yaml", include_str!("../../mappings/connectors/redis-stream.yaml")),
     ("connectors/stripe.yaml", include_str!("../../mappings/connectors/stripe.yaml")),
     ("connectors/zendesk.yaml", include_str!("../../mappings/connectors/zendesk.yaml")),
+    ("routes/bus.yaml", include_str!("../../mappings/routes/bus.yaml")),
     ("routes/default.yaml", include_str!("../../mappings/routes/default.yaml")),
     (
         "sources/odoo/examples/customer_with_contact.yaml",

@@ -24,7 +24,7 @@ impl Delivery {
         let object = self.target.connector.object(&self.due.lane.object);
         let find = object.and_then(|object| match &object.strategy {
             Strategy::CreateOrUpdate { find, .. } => find.as_deref(),
-            Strategy::Upsert(_) => None,
+            Strategy::Upsert(_) | Strategy::Publish(_) => None,
         });
         let ids = find.filter(|_| outcome.class == Class::Applied).map(|find| {
             let scope = Scope::new([("answer", &outcome.answer)]);

@@ -197,7 +197,7 @@ impl Delivery {
         }
         let object = self.target.connector.object(&self.due.lane.object)?;
         let write = match (&object.strategy, request.step.as_str()) {
-            (Strategy::Upsert(write), _) => write,
+            (Strategy::Upsert(write) | Strategy::Publish(write), _) => write,
             (Strategy::CreateOrUpdate { create, .. }, "create") => create,
             (Strategy::CreateOrUpdate { update, .. }, _) => update,
         };

@@ -1,6 +1,6 @@
 //! What to send for a delivery, if anything. Pure: who holds a unique value is a parameter.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::retry::{Doubt, Resolution, resolve};
 use crate::connector::request::{Request, encode, without_nulls};
@@ -88,7 +88,8 @@ pub fn plan(
     }
     let inputs = Inputs::new(connector, due);
     let scope = inputs.scope();
-    if due.operation == "delete" {
+    let publishes = matches!(object.strategy, Strategy::Publish(_));
+    if due.operation == "delete" && !publishes {
         if due.external_id.is_none() {
             return Ok(Plan::Skip { reason: "not at the target", claims: None });
         }
@@ -120,10 +121,11 @@ pub fn plan(
         format!("{kind}:{reference}")
     }));
     let sha256 = sha256_hex(&canonical_bytes(&without_nulls(&body)));
-    if due.external_id.is_some() && due.applied_sha256.as_deref() == Some(sha256.as_str()) {
+    if !publishes && due.external_id.is_some() && due.applied_sha256.as_deref() == Some(sha256.as_str()) {
         return Ok(Plan::Skip { reason: "unchanged at the target", claims: Some((holds, wishes)) });
     }
     let (step, line) = match (&object.strategy, &due.external_id) {
+        (Strategy::Publish(write), _) => ("publish", &write.line),
         (Strategy::Upsert(write), _) => ("upsert", &write.line),
         (Strategy::CreateOrUpdate { create, .. }, None) => ("create", &create.line),
         (Strategy::CreateOrUpdate { update, .. }, Some(_)) => ("update", &update.line),
@@ -164,7 +166,7 @@ fn in_doubt(
 ) -> Result<Plan, Obstacle> {
     let find = match &object.strategy {
         Strategy::CreateOrUpdate { find, .. } => find.as_deref(),
-        Strategy::Upsert(_) => None,
+        Strategy::Upsert(_) | Strategy::Publish(_) => None,
     };
     let Some(request_sent) = due.request.as_ref().and_then(Request::from_json) else {
         // Nothing was sent that the ledger knows of; the target is asked.
@@ -204,8 +206,9 @@ fn object_of<'a>(connector: &'a Connector, due: &Due) -> Result<&'a ObjectSpec, 
     connector.object(&due.lane.object).ok_or_else(|| Obstacle::UnknownObject(due.lane.object.clone()))
 }
 
-/// `event`, `references` (object to the target's id, null when it is not there) and `external_id`.
-struct Inputs([(&'static str, Value); 3]);
+/// `event`, `references` (object to the target's id, null when it is not there), `external_id`, and `meta` (what is said of the
+/// event: `id`, `type`, `operation`, `time`, `source`, `subject`).
+struct Inputs([(&'static str, Value); 4]);
 
 impl Inputs {
     fn new(connector: &Connector, due: &Due) -> Self {
@@ -224,7 +227,13 @@ impl Inputs {
             }
         }
         let external_id = due.external_id.clone().map_or(Value::Null, Value::String);
-        Self([("event", event), ("references", Value::Object(references)), ("external_id", external_id)])
+        let said = |path: &str| due.event.pointer(path).cloned().unwrap_or_default();
+        let meta = json!({
+            "id": said("/event_id"), "type": said("/type"), "operation": said("/op"), "subject": due.lane.canonical_id,
+            "time": said("/source/committed_at"), "source": said("/source/name"),
+        });
+        let references = Value::Object(references);
+        Self([("event", event), ("references", references), ("external_id", external_id), ("meta", meta)])
     }
 
     fn scope(&self) -> Scope<'_> {

@@ -8,6 +8,7 @@
 //!     object: customer
 //!     when: "event.active || owed"
 //!     requires: [{ object: organization, id: event.customer }]
+//!     every: false # true: every event, not only the newest state of an object
 //!     priority: profile # money, entitlement, profile or backfill; what the event is about by default
 //! ```
 //!
@@ -57,6 +58,10 @@ pub struct Route {
     pub requires: Vec<Requirement>,
     /// What goes first when not everything can.
     pub priority: Priority,
+    /// Every event, not only the newest state of an object.
+    pub every: bool,
+    /// There is a schema of the event.
+    pub is_canonical: bool,
 }
 
 impl Route {
@@ -115,11 +120,13 @@ pub fn check(
     problems: &mut Problems,
 ) {
     for route in routes {
-        if !made(&route.event_type) {
+        let objects = objects(&route.system);
+        // One to a system without a target leads nowhere as it is: there it is enough that there is such an event.
+        if !made(&route.event_type) && (objects.is_some() || !route.is_canonical) {
             let what = format!("a route names event `{}`, which no mapping makes", route.event_type);
             problems.add(&route.at, what, "a mapped event type");
         }
-        let Some(known) = objects(&route.system) else { continue };
+        let Some(known) = objects else { continue };
         let known: Vec<&str> = known.iter().map(String::as_str).collect();
         let names =
             std::iter::once(&route.object).chain(route.requires.iter().map(|required| &required.object));
@@ -193,6 +200,8 @@ fn read_route(mappings: &Path, node: &Node, waves: &[Arc<Wave>], problems: &mut 
     let when = when.and_then(|node| Expression::compile(&node, &variables, problems));
     let listed = fields.optional("requires").map(|node| node.list(problems)).unwrap_or_default();
     let priority = fields.optional("priority").and_then(|node| read_priority(&node, problems));
+    let is_canonical = !matches!(shape, Shape::Any);
+    let every = fields.optional("every").and_then(|node| node.boolean(problems)).unwrap_or(false);
     fields.finish(problems);
     let requires = listed.iter().filter_map(|item| read_requirement(item, &shape, problems)).collect();
     let (event_type, system, object) = (event_type?, system?, object?);
@@ -207,6 +216,8 @@ fn read_route(mappings: &Path, node: &Node, waves: &[Arc<Wave>], problems: &mut 
         when: when?,
         requires,
         priority,
+        every,
+        is_canonical,
     })
 }
 

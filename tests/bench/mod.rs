@@ -25,6 +25,11 @@ fn report(name: &str, value: f64, unit: &str, op: &str, bar: f64) {
     println!("\nbench {name} {value:.2} {unit} bar {op} {bar} {}", if holds { "ok" } else { "short" });
 }
 
+/// Memory of a process now, in MiB.
+pub fn memory_mib(pid: u32) -> f64 {
+    process::memory_mib(pid, "VmRSS")
+}
+
 fn quantile(values: &mut [f64], part: f64) -> f64 {
     values.sort_by(f64::total_cmp);
     values[((values.len() - 1) as f64 * part) as usize]

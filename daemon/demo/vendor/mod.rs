@@ -65,6 +65,10 @@ impl Reply {
 pub trait Vendor: Send + 'static {
     /// Answers a request that passed the limits; `now_s` is the vendor's clock.
     fn handle(&mut self, request: &Incoming, now_s: f64) -> Reply;
+    /// What an answer says of the limit: allowed per window, left of it, seconds until all of it is there again.
+    fn limit_headers(&self, _allowed: usize, _left: usize, _reset_s: f64) -> Vec<(String, String)> {
+        Vec::new()
+    }
     /// The body of a 429.
     fn throttled(&self) -> Value;
     /// Refuses credentials; `None` when they are right.

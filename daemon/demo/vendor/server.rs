@@ -74,6 +74,11 @@ impl<V: Vendor> VendorServer<V> {
         format!("http://{}", self.address)
     }
 
+    /// Changes what it allows from now on.
+    pub fn set_limit(&self, limit: Limit) {
+        lock(&self.inner).limit = limit;
+    }
+
     /// Changes what goes wrong from now on.
     pub fn set_faults(&self, faults: Faults) {
         lock(&self.inner).faults = faults;
@@ -175,10 +180,14 @@ fn answer<V: Vendor>(request: &Incoming, inner: &mut Inner<V>, now_s: f64) -> Re
         return throttled(&inner.vendor, (oldest + window_s - now_s).ceil().max(1.0));
     }
     inner.recent.push_back(now_s);
-    match inner.vendor.refuse(request) {
+    let mut reply = match inner.vendor.refuse(request) {
         Some(reply) => reply,
         None => inner.vendor.handle(request, now_s),
-    }
+    };
+    let oldest = inner.recent.front().copied().unwrap_or(now_s);
+    let left = requests - inner.recent.len();
+    reply.headers.extend(inner.vendor.limit_headers(requests, left, oldest + window_s - now_s));
+    reply
 }
 
 fn throttled<V: Vendor>(vendor: &V, wait_s: f64) -> Reply {

@@ -312,6 +312,17 @@ impl Vendor for Zendesk {
         }
     }
 
+    fn limit_headers(&self, allowed: usize, left: usize, reset_s: f64) -> Vec<(String, String)> {
+        let numbers = [
+            ("x-rate-limit", allowed.to_string()),
+            ("x-rate-limit-remaining", left.to_string()),
+            ("ratelimit-limit", allowed.to_string()),
+            ("ratelimit-remaining", left.to_string()),
+            ("ratelimit-reset", format!("{:.0}", reset_s.ceil())),
+        ];
+        numbers.map(|(name, value)| (name.to_owned(), value)).into()
+    }
+
     fn throttled(&self) -> Value {
         json!({"error": "APIRateLimitExceeded", "description": "Number of allowed API requests per minute exceeded"})
     }

@@ -1,6 +1,6 @@
 //! One limit while the daemon runs: its rates in force, what is left of them, and its pauses.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,13 +14,19 @@ use super::shared::Draw;
 use super::{QuotaSettings, Shown};
 use crate::connector::limit::{Limit, Rate, Report};
 
-/// What is left of the rates after a refusal.
+/// What is left of the rates after a refusal, when nothing shows what the target takes.
 const CUT: f64 = 0.7;
+/// What is used of the rate at which it was seen to take requests.
+const OF_SEEN: f64 = 0.85;
+/// So many have to be seen.
+const SEEN: usize = 5;
 /// Never less than this part.
 const LEAST: f64 = 0.01;
-/// What comes back of the rates, and how often while nothing is refused.
-const RECOVERED: f64 = 0.05;
+/// How often the rates grow again while nothing is refused, and by how much at first; each time twice as much.
 const RECOVERS_EVERY: Duration = Duration::from_secs(10);
+const FIRST_GROWTH: f64 = 0.05;
+/// Requests that are remembered to see at which rate the target takes them.
+const REMEMBERED: usize = 4_096;
 /// Refusals of requests that were on their way together count as one.
 const TOGETHER: Duration = Duration::from_secs(1);
 /// Pause of a limit that was exceeded, when the answer does not say how long.
@@ -79,6 +85,9 @@ pub struct LimitState {
     cut: f64,
     refused_at: Option<Instant>,
     eased_at: Option<Instant>,
+    growth: f64,
+    /// When the target took requests, lately.
+    taken: VecDeque<Instant>,
     /// Processes that share the rates, when nothing else divides them.
     processes: u32,
     paused: HashMap<String, Instant>,
@@ -97,6 +106,8 @@ impl LimitState {
             cut: 1.0,
             refused_at: None,
             eased_at: None,
+            growth: FIRST_GROWTH,
+            taken: VecDeque::new(),
             processes: 1,
             paused: HashMap::new(),
             buckets: HashMap::new(),
@@ -117,8 +128,10 @@ impl LimitState {
     }
 
     pub fn tune(&mut self, rates: Option<Vec<Rate>>) {
-        self.tuned = rates;
-        self.buckets.clear();
+        if self.tuned != rates {
+            self.tuned = rates;
+            self.buckets.clear();
+        }
     }
 
     pub fn divide(&mut self, processes: u32) -> bool {
@@ -204,6 +217,7 @@ impl LimitState {
 
     /// The target refused a request for going too fast.
     pub fn refused(&mut self, key: &str, report: &Report, wait: Option<Duration>, now: Instant) -> bool {
+        let seen = self.seen(key, now);
         self.pause(key, now + wait.or(report.reset).unwrap_or(PAUSE), now);
         if self.refused_at.is_some_and(|at| now.duration_since(at) < TOGETHER) {
             return false;
@@ -214,19 +228,42 @@ impl LimitState {
         if report.remaining.is_some() {
             return false;
         }
-        self.cut = (self.cut * CUT).max(LEAST);
+        self.growth = FIRST_GROWTH;
+        let full = self.slowest_per_second().map(|rate| rate / self.cut);
+        let cut = match (seen, full) {
+            (Some(seen), Some(full)) => (seen * OF_SEEN / full).min(self.cut),
+            _ => self.cut * CUT,
+        };
+        self.cut = cut.max(LEAST);
         self.buckets.clear();
         true
     }
 
+    /// Requests per second that the target has taken until now, since the last pause or within a window.
+    fn seen(&mut self, key: &str, now: Instant) -> Option<f64> {
+        let window = self.base.first().map_or(PAUSE, |rate| rate.window);
+        let from = now.checked_sub(window)?;
+        let from = self.paused.get(key).copied().map_or(from, |until| until.max(from));
+        let count = self.taken.iter().rev().take_while(|at| **at >= from).count();
+        let first = self.taken.iter().rev().take(count).last()?;
+        let elapsed = now.duration_since(*first).max(window / 10);
+        self.taken.clear();
+        (count >= SEEN).then(|| count as f64 / elapsed.max(PAUSE.min(window)).as_secs_f64())
+    }
+
     /// The target took a request: by and by it is trusted again.
     pub fn granted(&mut self, now: Instant) -> bool {
+        if self.taken.len() >= REMEMBERED {
+            self.taken.pop_front();
+        }
+        self.taken.push_back(now);
         let due = self.eased_at.is_some_and(|at| now.duration_since(at) >= RECOVERS_EVERY);
         if self.cut >= 1.0 || !due {
             return false;
         }
         self.eased_at = Some(now);
-        self.cut = (self.cut + RECOVERED).min(1.0);
+        self.cut = (self.cut * (1.0 + self.growth)).min(1.0);
+        self.growth = (self.growth * 2.0).min(1.0);
         self.buckets.clear();
         true
     }

@@ -1,0 +1,146 @@
+//! What waits for a person, as a list of work: grouped by cause, delivered again, resolved, given up, all of it in the ledger.
+
+use std::time::Duration;
+
+use crate::support::{World, WorldOptions, eventually};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_target_refused_is_grouped_and_delivered_again_as_it_is_now() {
+    let world = World::start(WorldOptions::default()).await;
+    let _daemon = world.daemon();
+    world.streaming().await;
+    let mut odoo = world.odoo().await;
+    world.stripe.with(|stripe| stripe.refuse_name("Refused"));
+    let mut ids = Vec::new();
+    for n in 0..5 {
+        ids.push(odoo.create_company("Refused", &format!("refused{n}@example.com"), 1).await.unwrap());
+    }
+    world.settled(PATIENCE).await;
+    let listed = world.printed(&["deliveries", "list", "--target", "stripe"]);
+    assert!(listed.contains("stripe customer: 5 rejected, refused: status 400"), "{listed}");
+    assert!(
+        listed.contains("tailwater deliveries retry --target stripe --object customer --cause refused"),
+        "{listed}"
+    );
+    let each = world.printed(&["deliveries", "list", "--target", "stripe", "--each", "10", "--json"]);
+    assert_eq!(each.lines().count(), 5, "{each}");
+    let first: serde_json::Value = serde_json::from_str(each.lines().next().unwrap()).unwrap();
+    let number = first["delivery"].to_string();
+    let story = world.printed(&["deliveries", "show", &number]);
+    assert!(story.contains("\"kind\":\"attempt\"") && story.contains("\"class\":\"rejected\""), "{story}");
+    assert!(!story.contains("refused0@example.com"), "{story}");
+    // One is corrected in the ERP: the newer state settles the older one.
+    odoo.rename(ids[0], "Corrected").await.unwrap();
+    world.settled(PATIENCE).await;
+    assert_eq!(world.count("select count(*) from delivery where state = 'rejected'").await, 4);
+    // The target has changed its mind.
+    world.stripe.with(|stripe| stripe.refuse_name("nobody is called so"));
+    let done = world.printed(&[
+        "deliveries",
+        "retry",
+        "--target",
+        "stripe",
+        "--cause",
+        "refused",
+        "--reason",
+        "allowed now",
+    ]);
+    assert!(done.contains("4 deliveries are delivered again"), "{done}");
+    world.settled(PATIENCE).await;
+    assert_eq!(world.stripe.with(|stripe| stripe.customers().len()), 5);
+    assert_eq!(world.printed(&["deliveries", "list"]), "nothing is owed, and nothing waits for a person\n");
+    let sql = "select count(*) from entry where kind = 'operator'
+               and convert_from(body, 'UTF8')::jsonb @> '{\"action\": \"retry\", \"reason\": \"allowed now\"}'
+               and jsonb_array_length(convert_from(body, 'UTF8')::jsonb -> 'deliveries') = 4";
+    assert_eq!(world.count(sql).await, 1);
+    assert_eq!(world.stripe.with(|stripe| stripe.doubled()), Vec::<String>::new());
+    for (arguments, what) in [
+        (vec!["deliveries", "retry", "--reason", "all"], "say which"),
+        (vec!["deliveries", "show", "999999"], "there is no delivery"),
+        (vec!["deliveries", "list", "--state", "lost"], "there is no state"),
+        (vec!["deliveries", "resolve", "1", "--applied", "--reason", "seen"], "does not wait for that"),
+    ] {
+        let refused = world.run(&arguments);
+        assert_eq!(refused.status.code(), Some(64), "{refused:?}");
+        assert!(String::from_utf8_lossy(&refused.stderr).contains(what), "{refused:?}");
+    }
+    world.verify();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_credentials_pause_the_target_at_once_and_burn_no_delivery() {
+    let world = World::start(WorldOptions::default()).await;
+    let key = world.directory.path().join("stripe.key");
+    let right = std::fs::read_to_string(&key).unwrap();
+    std::fs::write(&key, "sk_test_wrong").unwrap();
+    let _daemon = world.daemon();
+    world.streaming().await;
+    let mut odoo = world.odoo().await;
+    for n in 0..30 {
+        odoo.create_company(&format!("Locked out {n}"), &format!("out{n}@example.com"), 1).await.unwrap();
+    }
+    eventually(PATIENCE, "the pause", async || {
+        let log = world.log();
+        if log.contains("refuses our credentials") { Ok(()) } else { Err(log) }
+    })
+    .await;
+    eventually(PATIENCE, "the other target", async || {
+        let there = world.zendesk.with(|zendesk| zendesk.organizations().len());
+        if there == 30 { Ok(()) } else { Err(format!("{there}")) }
+    })
+    .await;
+    let refused = world.stripe.journal().calls.len();
+    assert!(refused <= 32, "{refused} requests with a key that is refused");
+    assert_eq!(world.count("select count(*) from delivery where target = 'stripe' and open").await, 30);
+    let shown = world.printed(&["quota", "show", "stripe"]);
+    assert!(shown.contains("paused: unauthorised"), "{shown}");
+    std::fs::write(&key, right).unwrap();
+    world.settled(PATIENCE).await;
+    assert_eq!(world.stripe.with(|stripe| stripe.customers().len()), 30);
+    assert_eq!(world.stripe.with(|stripe| stripe.doubled()), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_million_parked_deliveries_are_listed_and_decided_on_in_bounded_memory() {
+    let world = World::start(WorldOptions::default()).await;
+    let count = if std::env::var_os("TAILWATER_BENCH").is_some() { 1_000_000 } else { 30_000 };
+    let mut daemon = world.daemon();
+    world.streaming().await;
+    let client = world.ledger_client().await;
+    let fill = format!(
+        "insert into delivery (event_seq, target, object, canonical_id, operation, fact, state, cause, reason)
+         select 1, 'stripe', 'customer', 'ERP-P-' || n, 'upsert', false, 'rejected', 'refused', 'status 400 parameter_invalid'
+         from generate_series(1, {count}) n"
+    );
+    client.batch_execute(&fill).await.unwrap();
+    let listed = world.printed(&["deliveries", "list"]);
+    assert!(listed.contains(&format!("stripe customer: {count} rejected, refused")), "{listed}");
+    let before = crate::bench::memory_mib(daemon.child.id());
+    let output = world.run(&[
+        "deliveries",
+        "discard",
+        "--target",
+        "stripe",
+        "--cause",
+        "refused",
+        "--reason",
+        "test data",
+    ]);
+    // With a million the command says that the daemon is still at it.
+    assert!(output.status.success() || output.status.code() == Some(75), "{output:?}");
+    eventually(Duration::from_secs(300), "all of them", async || {
+        let sql = "select count(*) from delivery where state = 'rejected'";
+        let left = world.count(sql).await;
+        if left == 0 { Ok(()) } else { Err(format!("{left} left; {}", world.log())) }
+    })
+    .await;
+    let after = crate::bench::memory_mib(daemon.child.id());
+    println!(
+        "# {count} deliveries given up; the daemon's memory {before:.0} MiB before, {after:.0} MiB after"
+    );
+    assert!(after < before + 64.0, "{before} {after}");
+    assert!(daemon.terminate().success());
+    world.verify();
+}
