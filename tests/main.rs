@@ -19,6 +19,7 @@ mod crash;
 mod documents;
 mod faults;
 mod fold;
+mod kinds;
 mod layering;
 mod ledger;
 mod lifecycle;

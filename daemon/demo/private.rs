@@ -318,13 +318,19 @@ impl PrivateRedis {
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
+
+    /// Ends it as a crash would.
+    pub fn stop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 impl Drop for PrivateRedis {
     fn drop(&mut self) {
         // It is ours and holds nothing worth saving.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.stop();
     }
 }
 

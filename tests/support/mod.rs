@@ -4,6 +4,7 @@ pub mod documents;
 pub mod expected;
 pub mod images;
 pub mod nats;
+pub mod plain;
 pub mod proxy;
 pub mod real_odoo;
 pub mod workload;

@@ -34,6 +34,7 @@ struct Inner<V> {
     recent: VecDeque<f64>,
     faults: Faults,
     journal: Journal,
+    swallowed: usize,
     started: Instant,
 }
 
@@ -61,6 +62,7 @@ impl<V: Vendor> VendorServer<V> {
             recent: VecDeque::new(),
             faults: Faults::default(),
             journal: Journal::default(),
+            swallowed: 0,
             started: Instant::now(),
         };
         let inner = Arc::new(Mutex::new(inner));
@@ -94,6 +96,12 @@ impl<V: Vendor> VendorServer<V> {
     #[must_use]
     pub fn journal(&self) -> Journal {
         lock(&self.inner).journal.clone()
+    }
+
+    /// Requests that were carried out and whose answer was swallowed.
+    #[must_use]
+    pub fn swallowed(&self) -> usize {
+        lock(&self.inner).swallowed
     }
 
     /// Looks into the vendor.
@@ -167,6 +175,7 @@ fn decide<V: Vendor>(request: &Incoming, inner: &mut Inner<V>) -> Option<Reply> 
         Fate::Normal | Fate::Swallow => Some(answer(request, inner, now_s)),
     };
     record(request, reply.as_ref(), now_s, &mut inner.journal);
+    inner.swallowed += usize::from(fate == Fate::Swallow);
     reply.filter(|_| fate != Fate::Swallow)
 }
 
