@@ -4,7 +4,7 @@ PREFIX ?= /usr
 DESTDIR ?=
 BINARY = $(or $(CARGO_TARGET_DIR),target)/release/tailwater
 
-.PHONY: demo test test-matrix lint bench soak fuzz install release dependencies
+.PHONY: demo test test-matrix lint bench bench-convergence soak fuzz install release dependencies
 
 demo: dependencies release
 	$(BINARY) demo $(DEMO)
@@ -21,11 +21,19 @@ lint:
 bench: dependencies release
 	TAILWATER_BENCH=1 $(CARGO) test --locked --release --test tests -- --nocapture --test-threads=1 bench | grep -E '^(bench|#)'
 
-# The campaigns of the tests, longer: 200 kills, a target down for a minute, 50 restarts and killed walsenders, and one
+# Four loads under the quotas of Stripe and Zendesk: calls, time, and both against the best and against one call for each row.
+bench-convergence: dependencies release
+	TAILWATER_BENCH=1 TAILWATER_CONVERGENCE=1 $(CARGO) test --locked --release --test tests -- --nocapture --test-threads=1 \
+		convergence | grep -E '^(bench|#)'
+
+# The campaigns of the tests, longer: 200 kills of the daemon with Stripe and Zendesk and 1,000 with vendors of all four kinds, at which
+# 10,000 answers are swallowed, 20 processes put to sleep, a target down for a minute, 50 restarts and killed walsenders, and one
 # transaction of ten million rows (takes 60 GB of disk below TMPDIR, and most of an hour).
 soak: dependencies
 	TAILWATER_KILLS=200 TAILWATER_DOWN_SECONDS=60 TAILWATER_TIMES=50 \
 		$(CARGO) test --locked -- --nocapture --test-threads=1 crash:: faults:: loads:: source::
+	TAILWATER_KILLS=1000 TAILWATER_SWALLOWED=10000 TAILWATER_SLEEPS=20 \
+		$(CARGO) test --locked -- --nocapture --test-threads=1 kinds:: processes::
 	TAILWATER_LARGE_ROWS=10000000 $(CARGO) test --locked --release --test tests -- --nocapture large_transaction
 
 # What depends on the ERP's PostgreSQL, against versions 14 to 18. Needs npm, which brings the binaries.

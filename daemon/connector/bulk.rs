@@ -21,6 +21,8 @@ pub struct Bulk {
     /// Which objects may go this way, over `known` (the target's id is known), `body`, `released` (unique values, folded, that the
     /// object lets go of) and `event`.
     pub when: Expression,
+    /// Sent twice it is the same as sent once.
+    pub repeatable: bool,
     /// As many at the most.
     pub at_most: usize,
     /// Fewer go one by one: a job is not worth it.
@@ -142,6 +144,7 @@ fn read_one(node: &Node, problems: &mut Problems) -> Option<Bulk> {
     let line = fields.required("request", "POST /api/v2/users/create_or_update_many", problems);
     let line = line.and_then(|node| RequestLine::compile(&node, &open_variables(&[]), problems));
     let when = compiled(&mut fields, "when", "\"known\"", &["known", "body", "released", "event"], problems);
+    let repeatable = fields.optional("repeatable").and_then(|node| node.boolean(problems)).unwrap_or(false);
     let at_most = fields.required("at_most", "100", problems).and_then(|node| node.whole(2, problems));
     let at_least = fields.optional("at_least").and_then(|node| node.whole(2, problems)).unwrap_or(2);
     let list = fields.string("list", "users", problems);
@@ -156,6 +159,7 @@ fn read_one(node: &Node, problems: &mut Problems) -> Option<Bulk> {
     Some(Bulk {
         line: line?,
         when: when?,
+        repeatable,
         at_most: size(at_most?),
         at_least: size(at_least),
         list: list?,

@@ -1,7 +1,8 @@
 //! Many deliveries in one request: attempts of all of them into the ledger, the request, and the outcome of each.
 //!
 //! What did not go through together goes by itself the next time, so that one bad object holds up nobody else. What is in doubt
-//! after a bulk request is resolved one by one: only objects that the vendor matches by our id go this way.
+//! after a bulk request is sent again, one by one or, where a repetition is the same, together: only objects that the vendor
+//! matches by our id go this way.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,19 +55,15 @@ pub struct BulkDelivery {
 /// Which of the bulk requests of its object a delivery may go with.
 pub fn way_of(target: &Target, due: &Due, request: &Request, released: &Value) -> Option<usize> {
     let object = target.connector.object(&due.lane.object)?;
-    if due.alone
-        || due.uncertain
-        || request.step != "upsert"
-        || target.shadow
-        || target.bulk_is_refused(&due.lane.object)
-    {
+    if due.alone || request.step != "upsert" || target.shadow || target.bulk_is_refused(&due.lane.object) {
         return None;
     }
     let body: Value = serde_json::from_str(request.body.as_deref()?).ok()?;
     let known = Value::Bool(due.external_id.is_some());
     let event = due.event.get("data").cloned().unwrap_or_default();
     let scope = Scope::new([("known", &known), ("body", &body), ("released", released), ("event", &event)]);
-    object.bulk.iter().position(|bulk| bulk.when.holds(&scope).unwrap_or(false))
+    let may = |bulk: &Bulk| (bulk.repeatable || !due.uncertain) && bulk.when.holds(&scope).unwrap_or(false);
+    object.bulk.iter().position(may)
 }
 
 impl BulkDelivery {
@@ -184,12 +181,13 @@ impl BulkDelivery {
         batch
     }
 
-    /// Perhaps it was, or still is: each by itself, once it must be over.
+    /// Perhaps it was, or still is: again once it must be over, each by itself where a repetition is not the same.
     fn in_doubt(&self, outcome: &Outcome<'_>, wait: Duration) -> Batch {
         let mut batch = Batch::default();
+        let alone = !self.bulk().is_some_and(|bulk| bulk.repeatable);
         for item in &self.items {
             batch.entry(item.delivery.outcome_entry(Class::Uncertain, None, outcome, None));
-            batch.retries.push(RetryWrite { alone: true, ..item.delivery.retry(wait, outcome, true, false) });
+            batch.retries.push(RetryWrite { alone, ..item.delivery.retry(wait, outcome, true, false) });
         }
         batch
     }

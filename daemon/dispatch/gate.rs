@@ -14,7 +14,7 @@ use super::retry::jittered;
 /// Failures in a row after which the breaker opens.
 const OPEN_AFTER: u32 = 3;
 /// Longest time the breaker stays open between probes.
-const MAX_OPEN: Duration = Duration::from_secs(15);
+const MAX_OPEN: Duration = Duration::from_secs(5);
 /// First time it stays open.
 const FIRST_OPEN: Duration = Duration::from_millis(250);
 /// First pause after a 429 that does not say how long; it doubles with each further one.

@@ -220,6 +220,10 @@ impl Dispatcher {
 
     /// Where many objects go in one request, as many as go in one are taken instead of one.
     async fn fill_up(&self, outbox: &Outbox, ready: &mut Vec<Due>) -> Result<(), LedgerError> {
+        // A request that is to find out whether the target is there again risks one delivery, not a hundred.
+        if self.target.gates.probing().is_some() {
+            return Ok(());
+        }
         for object in self.target.connector.objects.iter().filter(|object| !object.bulk.is_empty()) {
             let there = ready.iter().filter(|due| due.lane.object == object.name && !due.alone).count();
             let most = object.bulk.iter().map(|bulk| bulk.at_most).max().unwrap_or_default();

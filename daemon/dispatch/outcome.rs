@@ -111,8 +111,9 @@ impl Delivery {
                 return (batch, true);
             }
             Class::Throttled | Class::Transient | Class::Unauthorised | Class::Uncertain => {
-                let wait =
-                    outcome.retry_after.unwrap_or_else(|| backoff(self.due.attempts + 1, rand::random()));
+                // Of a target that is silent its gate takes care; the delivery is ready when it opens.
+                let attempts = if outcome.status.is_none() { 1 } else { self.due.attempts + 1 };
+                let wait = outcome.retry_after.unwrap_or_else(|| backoff(attempts, rand::random()));
                 // An answer that the server is broken may be stored under the key and replayed for as long as the key is
                 // kept. What is the same however often it is sent is sent again, the same bytes under a new key.
                 let renew = class == Class::Uncertain && outcome.status.is_some() && request.step != "create";

@@ -3,6 +3,7 @@
 //! `bench name value unit bar OP NUMBER ok|short`. The tests run a short version and hold a looser bound: other tests
 //! share the machine with them.
 
+mod convergence;
 mod dispatch;
 mod drain;
 mod load;

@@ -152,6 +152,10 @@ impl World {
             }
         }
         let own = data_directory(data);
+        // Connectors of its own take the place of shipped ones.
+        for file in std::fs::read_dir(own.join("connectors")).into_iter().flatten().flatten() {
+            std::fs::copy(file.path(), mappings.join("connectors").join(file.file_name())).unwrap();
+        }
         for (file, place) in
             [(format!("{data}.yaml"), format!("sources/{data}")), ("routes.yaml".into(), "routes".into())]
         {

@@ -104,6 +104,24 @@ impl<V: Vendor> VendorServer<V> {
         lock(&self.inner).swallowed
     }
 
+    /// Requests so far.
+    #[must_use]
+    pub fn calls(&self) -> usize {
+        lock(&self.inner).journal.calls.len()
+    }
+
+    /// Requests so far that changed something.
+    #[must_use]
+    pub fn effects(&self) -> usize {
+        lock(&self.inner).journal.effects()
+    }
+
+    /// Requests so far that were refused for coming too fast.
+    #[must_use]
+    pub fn refused(&self) -> usize {
+        lock(&self.inner).journal.calls.iter().filter(|call| call.status == 429).count()
+    }
+
     /// Looks into the vendor.
     pub fn with<T>(&self, look: impl FnOnce(&mut V) -> T) -> T {
         look(&mut lock(&self.inner).vendor)

@@ -41,6 +41,8 @@ pub struct Stripe {
     deletions: BTreeMap<String, u32>,
     stored_errors: u32,
     refused_name: Option<String>,
+    /// Invoices made, by `metadata[tailwater_id]`: how often, and when last.
+    pub invoices: BTreeMap<String, (u32, f64)>,
 }
 
 impl Stripe {
@@ -58,6 +60,7 @@ impl Stripe {
             deletions: BTreeMap::new(),
             stored_errors: 0,
             refused_name: None,
+            invoices: BTreeMap::new(),
         }
     }
 
@@ -119,6 +122,9 @@ impl Stripe {
 
     fn write(&mut self, request: &Incoming, now_s: f64) -> Reply {
         let parameters = form::decode(&String::from_utf8_lossy(&request.body));
+        if request.path == "/v1/invoices" {
+            return self.invoice(&parameters, now_s);
+        }
         if let Some(refused) = invalid(&parameters) {
             return refused;
         }
@@ -157,6 +163,22 @@ impl Stripe {
         self.created_at.insert(id.clone(), now_s);
         self.customers.insert(id, customer.clone());
         Reply { effect: Effect::Changed(external), ..Reply::plain(200, customer) }
+    }
+
+    /// A draft invoice of a customer that is there.
+    fn invoice(&mut self, parameters: &Map<String, Value>, now_s: f64) -> Reply {
+        let customer = parameters.get("customer").and_then(Value::as_str).unwrap_or_default();
+        if !self.customers.get(customer).is_some_and(|customer| !customer.is_null()) {
+            return error(400, "invalid_request_error", "resource_missing");
+        }
+        let ours =
+            parameters.get("metadata").map(|metadata| json!({"metadata": metadata})).unwrap_or_default();
+        let external = tailwater_id(&ours);
+        let made = self.invoices.entry(external.clone()).or_default();
+        *made = (made.0 + 1, now_s);
+        self.next += 1;
+        let body = json!({"id": format!("in_{:08}", self.next), "object": "invoice", "customer": customer, "status": "draft"});
+        Reply { effect: Effect::Changed(external), ..Reply::plain(200, body) }
     }
 
     fn delete(&mut self, id: &str) -> Reply {
@@ -218,7 +240,9 @@ impl Vendor for Stripe {
         match (request.method.as_str(), request.path.as_str(), id) {
             ("GET", "/v1/customers/search", _) => self.search(request, now_s),
             ("GET", "/v1/customers", _) => self.list(request),
-            ("POST", _, _) if request.path.starts_with("/v1/customers") => self.keyed(request, now_s),
+            ("POST", _, _) if request.path.starts_with("/v1/customers") || request.path == "/v1/invoices" => {
+                self.keyed(request, now_s)
+            }
             ("GET", _, Some(id)) => match self.customers.get(&id) {
                 None => error(404, "invalid_request_error", "resource_missing"),
                 Some(Value::Null) => {

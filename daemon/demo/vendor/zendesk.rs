@@ -4,7 +4,7 @@
 //! the e-mail of a known user is not replaced, a second one is added; organizations match by id or external id, and
 //! their names are unique. <https://developer.zendesk.com/api-reference/ticketing/users/users/>
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Map, Value, json};
 
@@ -16,6 +16,9 @@ use super::{Effect, Incoming, Reply, Vendor};
 pub struct Zendesk {
     authorization: String,
     organizations: BTreeMap<u64, Value>,
+    /// Organizations by external id and by name, folded.
+    by_external: HashMap<String, u64>,
+    by_name: HashMap<String, u64>,
     users: BTreeMap<u64, Value>,
     /// E-mail identities: id to (user, address, primary).
     identities: BTreeMap<u64, (u64, String, bool)>,
@@ -37,6 +40,8 @@ impl Zendesk {
         Self {
             authorization: format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair)),
             organizations: BTreeMap::new(),
+            by_external: HashMap::new(),
+            by_name: HashMap::new(),
             users: BTreeMap::new(),
             identities: BTreeMap::new(),
             next: 1000,
@@ -62,6 +67,7 @@ impl Zendesk {
     /// Adds an organization that somebody made by hand.
     pub fn add_foreign_organization(&mut self, name: &str) {
         let id = self.new_id();
+        self.by_name.insert(name.trim().to_lowercase(), id);
         self.organizations.insert(id, json!({"id": id, "name": name, "external_id": null}));
     }
 
@@ -95,11 +101,7 @@ impl Zendesk {
             Action::CreateOrganization => {
                 let external =
                     item.get("external_id").and_then(Value::as_str).unwrap_or_default().to_lowercase();
-                if self
-                    .organizations
-                    .values()
-                    .any(|object| text(object, "external_id").to_lowercase() == external)
-                {
+                if self.by_external.contains_key(&external) {
                     return ("organization", invalid("external_id", "DuplicateValue"));
                 }
                 ("organization", self.upsert_organization(&json!({"organization": item})))
@@ -115,20 +117,15 @@ impl Zendesk {
     fn upsert_organization(&mut self, body: &Value) -> Reply {
         let Some(fields) = body.get("organization").and_then(Value::as_object) else { return malformed() };
         let external = fields.get("external_id").and_then(Value::as_str).unwrap_or_default().to_lowercase();
-        let known = self.organizations.iter().find(|(id, object)| {
-            fields.get("id").and_then(Value::as_u64) == Some(**id)
-                || (!external.is_empty() && text(object, "external_id").to_lowercase() == external)
-        });
-        let known = known.map(|(id, _)| *id);
+        let by_id = fields.get("id").and_then(Value::as_u64).filter(|id| self.organizations.contains_key(id));
+        let known =
+            by_id.or_else(|| self.by_external.get(&external).copied().filter(|_| !external.is_empty()));
         let name = fields.get("name").and_then(Value::as_str).map(|name| name.trim().to_lowercase());
         if known.is_none() && name.as_deref().unwrap_or_default().is_empty() {
             return invalid("name", "BlankValue");
         }
-        let taken = self.organizations.iter().any(|(id, object)| {
-            Some(*id) != known
-                && name.as_ref().is_some_and(|name| text(object, "name").trim().to_lowercase() == *name)
-        });
-        if taken {
+        let holder = name.as_ref().and_then(|name| self.by_name.get(name).copied());
+        if holder.is_some() && holder != known {
             return invalid("name", "DuplicateValue");
         }
         let id = known.unwrap_or_else(|| self.new_id());
@@ -137,6 +134,12 @@ impl Zendesk {
             json!({"id": id, "name": null, "external_id": null, "details": null, "notes": null, "tags": []})
         });
         merge(&mut object, fields, &["id"]);
+        if let Some(before) = &before {
+            self.by_name.remove(&text(before, "name").trim().to_lowercase());
+            self.by_external.remove(&text(before, "external_id").to_lowercase());
+        }
+        self.by_name.insert(text(&object, "name").trim().to_lowercase(), id);
+        self.by_external.insert(text(&object, "external_id").to_lowercase(), id);
         self.organizations.insert(id, object.clone());
         written("organization", before, object)
     }
@@ -229,6 +232,8 @@ impl Zendesk {
     fn delete_organization(&mut self, id: u64) -> Reply {
         match self.organizations.remove(&id) {
             Some(object) => {
+                self.by_name.remove(&text(&object, "name").trim().to_lowercase());
+                self.by_external.remove(&text(&object, "external_id").to_lowercase());
                 for user in self.users.values_mut() {
                     if user.get("organization_id").and_then(Value::as_u64) == Some(id)
                         && let Value::Object(map) = user
