@@ -10,13 +10,12 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cache::Cache;
-use crate::cli::{Cli, Command, ConfigArgs, LedgerCommand, MappingsCommand, RunRole, SourceCommand};
+use crate::cli::{Cli, Command, ConfigArgs, LedgerCommand, MappingsCommand, SourceCommand};
 use crate::config::secret::Secret;
 use crate::config::source::SourceConfig;
 use crate::config::{Config, load};
 use crate::ledger::LedgerError;
 use crate::ledger::command::Command as LedgerOrder;
-use crate::ledger::process::Role;
 use crate::ledger::verify::{Verdict, verify};
 use crate::operate::{Reread, drain_slot, recover, reread, source_named};
 use crate::ops::status;
@@ -63,13 +62,8 @@ pub fn main() -> ExitCode {
 async fn dispatch(command: Command) -> ExitCode {
     match command {
         Command::Run { config, role } => {
-            let role = match role {
-                RunRole::All => Role::All,
-                RunRole::Capture => Role::Capture,
-                RunRole::Dispatch => Role::Dispatch,
-            };
             let settings = config.config.clone();
-            with_config(&config, |config| run(config, settings, role)).await
+            with_config(&config, |config| run(config, settings, role.into())).await
         }
         Command::Check { config, json } => check(&config, json).await,
         Command::Status { config, json } => with_config(&config, |config| show_status(config, json)).await,
@@ -327,6 +321,11 @@ async fn findings(config: &Config) -> (Vec<catalog::Finding>, Vec<String>) {
     if !cache.is_up().await {
         let what = "does not answer; the ledger decides alone, which is slower".to_owned();
         found.push(finding(Severity::Warning, "redis", what, "start Redis, or correct `url` in [redis]"));
+    }
+    if let Some(policy) = cache.eviction_policy().await.filter(|policy| policy.starts_with("allkeys")) {
+        let what = format!("maxmemory-policy {policy} throws shared quotas away when it is full");
+        let remedy = "CONFIG SET maxmemory-policy volatile-ttl, or noeviction";
+        found.push(finding(Severity::Warning, "redis", what, remedy));
     }
     for source in &config.sources {
         let (findings, is_down) = source_findings(source, config).await;

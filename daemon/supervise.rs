@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -266,8 +267,10 @@ impl Supervisor<'_> {
 
 /// Follows a source once this process is the one that does.
 async fn follow_in_turn(membership: Membership, follower: Follower) -> Result<(), CaptureError> {
-    follower.pulse.clone().during(membership.has(CAPTURE)).await;
     let Follower { source, ledger, .. } = &follower;
+    source.stands_by.store(!membership.standing().borrow().single.contains(CAPTURE), Ordering::Relaxed);
+    follower.pulse.clone().during(membership.has(CAPTURE)).await;
+    source.stands_by.store(false, Ordering::Relaxed);
     if source.mass.is_set() {
         let events = recent::events(ledger.reader(), &source.name, source.mass.window).await?;
         source.mass_guard.resume(events);

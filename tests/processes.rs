@@ -135,3 +135,29 @@ async fn a_process_that_sleeps_for_longer_than_its_lease_does_nothing_more_when_
     }
     world.verify();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_source_of_a_process_that_hangs_is_followed_by_another() {
+    let world = World::start(WorldOptions::default()).await;
+    let mut first = world.daemon();
+    world.streaming().await;
+    let mut second = world.daemon();
+    living(&world, 2).await;
+    signal(&first, "-STOP");
+    let stopped = Instant::now();
+    let mut odoo = world.odoo().await;
+    odoo.create_company("While it hangs", "hangs@example.com", 1).await.unwrap();
+    eventually(PATIENCE, "the standby", async || {
+        let there = world.stripe.with(|stripe| stripe.customers().len());
+        if there == 1 { Ok(()) } else { Err(world.log()) }
+    })
+    .await;
+    println!("a standby takes over from a process that hangs after {:.1} s", stopped.elapsed().as_secs_f64());
+    assert!(stopped.elapsed() < Duration::from_secs(20), "{:?}", stopped.elapsed());
+    signal(&first, "-CONT");
+    living(&world, 2).await;
+    world.settled(PATIENCE).await;
+    assert!(first.terminate().success());
+    assert!(second.terminate().success());
+    world.verify();
+}

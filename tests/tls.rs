@@ -16,7 +16,7 @@ fn openssl(directory: &Path, arguments: &[&str]) {
     assert!(output.status.success(), "openssl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-fn certificate(directory: &Path, name: &str, host: &str) {
+pub fn certificate(directory: &Path, name: &str, host: &str) {
     let (key, csr, crt, ext) =
         (format!("{name}.key"), format!("{name}.csr"), format!("{name}.crt"), format!("{name}.ext"));
     std::fs::write(directory.join(&ext), format!("subjectAltName=DNS:{host}\n")).unwrap();
@@ -30,7 +30,7 @@ fn certificate(directory: &Path, name: &str, host: &str) {
     openssl(directory, &[&sign[..], &["-out", &crt, "-extfile", &ext, "-sha256"]].concat());
 }
 
-fn authority(directory: &Path, name: &str) {
+pub fn authority(directory: &Path, name: &str) {
     let (key, crt) = (format!("{name}.key"), format!("{name}.crt"));
     let request = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=Test CA"];
     openssl(directory, &[&request[..], &["-keyout", &key, "-out", &crt, "-sha256"]].concat());

@@ -107,6 +107,10 @@ impl Follower {
             return Err(CaptureError::Away("the slot is being let go".into()));
         }
         let (client, mut connection, cluster, known) = self.pulse.during(answered(self.open())).await?;
+        if self.ledger.membership().is_some() {
+            // Only one process follows the sources, and this is it.
+            slot::take_over(&client, &self.source.slot).await?;
+        }
         let mut position = match known {
             Some(position) if position.phase != Phase::Creating => position,
             earlier => self.create_slot(&client, &mut connection, &cluster, earlier).await?,

@@ -126,6 +126,9 @@ impl Guard {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
+            if self.source.stands_by.load(Ordering::Relaxed) {
+                continue;
+            }
             let looked = timeout(ANSWER_TIMEOUT, self.look()).await;
             let looked = looked.unwrap_or_else(|_| Err(CaptureError::Away("no answer in time".into())));
             if let Err(error) = looked {

@@ -14,6 +14,7 @@ mod way;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use crate::config::{GuardSettings, LoadSettings, MassSettings, SourceConfig};
@@ -58,6 +59,8 @@ pub struct Source {
     pub waves: Waves,
     /// The slot is being let go of.
     pub releasing: guard::Releasing,
+    /// Another process follows it.
+    pub stands_by: Arc<AtomicBool>,
 }
 
 impl Source {
@@ -86,6 +89,7 @@ impl Source {
             mass_guard: mass::MassGuard::default(),
             waves,
             releasing: guard::Releasing::default(),
+            stands_by: Arc::default(),
         }
     }
 

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::ledger::process::Role;
+
 pub use operators::{DeliveriesCommand, IdentityCommand, ObjectArgs, QuotaCommand, WaveCommand, Which};
 
 /// Change-data-capture replication from an ERP's PostgreSQL to billing and support systems.
@@ -42,6 +44,16 @@ pub enum RunRole {
     Capture,
     /// Deliver.
     Dispatch,
+}
+
+impl From<RunRole> for Role {
+    fn from(role: RunRole) -> Self {
+        match role {
+            RunRole::All => Self::All,
+            RunRole::Capture => Self::Capture,
+            RunRole::Dispatch => Self::Dispatch,
+        }
+    }
 }
 
 /// Commands.

@@ -95,7 +95,7 @@ pub enum QuotaCommand {
         config: ConfigArgs,
         /// Target.
         target: String,
-        /// [LIMIT] RATE: a limit of the connector, the first when left out; a rate such as 40/s, several with commas: 40/s,50000/d.
+        /// A limit of the connector (the first when left out), and a rate such as 40/s; several with commas: 40/s,50000/d.
         #[arg(num_args = 1..=2, required = true, value_names = ["LIMIT] [RATE"])]
         rate: Vec<String>,
     },

@@ -9,6 +9,8 @@ mod redis;
 pub mod secret;
 pub mod settings;
 pub mod source;
+mod target;
 
-pub use settings::{Config, TargetConfig, load};
+pub use settings::{Config, load};
 pub use source::{GuardSettings, LoadSettings, MassSettings, SourceConfig};
+pub use target::TargetConfig;

@@ -1,6 +1,6 @@
 //! Reads the settings file; see `tailwater.example.toml` for every key.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use super::database::read_database;
@@ -9,43 +9,17 @@ use super::node::{At, Fields, Node, Problem, Problems};
 use super::redis::read_redis;
 use super::secret::Secret;
 use super::source::{SourceConfig, read_source};
+use super::target::{TargetConfig, read_target};
 use crate::cache::CacheSettings;
-use crate::connector::Transport;
-use crate::connector::limit::{Rate, read_rates};
-use crate::connector::{self, Auth, Connector};
-use crate::dispatch::quota::QuotaSettings;
+use crate::connector::Connector;
 use crate::mapping;
 use crate::mapping::SourceMapping;
 use crate::mapping::route::{self, Route};
 use crate::mapping::upcast::Upcasters;
-use crate::pg::{Database, is_local};
+use crate::pg::Database;
 
 /// Where `make install` puts the mapping files.
 const INSTALLED_MAPPINGS: &str = "/usr/share/tailwater/mappings";
-
-/// Part of what a vendor allows that is ours unless the settings say otherwise, in per cent.
-const DEFAULT_SHARE: u64 = 80;
-
-/// A target.
-#[derive(Debug)]
-pub struct TargetConfig {
-    /// Name.
-    pub name: String,
-    /// Its connector file.
-    pub connector: Connector,
-    /// Where it is.
-    pub base_url: String,
-    /// User for Basic authentication.
-    pub user: Option<String>,
-    /// Key.
-    pub api_key: Option<Secret>,
-    /// Allowed rates.
-    pub quota: QuotaSettings,
-    /// Everything is done but the request.
-    pub shadow: bool,
-    /// Objects that somebody else made there are looked for before one is created.
-    pub adopts: bool,
-}
 
 /// All settings.
 #[derive(Debug)]
@@ -171,200 +145,6 @@ pub(super) fn read_secret(node: &Node, problems: &mut Problems) -> Option<Secret
             None
         }
     }
-}
-
-fn read_target(name: &str, node: &Node, mappings: &Path, problems: &mut Problems) -> Option<TargetConfig> {
-    let mut fields = node.fields(problems);
-    let connector = fields.string("connector", "\"stripe\"", problems);
-    let connector = connector.and_then(|name| connector::file::load(mappings, &name, problems));
-    let base_url = fields.optional("base_url");
-    let user = fields.optional("user").and_then(|node| node.string(problems));
-    let speaks_http = connector.as_ref().is_none_or(|connector| connector.transport == Transport::Http);
-    let example = "{ file = \"/etc/tailwater/secrets/stripe\" }";
-    let api_key = match speaks_http {
-        true => fields.required("api_key", example, problems),
-        false => fields.optional("api_key"),
-    };
-    let needs_key = api_key.is_some() || speaks_http;
-    let api_key = api_key.and_then(|node| read_secret(&node, problems));
-    let quota = read_quota(&mut fields, connector.as_ref(), problems);
-    let shadow = fields.optional("mode").is_some_and(|node| match node.string(problems).as_deref() {
-        Some("shadow") => true,
-        Some("live") | None => false,
-        Some(_) => {
-            problems.add(&node.at, "neither `live` nor `shadow`", "mode = \"shadow\"");
-            false
-        }
-    });
-    let adopts = fields.optional("adopt").and_then(|node| node.boolean(problems)).unwrap_or(false);
-    let at = fields.at.clone();
-    fields.finish(problems);
-    let connector = connector?;
-    if connector.auth == Some(Auth::Basic) && user.is_none() {
-        problems.add(
-            &at,
-            format!("connector `{}` needs `user`", connector.system),
-            "user = \"bot@example.test\"",
-        );
-    }
-    let base_url = match connector.transport {
-        Transport::Http => read_base_url(base_url, &connector, &at, problems)?,
-        Transport::Nats => read_bus_url(base_url, ("nats://", "tls://"), &at, problems)?,
-        Transport::RedisStream => read_bus_url(base_url, ("redis://", "rediss://"), &at, problems)?,
-        Transport::Discard => String::new(),
-    };
-    if needs_key && api_key.is_none() {
-        return None;
-    }
-    Some(TargetConfig {
-        name: name.to_owned(),
-        connector,
-        base_url,
-        user,
-        api_key,
-        quota: quota?,
-        shadow,
-        adopts,
-    })
-}
-
-/// `quota`: rates of the connector's first limit. `quotas`: of others. `share`: the part in per cent of what the connector says
-/// that is ours.
-fn read_quota(
-    fields: &mut Fields,
-    connector: Option<&Connector>,
-    problems: &mut Problems,
-) -> Option<QuotaSettings> {
-    let limits: Vec<&str> = connector
-        .map(|connector| connector.limits.iter().map(|limit| limit.name.as_str()).collect())
-        .unwrap_or_default();
-    let known = connector.and_then(|connector| connector.limits.first());
-    let is_needed = connector.is_none_or(|connector| connector.transport == Transport::Http)
-        && known.is_none_or(|limit| limit.rates.is_empty());
-    let quota =
-        if is_needed { fields.required("quota", "\"80/s\"", problems) } else { fields.optional("quota") };
-    let missing = is_needed && quota.is_none();
-    let mut rates = BTreeMap::new();
-    let first = limits.first().copied().unwrap_or("account");
-    if let Some(node) = quota {
-        let read = read_rates(&node, problems);
-        if read.is_empty() {
-            return None;
-        }
-        rates.insert(first.to_owned(), read);
-    }
-    for (name, node) in fields.optional("quotas").map(|node| node.entries(problems)).unwrap_or_default() {
-        if !limits.contains(&name.as_str()) {
-            problems.add(
-                &node.at,
-                format!("the connector has no limit `{name}`"),
-                format!("one of {}", limits.join(", ")),
-            );
-        }
-        rates.insert(name, read_rates(&node, problems));
-    }
-    let share = fields.optional("share").and_then(|node| {
-        let share = node.whole(1, problems)?;
-        if share > 100 {
-            problems.add(&node.at, "a share is in per cent of what the vendor allows", "80");
-        }
-        Some(share.min(100))
-    });
-    let share = f64::from(u8::try_from(share.unwrap_or(DEFAULT_SHARE)).unwrap_or(100)) / 100.0;
-    (!missing).then_some(QuotaSettings { rates, share })
-}
-
-impl TargetConfig {
-    /// Rates of its first limit, as they are without what is tuned or told while the daemon runs.
-    #[must_use]
-    pub fn rates(&self) -> Vec<Rate> {
-        let first = self.connector.limits.first();
-        let set = first.and_then(|limit| self.quota.rates.get(&limit.name)).cloned();
-        set.unwrap_or_else(|| {
-            first
-                .into_iter()
-                .flat_map(|limit| &limit.rates)
-                .map(|rate| rate.scaled(self.quota.share))
-                .collect()
-        })
-    }
-
-    /// The same for people: `80/s, 100000/d`.
-    #[must_use]
-    pub fn quota_text(&self) -> String {
-        let rates: Vec<String> = self.rates().iter().map(Rate::to_string).collect();
-        if rates.is_empty() { "no limit".to_owned() } else { rates.join(", ") }
-    }
-}
-
-/// Where a bus is: plain only on this machine, elsewhere encrypted.
-fn read_bus_url(
-    node: Option<Node>,
-    (plain, encrypted): (&str, &str),
-    at: &At,
-    problems: &mut Problems,
-) -> Option<String> {
-    let example = format!("base_url = \"{plain}127.0.0.1:…\"");
-    let Some(node) = node else {
-        problems.add(at, "the bus has no address", example);
-        return None;
-    };
-    let text = node.string(problems)?;
-    if text.contains('@') {
-        problems.add(
-            &node.at,
-            "a password does not belong into the settings",
-            "user = …, api_key = { file = … }",
-        );
-        return None;
-    }
-    if text.starts_with(encrypted) {
-        return Some(text);
-    }
-    let host = text.strip_prefix(plain).map(|rest| rest.split(['/', ':']).next().unwrap_or_default());
-    if host.is_some_and(is_local) {
-        return Some(text);
-    }
-    problems.add(
-        &node.at,
-        format!("`{text}` is not an address of this kind of bus"),
-        format!("{encrypted}…  ({plain} only for this machine)"),
-    );
-    None
-}
-
-/// Encrypted, unless the target is on this machine.
-fn read_base_url(
-    node: Option<Node>,
-    connector: &Connector,
-    at: &At,
-    problems: &mut Problems,
-) -> Option<String> {
-    let (text, at) = match node {
-        Some(node) => (node.string(problems)?, node.at),
-        None => match &connector.base_url {
-            Some(url) => (url.clone(), at.clone()),
-            None => {
-                let example = "base_url = \"https://your-subdomain.zendesk.com\"";
-                problems.add(
-                    at,
-                    format!("connector `{}` has no address of its own", connector.system),
-                    example,
-                );
-                return None;
-            }
-        },
-    };
-    let host = match (text.strip_prefix("https://"), text.strip_prefix("http://")) {
-        (Some(rest), _) => return (!rest.is_empty()).then_some(text),
-        (None, Some(rest)) => rest.split(['/', ':']).next().unwrap_or_default().to_owned(),
-        (None, None) => String::new(),
-    };
-    if is_local(&host) {
-        return Some(text);
-    }
-    problems.add(&at, format!("`{text}` is not an https address"), "https://…  (http only for this machine)");
-    None
 }
 
 /// Routes must name objects that exist; an event that goes nowhere is allowed, and a system without a target.

@@ -37,16 +37,7 @@ pub fn load(mappings: &Path, system: &str, problems: &mut Problems) -> Option<Co
         problems.add(&fields.at, "`system` differs from the file's name", format!("system: {system}"));
     }
     let base_url = fields.optional("base_url").and_then(|node| node.string(problems));
-    let transport = fields.optional("transport").map(|node| {
-        let known = [
-            ("http", Transport::Http),
-            ("nats", Transport::Nats),
-            ("redis-stream", Transport::RedisStream),
-            ("discard", Transport::Discard),
-        ];
-        choice("transport", &node, &known, problems)
-    });
-    let transport = transport.unwrap_or(Some(Transport::Http));
+    let transport = read_transport(&mut fields, problems);
     let (auth, user_suffix) = match transport {
         Some(Transport::Http) => read_auth(&mut fields, problems),
         _ => (None, String::new()),
@@ -72,13 +63,7 @@ pub fn load(mappings: &Path, system: &str, problems: &mut Problems) -> Option<Co
         false => read_object(name, node, problems),
     });
     let objects = objects.collect();
-    for item in fields.optional("evidence").map(|node| node.list(problems)).unwrap_or_default() {
-        let mut source = item.fields(problems);
-        for key in ["what", "url", "seen"] {
-            source.required(key, "the source of a number", problems);
-        }
-        source.finish(problems);
-    }
+    check_evidence(&mut fields, problems);
     fields.finish(problems);
     Some(Connector {
         system: system.to_owned(),
@@ -96,6 +81,30 @@ pub fn load(mappings: &Path, system: &str, problems: &mut Problems) -> Option<Co
         outcomes,
         objects,
     })
+}
+
+fn check_evidence(fields: &mut Fields, problems: &mut Problems) {
+    for item in fields.optional("evidence").map(|node| node.list(problems)).unwrap_or_default() {
+        let mut source = item.fields(problems);
+        for key in ["what", "url", "seen"] {
+            source.required(key, "the source of a number", problems);
+        }
+        source.finish(problems);
+    }
+}
+
+/// HTTP, unless it is said otherwise.
+fn read_transport(fields: &mut Fields, problems: &mut Problems) -> Option<Transport> {
+    let known = [
+        ("http", Transport::Http),
+        ("nats", Transport::Nats),
+        ("redis-stream", Transport::RedisStream),
+        ("discard", Transport::Discard),
+    ];
+    match fields.optional("transport") {
+        Some(node) => choice("transport", &node, &known, problems),
+        None => Some(Transport::Http),
+    }
 }
 
 fn read_auth(fields: &mut Fields, problems: &mut Problems) -> (Option<Auth>, String) {

@@ -63,8 +63,8 @@ impl Rate {
     /// `part` of it, at least one request per window.
     #[must_use]
     pub fn scaled(self, part: f64) -> Self {
-        let scaled = (f64::from(self.requests.get()) * part).floor().clamp(1.0, f64::from(u32::MAX));
-        Self { requests: NonZeroU32::new(scaled as u32).unwrap_or(NonZeroU32::MIN), ..self }
+        let scaled = whole(f64::from(self.requests.get()) * part);
+        Self { requests: NonZeroU32::new(scaled).unwrap_or(NonZeroU32::MIN), ..self }
     }
 
     /// Requests per second.
@@ -87,6 +87,13 @@ impl Rate {
         let refill = self.requests.get().saturating_sub(burst.max(2)).max(1);
         (NonZeroU32::new(burst).unwrap_or(NonZeroU32::MIN), self.window / refill + ROUNDED_UP)
     }
+}
+
+/// A count without its fraction; one that is none is 0.
+#[must_use]
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Such a cast saturates.
+pub fn whole(count: f64) -> u32 {
+    count as u32
 }
 
 /// Division of durations rounds down, which would let one request too many pass at high rates.

@@ -4,7 +4,7 @@
 //! Nothing is taken before it can leave: what is still in the ledger can be overtaken by what is more urgent, be replaced by a
 //! newer state, and share a request with others.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,69 +14,60 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use super::bulk::{BulkDelivery, Item, way_of};
+use super::bulk::{BulkDelivery, Item};
 use super::deliver::Delivery;
+use super::group::{Group, group};
 use super::plan::{Obstacle, Plan, plan, wanted};
 use super::target::Target;
-use super::turn::{AGED, Turns};
-use crate::connector::request::Request;
-use crate::event::Priority;
+use super::turn::Turns;
 use crate::ledger::batch::{Batch, Cause, Lane, WaitWrite};
 use crate::ledger::entry::{EntryKind, NewEntry};
 use crate::ledger::membership::{Membership, Standing};
-use crate::ledger::outbox::{Due, Outbox, SHARDS, Wanted, owed_objects, shadowed};
-use crate::ledger::standing::{has_older_open, held_by_each, holders};
+use crate::ledger::outbox::{Due, Outbox, SHARDS, owed_objects, shadowed};
+use crate::ledger::standing::{has_older_open, holders};
 use crate::ledger::{Ledger, LedgerError};
 use crate::ops::pulse::Pulse;
 
 /// Longest the loop sleeps: it must show that it lives.
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
-/// Deliveries taken at once at the most.
-const MOST_TAKEN: usize = 256;
 
 /// See the module's text.
 pub struct Dispatcher {
-    ledger: Ledger,
-    target: Arc<Target>,
+    pub(super) ledger: Ledger,
+    pub(super) target: Arc<Target>,
     /// Changes whenever something new is owed.
-    wake: watch::Receiver<u64>,
-    pulse: Pulse,
+    pub(super) wake: watch::Receiver<u64>,
+    pub(super) pulse: Pulse,
     /// Becomes true when the daemon stops: nothing new is started then.
-    stopping: watch::Receiver<bool>,
+    pub(super) stopping: watch::Receiver<bool>,
     /// Whose lanes are this process's.
-    standing: Option<watch::Receiver<Standing>>,
-    shards: Vec<i16>,
+    pub(super) standing: Option<watch::Receiver<Standing>>,
+    pub(super) shards: Vec<i16>,
     /// Deliveries in flight by shard.
-    in_shard: HashMap<i16, usize>,
+    pub(super) in_shard: HashMap<i16, usize>,
     /// Objects of the connector, and those that are owed though it does not know them any more.
-    objects: Vec<String>,
+    pub(super) objects: Vec<String>,
     /// Objects that one request in flight finds out about.
-    probes: HashSet<String>,
-    turns: Turns,
+    pub(super) probes: HashSet<String>,
+    pub(super) turns: Turns,
     /// The less urgent have waited for long.
-    aged: bool,
-    in_flight: JoinSet<(Done, Result<(), LedgerError>)>,
+    pub(super) aged: bool,
+    pub(super) in_flight: JoinSet<(Done, Result<(), LedgerError>)>,
     /// Deliveries in flight, with the states they replace.
-    busy: HashSet<i64>,
+    pub(super) busy: HashSet<i64>,
     /// Values reserved by requests in flight: by which lane and delivery.
-    reserved: HashMap<String, (Lane, i64)>,
+    pub(super) reserved: HashMap<String, (Lane, i64)>,
     /// Deliveries that wait for another one in flight or in front; asked again after each wait.
-    blocked: HashSet<i64>,
+    pub(super) blocked: HashSet<i64>,
 }
 
 /// Deliveries that have come to an outcome.
-struct Done {
+pub(super) struct Done {
     object: String,
     /// The shard of each.
     shards: Vec<i16>,
     /// Their numbers, and those of the states they replaced.
     ids: Vec<i64>,
-}
-
-/// Deliveries that go in one request.
-struct Group {
-    way: usize,
-    items: Vec<(Due, Request, Vec<String>)>,
 }
 
 /// A delivery, and the unique values it would like to hold.
@@ -168,103 +159,8 @@ impl Dispatcher {
         self.ledger.writer().write(batch).await.map(|_| ())
     }
 
-    /// How many more requests may be started now.
-    fn room(&self) -> usize {
-        if self.target.gates.all_open_at(Instant::now()).is_some() {
-            return 0;
-        }
-        let allowed = match self.target.gates.probing() {
-            Some(_) => 1,
-            None => self.target.connector.concurrency,
-        };
-        allowed.saturating_sub(self.in_flight.len()).min(self.target.room())
-    }
-
-    /// Objects that may be spoken of now.
-    fn open_objects(&self) -> Vec<&str> {
-        let now = Instant::now();
-        let may = |object: &&str| {
-            let probed = self.target.gates.probing_object(object) && self.probes.contains(*object);
-            let spec = self.target.connector.object(object);
-            let full = spec.is_some_and(|object| !object.bulk.is_empty()) && self.target.jobs_are_full();
-            !probed && !full && self.target.gates.opens_at(object, now).is_none()
-        };
-        self.objects.iter().map(String::as_str).filter(may).collect()
-    }
-
-    /// Starts what is due; true when anything was found.
-    async fn start_due(&mut self, outbox: &Outbox) -> Result<bool, LedgerError> {
-        let room = self.room().min(MOST_TAKEN);
-        if room == 0 {
-            return Ok(false);
-        }
-        let mut found = self.take(outbox, &Priority::ALL, room).await?;
-        if let Some(last) = found.last().map(|due| due.priority).filter(|_| found.len() == room) {
-            self.turns.filled(last, room, self.aged);
-            if let Some((classes, count)) = self.turns.below(last) {
-                let lower = self.take(outbox, &classes, count.min(room)).await?;
-                let waited = |due: &Due| Timestamp::now().duration_since(due.due_at).unsigned_abs();
-                self.aged = lower.iter().any(|due| waited(due) > AGED);
-                found.truncate(room - lower.len());
-                found.extend(lower);
-            }
-        }
-        let any = !found.is_empty();
-        let (waiting, mut ready): (Vec<Due>, Vec<Due>) =
-            found.into_iter().partition(|due| due.waits_for.is_some());
-        self.leave_alone(waiting).await?;
-        self.fill_up(outbox, &mut ready).await?;
-        self.start_all(ready, room).await?;
-        Ok(any)
-    }
-
-    /// Where many objects go in one request, as many as go in one are taken instead of one.
-    async fn fill_up(&self, outbox: &Outbox, ready: &mut Vec<Due>) -> Result<(), LedgerError> {
-        // A request that is to find out whether the target is there again risks one delivery, not a hundred.
-        if self.target.gates.probing().is_some() {
-            return Ok(());
-        }
-        for object in self.target.connector.objects.iter().filter(|object| !object.bulk.is_empty()) {
-            let there = ready.iter().filter(|due| due.lane.object == object.name && !due.alone).count();
-            let most = object.bulk.iter().map(|bulk| bulk.at_most).max().unwrap_or_default();
-            if there == 0 || there >= most || self.target.bulk_is_refused(&object.name) || self.target.shadow
-            {
-                continue;
-            }
-            let taken: Vec<i64> =
-                ready.iter().flat_map(|due| due.supersedes.iter().copied().chain([due.id])).collect();
-            let more = self.take_of(outbox, &[&object.name], &Priority::ALL, most - there, &taken).await?;
-            ready.extend(more.into_iter().filter(|due| due.waits_for.is_none()));
-        }
-        Ok(())
-    }
-
-    async fn take(
-        &self,
-        outbox: &Outbox,
-        classes: &[Priority],
-        most: usize,
-    ) -> Result<Vec<Due>, LedgerError> {
-        self.take_of(outbox, &self.open_objects(), classes, most, &[]).await
-    }
-
-    async fn take_of(
-        &self,
-        outbox: &Outbox,
-        objects: &[&str],
-        classes: &[Priority],
-        most: usize,
-        taken: &[i64],
-    ) -> Result<Vec<Due>, LedgerError> {
-        let busy = self.busy.iter().chain(&self.blocked).chain(taken);
-        let busy: Vec<i64> = busy.copied().collect();
-        let Self { target, shards, .. } = self;
-        let wanted = Wanted { target: &target.name, objects, shards, classes, most, busy: &busy };
-        outbox.due(self.ledger.reader(), &wanted).await
-    }
-
     /// Deliveries that wait for another object are not found again until that one has moved.
-    async fn leave_alone(&self, waiting: Vec<Due>) -> Result<(), LedgerError> {
+    pub(super) async fn leave_alone(&self, waiting: Vec<Due>) -> Result<(), LedgerError> {
         if waiting.is_empty() {
             return Ok(());
         }
@@ -277,7 +173,7 @@ impl Dispatcher {
     }
 
     /// Starts as many requests as there is room for; what finds none stays where it is.
-    async fn start_all(&mut self, found: Vec<Due>, room: usize) -> Result<(), LedgerError> {
+    pub(super) async fn start_all(&mut self, found: Vec<Due>, room: usize) -> Result<(), LedgerError> {
         let mut wishing: Vec<Wishing> = Vec::with_capacity(found.len());
         let mut probed: HashSet<String> = HashSet::new();
         for mut due in found {
@@ -302,7 +198,7 @@ impl Dispatcher {
         for (due, wants) in wishing {
             planned.extend(self.plan(due, &wants, &held).await?);
         }
-        let (groups, singly) = self.group(planned).await?;
+        let (groups, singly) = group(&self.target, self.ledger.reader(), planned).await?;
         let mut left = room;
         for group in groups {
             if left == 0 {
@@ -361,49 +257,6 @@ impl Dispatcher {
                 self.reserved.insert(want.clone(), (due.lane.clone(), due.id));
             }
         }
-    }
-
-    /// Deliveries that go together, and those that go by themselves.
-    async fn group(&self, planned: Vec<(Due, Plan)>) -> Result<(Vec<Group>, Vec<(Due, Plan)>), LedgerError> {
-        let (mut groups, mut singly): (BTreeMap<(String, usize), Group>, _) = (BTreeMap::new(), Vec::new());
-        let has_ways = self.target.connector.objects.iter().any(|object| !object.bulk.is_empty());
-        if !has_ways || self.target.shadow {
-            return Ok((Vec::new(), planned));
-        }
-        let lanes: Vec<&Lane> = planned.iter().map(|(due, _)| &due.lane).collect();
-        let held = held_by_each(self.ledger.reader(), &lanes).await?;
-        for (due, plan) in planned {
-            let Plan::Send { request, wishes } = plan else {
-                singly.push((due, plan));
-                continue;
-            };
-            let gone =
-                held.get(&due.lane).into_iter().flatten().filter(|want| !request.holds.contains(*want));
-            let released = gone.filter_map(|want| want.split_once('=')).map(|(_, value)| value).collect();
-            match way_of(&self.target, &due, &request, &released) {
-                Some(way) => {
-                    let key = (due.lane.object.clone(), way);
-                    groups
-                        .entry(key)
-                        .or_insert_with(|| Group { way, items: Vec::new() })
-                        .items
-                        .push((due, request, wishes));
-                }
-                None => singly.push((due, Plan::Send { request, wishes })),
-            }
-        }
-        let mut large = Vec::new();
-        for ((object, way), group) in groups {
-            let spec = self.target.connector.object(&object).and_then(|object| object.bulk.get(way));
-            if spec.is_some_and(|bulk| group.items.len() >= bulk.at_least) {
-                large.push(group);
-            } else {
-                let alone = |(due, request, wishes)| (due, Plan::Send { request, wishes });
-                singly.extend(group.items.into_iter().map(alone));
-            }
-        }
-        singly.sort_by_key(|(due, _)| (due.priority, due.due_at, due.id));
-        Ok((large, singly))
     }
 
     fn park(&mut self, due: Due, obstacle: &Obstacle) {

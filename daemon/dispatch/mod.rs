@@ -7,6 +7,7 @@ pub mod dedup;
 pub mod deliver;
 pub mod follow_up;
 pub mod gate;
+mod group;
 pub mod job;
 pub mod lane;
 pub mod look_up;
@@ -15,6 +16,7 @@ pub mod plan;
 pub mod quota;
 pub mod retry;
 mod shadow;
+mod take;
 pub mod target;
 pub mod turn;
 

@@ -115,11 +115,7 @@ pub fn plan(
         }
         holds.push(replacement);
     }
-    // `ref`: not there, deliver again when it comes. `back`: there, deliver again should it go and come back.
-    wishes.extend(due.requires.iter().map(|reference| {
-        let kind = if due.references.contains_key(reference) { "back" } else { "ref" };
-        format!("{kind}:{reference}")
-    }));
+    wishes.extend(due.requires.iter().map(|reference| wish_for(due, reference)));
     let sha256 = sha256_hex(&canonical_bytes(&without_nulls(&body)));
     if !publishes && due.external_id.is_some() && due.applied_sha256.as_deref() == Some(sha256.as_str()) {
         return Ok(Plan::Skip { reason: "unchanged at the target", claims: Some((holds, wishes)) });
@@ -145,6 +141,12 @@ pub fn plan(
         }
     }
     Ok(Plan::Send { request, wishes })
+}
+
+/// `ref`: not there, deliver again when it comes. `back`: there, deliver again should it go and come back.
+fn wish_for(due: &Due, reference: &str) -> String {
+    let kind = if due.references.contains_key(reference) { "back" } else { "ref" };
+    format!("{kind}:{reference}")
 }
 
 fn look_ups(object: &ObjectSpec, scope: &Scope<'_>) -> Result<Vec<(usize, Request)>, Obstacle> {

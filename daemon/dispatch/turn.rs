@@ -9,18 +9,20 @@ use std::time::Duration;
 
 use crate::event::Priority;
 
-/// Waiting for longer, the less urgent get [`AGED_PART`] of the way beside money.
+/// Waiting for longer, the less urgent get an eighth of the way beside money.
 pub const AGED: Duration = Duration::from_secs(15 * 60);
 /// One of so many.
 const AGED_PART: u32 = 8;
+/// A delivery, in the parts that are counted.
+const WHOLE: u32 = 64;
 /// Turns saved up by those below at the most: after a pause they shall not all go at once.
-const MOST_SAVED: f64 = 4.0;
+const MOST_SAVED: u32 = 4 * WHOLE;
 
 /// See the module's text.
 #[derive(Debug, Clone, Default)]
 pub struct Turns {
-    /// Deliveries that those below are due.
-    saved: f64,
+    /// Deliveries that those below are due, in parts of [`WHOLE`].
+    saved: u32,
     /// Turns that those below have had: every second one leaves the class below the first out, every fourth the next as well.
     given: u32,
 }
@@ -40,18 +42,19 @@ impl Turns {
     /// longer than [`AGED`].
     pub fn filled(&mut self, first: Priority, count: usize, aged: bool) {
         if let Some(part) = part(first, aged) {
-            let count = f64::from(u32::try_from(count).unwrap_or(u32::MAX));
-            self.saved = (self.saved + count / f64::from(part)).min(MOST_SAVED.max(count));
+            let count = u32::try_from(count).unwrap_or(u32::MAX);
+            let parts = count.saturating_mul(WHOLE / part);
+            self.saved = self.saved.saturating_add(parts).min(MOST_SAVED.max(parts));
         }
     }
 
     /// The classes whose turn it is below `first`, and how many of their deliveries; `None` when it is not yet.
     pub fn below(&mut self, first: Priority) -> Option<(Vec<Priority>, usize)> {
-        let count = usize::try_from(self.saved.floor() as i64).unwrap_or_default();
+        let count = usize::try_from(self.saved / WHOLE).unwrap_or_default();
         if count == 0 {
             return None;
         }
-        self.saved = self.saved.fract();
+        self.saved %= WHOLE;
         self.given = self.given.wrapping_add(1);
         let lower: Vec<Priority> = Priority::ALL.into_iter().filter(|class| *class > first).collect();
         let skipped = match self.given % 4 {

@@ -1,6 +1,6 @@
 //! The ledger: inbox, outbox and truth (INV-2). All SQL on it is in this module; nothing here knows of HTTP.
 //!
-//! Each process has one session that writes, in batches ([`writer`]). They take turns by an advisory lock ([`turn`]): whoever has
+//! Each process has one session that writes, in batches ([`writer`]). They take turns by an advisory lock (`turn.rs`): whoever has
 //! it is alone with the tree, and a process that is alone keeps it. Everything else reads.
 
 pub mod batch;
@@ -10,11 +10,13 @@ pub mod commit;
 pub mod deliveries;
 pub mod dispatch_statements;
 pub mod entry;
+mod granting;
 pub mod images;
 pub mod load_statements;
 pub mod loads;
 pub mod membership;
 pub mod outbox;
+pub mod owed;
 pub mod position;
 pub mod process;
 pub mod recent;

@@ -17,6 +17,8 @@ use super::LedgerError;
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
 /// After which silence it is dead.
 const TIME_TO_LIVE: Duration = Duration::from_secs(6);
+/// Longer than any session stands.
+const FOR_EVER_S: f64 = 3e9;
 /// It stops earlier itself: two clocks are never quite the same.
 const MARGIN: Duration = Duration::from_secs(1);
 /// How long a session that was cut off may take to go.
@@ -127,7 +129,8 @@ impl Process {
         let sql = "insert into process (role, version, host, backend_pid, backend_start, expires_at)
                    select $1, $2, $3, pid, backend_start, now() + make_interval(secs => $4)
                    from pg_stat_activity where pid = pg_backend_pid() returning epoch";
-        let lives = TIME_TO_LIVE.as_secs_f64();
+        // A command lives as long as its session: nobody waits for it to say so.
+        let lives = if role == Role::Command { FOR_EVER_S } else { TIME_TO_LIVE.as_secs_f64() };
         let version = env!("CARGO_PKG_VERSION");
         let row = writer.query_one(sql, &[&role.as_str(), &version, &host.trim(), &lives]).await?;
         tenure.renew(sent);
@@ -193,7 +196,9 @@ pub async fn look(client: &Client, own: i64) -> Result<Others, LedgerError> {
     for row in client.query(&sql, &[&own]).await? {
         let (epoch, role): (i64, String) = (row.try_get(0)?, row.try_get(1)?);
         if row.try_get(3)? {
-            fence(client, epoch).await?;
+            if fence(client, epoch).await? && role != Role::Command.as_str() {
+                tracing::warn!(epoch, "another process has died; what it did is free");
+            }
             continue;
         }
         others.writing += 1;
@@ -202,8 +207,8 @@ pub async fn look(client: &Client, own: i64) -> Result<Others, LedgerError> {
     Ok(others)
 }
 
-/// Cuts off the session of a dead process, waits until it is gone, and ends the process.
-async fn fence(client: &Client, epoch: i64) -> Result<(), LedgerError> {
+/// Cuts off the session of a dead process, waits until it is gone, and ends the process; true when that was done here.
+async fn fence(client: &Client, epoch: i64) -> Result<bool, LedgerError> {
     let session = "select a.pid from process p join pg_stat_activity a
                    on a.pid = p.backend_pid and a.backend_start = p.backend_start where p.epoch = $1";
     let began = Instant::now();
@@ -217,16 +222,13 @@ async fn fence(client: &Client, epoch: i64) -> Result<(), LedgerError> {
                 pid,
                 "the session of a process that is silent does not end; it is left alone for now"
             );
-            return Ok(());
+            return Ok(false);
         }
         sleep(Duration::from_millis(20)).await;
     }
     let sql =
         format!("update process p set ended_at = now() where epoch = $1 and ended_at is null and ({DEAD})");
-    if client.execute(&sql, &[&epoch]).await? > 0 {
-        tracing::warn!(epoch, "another process has died; what it did is free");
-    }
-    Ok(())
+    Ok(client.execute(&sql, &[&epoch]).await? > 0)
 }
 
 /// True when a daemon works on this ledger.

@@ -44,6 +44,12 @@ impl Waves {
     }
 }
 
+/// Targets, and how each looks.
+type States = Vec<(String, Value)>;
+
+/// Puts rates in force.
+type Tune = dyn Fn(&[Tuning]) + Send + Sync;
+
 /// What operators have changed, as every process sees it.
 pub struct Watched {
     /// Waves that have been moved.
@@ -51,9 +57,9 @@ pub struct Watched {
     /// Told when everything that was held has been let go or thrown away.
     pub released: Box<dyn Fn() + Send + Sync>,
     /// Told the rates that are set.
-    pub tuned: Box<dyn Fn(&[Tuning]) + Send + Sync>,
+    pub tuned: Box<Tune>,
     /// How the targets look to this process, for people.
-    pub states: Box<dyn Fn() -> Vec<(String, Value)> + Send + Sync>,
+    pub states: Box<dyn Fn() -> States + Send + Sync>,
 }
 
 /// Carries commands out while this process has their lease, and follows what they change in any case. Runs until the ledger
@@ -100,11 +106,7 @@ pub async fn serve(
 }
 
 /// Notes how the targets look, when that has changed.
-async fn show(
-    ledger: &Ledger,
-    watched: &Watched,
-    shown: &mut (Vec<(String, Value)>, Instant),
-) -> Result<(), LedgerError> {
+async fn show(ledger: &Ledger, watched: &Watched, shown: &mut (States, Instant)) -> Result<(), LedgerError> {
     let Some(membership) = ledger.membership() else { return Ok(()) };
     if Instant::now() < shown.1 {
         return Ok(());

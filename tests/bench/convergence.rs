@@ -26,10 +26,10 @@ impl Loads {
     fn of_this_run() -> Self {
         match std::env::var_os("TAILWATER_CONVERGENCE").is_some() {
             true => Self {
-                backfill: (100_000, 8),
+                backfill: (100_000, 2),
                 mass: (5_000, 1),
                 outage: (1_000, 20, 1),
-                billing: (50_000, 10_000, 4),
+                billing: (50_000, 10_000, 1),
             },
             false => {
                 Self { backfill: (800, 2), mass: (300, 1), outage: (100, 15, 1), billing: (300, 150, 1) }
@@ -86,22 +86,23 @@ impl Bench {
     }
 
     /// Lets the vendors' clock run `scale` times as fast from now on.
-    fn set_scale(&mut self, scale: u32) {
+    async fn set_scale(&mut self, scale: u32) {
+        self.allow(scale.max(self.scale));
         self.scale = scale;
-        self.allow(scale);
         let stripe = format!("{}/s", 100 * scale);
         self.world.printed(&["quota", "set", "stripe", &stripe]);
         self.world.printed(&["quota", "set", "stripe", "endpoint", &stripe]);
         self.world.printed(&["quota", "set", "zendesk", &format!("{}/min", 700 * scale)]);
+        sleep(Duration::from_millis(1_500)).await;
+        self.allow(scale);
     }
 
-    /// Runs `load`, and waits until nothing is owed any more. The clock starts when `load` has ended.
-    async fn drained(&self, load: impl AsyncFnOnce(&Self)) -> Drained {
+    /// Runs `load`, which gives the time from when it counts, and waits until nothing is owed any more.
+    async fn drained(&self, load: impl AsyncFnOnce(&Self) -> f64) -> Drained {
         let slot = "select pg_create_logical_replication_slot('naive', 'test_decoding')";
         self.erp.batch_execute(slot).await.unwrap();
         let (stripe, zendesk) = self.calls();
-        load(self).await;
-        let started = self.world.stripe.now_s();
+        let started = load(self).await;
         self.settled().await;
         let seconds = self.world.stripe.now_s() - started;
         let (stripe_after, zendesk_after) = self.calls();
@@ -129,6 +130,17 @@ impl Bench {
             let sql = "select end_lsn >= $1::text::pg_lsn and not exists (select from delivery where open) from position";
             let done: bool = self.ledger.query_one(sql, &[&lsn]).await.unwrap().get(0);
             if done { Ok(()) } else { Err(self.world.log()) }
+        })
+        .await;
+    }
+
+    /// Waits until everything that was committed is in the ledger.
+    async fn ledgered(&self) {
+        let lsn: String = self.erp.query_one("select pg_current_wal_lsn()::text", &[]).await.unwrap().get(0);
+        eventually(Duration::from_secs(300), "the changes to be ledgered", async || {
+            let sql = "select end_lsn >= $1::text::pg_lsn from position";
+            let there: bool = self.ledger.query_one(sql, &[&lsn]).await.unwrap().get(0);
+            if there { Ok(()) } else { Err(self.world.log()) }
         })
         .await;
     }
@@ -173,19 +185,24 @@ async fn convergence_under_the_vendors_quotas() {
     let mut daemon = bench.world.daemon();
     bench.world.streaming_within(Duration::from_secs(900)).await;
     let read = bench.world.stripe.now_s() - started;
-    let drained = bench.drained(async |_| ()).await;
+    let drained = bench.drained(async |bench| bench.world.stripe.now_s()).await;
     let drained = Drained { seconds: read + drained.seconds, customer_rows: backfill.0 as i64, ..drained };
     let drained = Drained { stripe_calls: bench.calls().0, zendesk_calls: bench.calls().1, ..drained };
     let mut ratios = vec![bench.print("backfill", &drained, (backfill.0, backfill.0))];
 
-    bench.set_scale(mass.1);
+    bench.set_scale(mass.1).await;
     let update = format!("update customer set city = 'Elsewhere' where id <= {}", mass.0);
-    let drained = bench.drained(async |bench| bench.erp.batch_execute(&update).await.unwrap()).await;
+    let drained = bench
+        .drained(async |bench| {
+            bench.erp.batch_execute(&update).await.unwrap();
+            bench.world.stripe.now_s()
+        })
+        .await;
     ratios.push(bench.print("mass_update", &drained, (mass.0, mass.0)));
     let fewer_mass =
         fewer("mass_update_calls_to_zendesk", drained.customer_rows, drained.zendesk_calls, 20.0);
 
-    bench.set_scale(outage.2);
+    bench.set_scale(outage.2).await;
     let (customers, times, _) = outage;
     let drained = bench
         .drained(async |bench| {
@@ -200,14 +217,7 @@ async fn convergence_under_the_vendors_quotas() {
                     bench.erp.execute(&one, &[&part]).await.unwrap();
                 }
             }
-            let lsn: String =
-                bench.erp.query_one("select pg_current_wal_lsn()::text", &[]).await.unwrap().get(0);
-            eventually(Duration::from_secs(300), "the updates to be ledgered", async || {
-                let sql = "select end_lsn >= $1::text::pg_lsn from position";
-                let there: bool = bench.ledger.query_one(sql, &[&lsn]).await.unwrap().get(0);
-                if there { Ok(()) } else { Err(String::new()) }
-            })
-            .await;
+            bench.ledgered().await;
             // What was under way when it began is settled by then; an hour would be no different.
             eventually(Duration::from_secs(120), "the beginning of the outage to be over", async || {
                 let sql =
@@ -226,6 +236,7 @@ async fn convergence_under_the_vendors_quotas() {
             })
             .await;
             println!("# the end of the outage was seen after {:.1} s", bench.world.stripe.now_s() - back);
+            bench.world.stripe.now_s()
         })
         .await;
     ratios.push(bench.print("outage", &drained, (customers, customers)));
@@ -233,19 +244,25 @@ async fn convergence_under_the_vendors_quotas() {
     let fewer_stripe = fewer("outage_calls_to_stripe", drained.customer_rows, drained.stripe_calls, 15.0);
     let fewer_zendesk = fewer("outage_calls_to_zendesk", drained.customer_rows, drained.zendesk_calls, 15.0);
 
-    bench.set_scale(billing.2);
+    bench.set_scale(billing.2).await;
     let (profiles, invoices, scale) = billing;
     let mut billed_at = 0.0;
     let drained = bench
         .drained(async |bench| {
             let update = format!("update customer set phone = '+1 556' || id where id <= {profiles}");
             bench.erp.batch_execute(&update).await.unwrap();
-            sleep(Duration::from_secs(2)).await;
-            let bills = format!(
-                "insert into bill (customer_id, number, total) select 1 + n % {profiles}, 'INV/' || n, n from generate_series(1, {invoices}) n"
-            );
-            bench.erp.batch_execute(&bills).await.unwrap();
+            let updated = bench.world.stripe.now_s();
+            bench.ledgered().await;
             billed_at = bench.world.stripe.now_s();
+            // As an ERP bills: so many in a transaction.
+            for first in (1..=invoices).step_by(100) {
+                let bills = format!(
+                    "insert into bill (customer_id, number, total)
+                     select 1 + n % {profiles}, 'INV/' || n, n from generate_series({first}, least({first} + 99, {invoices})) n"
+                );
+                bench.erp.batch_execute(&bills).await.unwrap();
+            }
+            updated
         })
         .await;
     ratios.push(bench.print("billing_run", &drained, (profiles + invoices, profiles)));

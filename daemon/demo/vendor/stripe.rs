@@ -168,7 +168,7 @@ impl Stripe {
     /// A draft invoice of a customer that is there.
     fn invoice(&mut self, parameters: &Map<String, Value>, now_s: f64) -> Reply {
         let customer = parameters.get("customer").and_then(Value::as_str).unwrap_or_default();
-        if !self.customers.get(customer).is_some_and(|customer| !customer.is_null()) {
+        if self.customers.get(customer).is_none_or(Value::is_null) {
             return error(400, "invalid_request_error", "resource_missing");
         }
         let ours =

@@ -12,14 +12,14 @@ use tokio::time::Instant;
 
 use super::shared::Draw;
 use super::{QuotaSettings, Shown};
-use crate::connector::limit::{Limit, Rate, Report};
+use crate::connector::limit::{Limit, Rate, Report, whole};
 
 /// What is left of the rates after a refusal, when nothing shows what the target takes.
 const CUT: f64 = 0.7;
 /// What is used of the rate at which it was seen to take requests.
 const OF_SEEN: f64 = 0.85;
 /// So many have to be seen.
-const SEEN: usize = 5;
+const SEEN: u32 = 5;
 /// Never less than this part.
 const LEAST: f64 = 0.01;
 /// How often the rates grow again while nothing is refused, and by how much at first; each time twice as much.
@@ -80,7 +80,9 @@ pub struct LimitState {
     origin: &'static str,
     tuned: Option<Vec<Rate>>,
     share: f64,
+    /// What the target says it allows, in the window of the connector's first rate.
     told: Option<f64>,
+    told_window: Option<Duration>,
     /// Part of the rates that is used since the last refusals.
     cut: f64,
     refused_at: Option<Instant>,
@@ -103,6 +105,7 @@ impl LimitState {
             tuned: None,
             share: 1.0,
             told: None,
+            told_window: limit.rates.first().map(|rate| rate.window),
             cut: 1.0,
             refused_at: None,
             eased_at: None,
@@ -145,13 +148,15 @@ impl LimitState {
 
     /// Rates in force.
     fn rates(&self) -> Vec<Rate> {
-        let rates = self.tuned.as_ref().unwrap_or(&self.base);
-        let rates = rates.iter().enumerate().map(|(index, rate)| {
-            let told = self.told.filter(|_| index == 0).map(|told| (told * self.share).floor().max(1.0));
-            let requests = told.map_or(rate.requests.get(), |told| rate.requests.get().min(told as u32));
-            Rate { requests: NonZeroU32::new(requests).unwrap_or(NonZeroU32::MIN), ..*rate }.scaled(self.cut)
-        });
-        rates.collect()
+        let mut rates = self.tuned.as_ref().unwrap_or(&self.base).clone();
+        if let (Some(told), Some(window)) = (self.told, self.told_window) {
+            let told = NonZeroU32::new(whole(told * self.share)).unwrap_or(NonZeroU32::MIN);
+            match rates.iter_mut().find(|rate| rate.window == window) {
+                Some(rate) => rate.requests = rate.requests.min(told),
+                None => rates.push(Rate { requests: told, window }),
+            }
+        }
+        rates.into_iter().map(|rate| rate.scaled(self.cut)).collect()
     }
 
     pub fn slowest_per_second(&self) -> Option<f64> {
@@ -245,10 +250,11 @@ impl LimitState {
         let from = now.checked_sub(window)?;
         let from = self.paused.get(key).copied().map_or(from, |until| until.max(from));
         let count = self.taken.iter().rev().take_while(|at| **at >= from).count();
-        let first = self.taken.iter().rev().take(count).last()?;
+        let first = self.taken.iter().rev().nth(count.checked_sub(1)?)?;
         let elapsed = now.duration_since(*first).max(window / 10);
         self.taken.clear();
-        (count >= SEEN).then(|| count as f64 / elapsed.max(PAUSE.min(window)).as_secs_f64())
+        let count = u32::try_from(count).ok().filter(|count| *count >= SEEN)?;
+        Some(f64::from(count) / elapsed.max(PAUSE.min(window)).as_secs_f64())
     }
 
     /// The target took a request: by and by it is trusted again.

@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, sleep_until};
 
 use crate::connector::classify::Answer;
-use crate::connector::limit::{Limit, Rate};
+use crate::connector::limit::{Limit, Rate, whole};
 use crate::connector::request::Request;
 use limit::{Demand, LimitState};
 use shared::SharedBuckets;
@@ -56,12 +56,28 @@ impl Shown {
     }
 }
 
+/// A limit and how it stands.
+struct Limited {
+    limit: Arc<Limit>,
+    /// What a target's `quota` is about, and a refusal that names no other.
+    is_first: bool,
+    state: Mutex<LimitState>,
+    /// Requests at once, where the limit says how many.
+    at_once: Option<Arc<Semaphore>>,
+}
+
+impl Limited {
+    fn state(&self) -> MutexGuard<'_, LimitState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a request takes, of which limits.
+type Demands<'a> = Vec<(&'a Limited, Demand)>;
+
 /// See the module's text.
 pub struct Quotas {
-    limits: Vec<Arc<Limit>>,
-    states: Vec<Mutex<LimitState>>,
-    /// Requests at once, for limits that say so.
-    at_once: Vec<Option<Arc<Semaphore>>>,
+    limits: Vec<Limited>,
     shared: Option<SharedBuckets>,
     /// Changes whenever a rate does: whoever waits at the old one asks again.
     changed: watch::Sender<u64>,
@@ -76,10 +92,14 @@ impl Quotas {
     /// The limits of a connector under the settings. `shared`: buckets that all processes draw from.
     #[must_use]
     pub fn new(limits: Vec<Arc<Limit>>, settings: &QuotaSettings, shared: Option<SharedBuckets>) -> Self {
-        let states = limits.iter().map(|limit| Mutex::new(LimitState::new(limit, settings))).collect();
-        let at_once = limits.iter().map(|limit| limit.at_once.map(|most| Arc::new(Semaphore::new(most))));
-        let at_once = at_once.collect();
-        Self { limits, states, at_once, shared, changed: watch::channel(0).0 }
+        let limited = |(index, limit): (usize, Arc<Limit>)| Limited {
+            is_first: index == 0,
+            state: Mutex::new(LimitState::new(&limit, settings)),
+            at_once: limit.at_once.map(|most| Arc::new(Semaphore::new(most))),
+            limit,
+        };
+        let limits = limits.into_iter().enumerate().map(limited).collect();
+        Self { limits, shared, changed: watch::channel(0).0 }
     }
 
     /// Waits until `request` may leave. Called last of all, so that permits cannot gather behind a slow commit and then leave
@@ -87,8 +107,8 @@ impl Quotas {
     pub async fn permit(&self, object: &str, request: &Request) -> Permit {
         let demands = self.demands(object, request);
         let mut at_once = Vec::new();
-        for (index, _) in &demands {
-            if let Some(Some(semaphore)) = self.at_once.get(*index)
+        for (limited, _) in &demands {
+            if let Some(semaphore) = &limited.at_once
                 && let Ok(permit) = semaphore.clone().acquire_owned().await
             {
                 at_once.push(permit);
@@ -105,77 +125,53 @@ impl Quotas {
     }
 
     /// Passes all limits once; what was taken of some when the wait is given up is lost, which is on the safe side.
-    async fn pass(&self, demands: &[(usize, Demand)]) {
+    async fn pass(&self, demands: &Demands<'_>) {
         loop {
-            self.unpaused(demands).await;
+            while let Some(until) = paused_until(demands) {
+                sleep_until(until).await;
+            }
             let is_shared = self.take_shared(demands).await;
-            let mut buckets: Vec<_> = demands
-                .iter()
-                .flat_map(|(index, demand)| self.state(*index).buckets(demand, is_shared))
-                .collect();
+            let passed =
+                demands.iter().flat_map(|(limited, demand)| limited.state().buckets(demand, is_shared));
+            let mut buckets: Vec<_> = passed.collect();
             buckets.sort_by_key(|bucket| std::cmp::Reverse(bucket.window));
             for bucket in buckets {
                 bucket.take().await;
             }
             // The target may have asked for a pause meanwhile.
-            if self.paused_until(demands).is_none() {
+            if paused_until(demands).is_none() {
                 return;
             }
         }
     }
 
     /// Takes from the buckets of all processes; false when they cannot be reached, and each keeps to its own part.
-    async fn take_shared(&self, demands: &[(usize, Demand)]) -> bool {
+    async fn take_shared(&self, demands: &Demands<'_>) -> bool {
         let Some(shared) = &self.shared else { return true };
-        let draws = demands.iter().flat_map(|(index, demand)| {
-            let name = self.limits.get(*index).map_or("", |limit| limit.name.as_str());
-            self.state(*index).draws(name, demand)
-        });
+        let draws =
+            demands.iter().flat_map(|(limited, demand)| limited.state().draws(&limited.limit.name, demand));
         let draws: Vec<_> = draws.collect();
         shared.take(&draws).await
     }
 
-    fn demands(&self, object: &str, request: &Request) -> Vec<(usize, Demand)> {
-        let limits = self.limits.iter().enumerate();
-        limits
-            .filter_map(|(index, limit)| {
-                let (key, weight) = limit.applies(object, request)?;
-                Some((index, Demand { key, weight }))
-            })
-            .collect()
-    }
-
-    async fn unpaused(&self, demands: &[(usize, Demand)]) {
-        while let Some(until) = self.paused_until(demands) {
-            sleep_until(until).await;
-        }
-    }
-
-    fn paused_until(&self, demands: &[(usize, Demand)]) -> Option<Instant> {
-        let now = Instant::now();
-        demands.iter().filter_map(|(index, demand)| self.state(*index).paused_until(&demand.key, now)).max()
-    }
-
-    fn state(&self, index: usize) -> MutexGuard<'_, LimitState> {
-        // Indexes come from the list of limits itself, which has as many states.
-        self.states[index].lock().unwrap_or_else(PoisonError::into_inner)
+    fn demands(&self, object: &str, request: &Request) -> Demands<'_> {
+        let demand = |limited: &'_ Limited| {
+            let (key, weight) = limited.limit.applies(object, request)?;
+            Some(Demand { key, weight })
+        };
+        self.limits.iter().filter_map(|limited| Some((limited, demand(limited)?))).collect()
     }
 
     /// How many deliveries may be on their way to their permit: what leaves within a tenth of a second, and one.
     #[must_use]
     pub fn ahead(&self) -> usize {
-        let slowest = self
-            .limits
-            .iter()
-            .zip(&self.states)
-            .filter(|(limit, _)| limit.when.is_none() && limit.per.is_none());
-        let rates = slowest.filter_map(|(_, state)| {
-            state.lock().unwrap_or_else(PoisonError::into_inner).slowest_per_second()
-        });
-        match rates.min_by(f64::total_cmp) {
-            Some(rate) => 1 + (rate / 10.0) as usize,
-            None => usize::MAX,
-        }
+        let of_all =
+            self.limits.iter().filter(|limited| limited.limit.when.is_none() && limited.limit.per.is_none());
+        let slowest =
+            of_all.filter_map(|limited| limited.state().slowest_per_second()).min_by(f64::total_cmp);
+        slowest.map_or(usize::MAX, |rate| {
+            usize::try_from(whole(rate / 10.0)).unwrap_or(usize::MAX).saturating_add(1)
+        })
     }
 
     /// Takes an answer into account. True when the refusal it is, is about one limit alone, which pauses: the rest of the target
@@ -190,16 +186,16 @@ impl Quotas {
     ) -> bool {
         let now = Instant::now();
         let mut alone = false;
-        for (index, demand) in self.demands(object, request) {
-            let Some(limit) = self.limits.get(index) else { continue };
-            let report = limit.read(answer);
-            let mut state = self.state(index);
+        let about_another =
+            self.limits.iter().any(|limited| !limited.is_first && limited.limit.is_exceeded(answer));
+        for (limited, demand) in self.demands(object, request) {
+            let report = limited.limit.read(answer);
+            let mut state = limited.state();
             let mut changed = state.told(&demand.key, &report, now);
-            if throttled && limit.is_exceeded(answer) {
+            let is_this = limited.limit.is_exceeded(answer) || (limited.is_first && !about_another);
+            if throttled && is_this {
                 changed |= state.refused(&demand.key, &report, wait, now);
-                alone |= index > 0;
-            } else if throttled && index == 0 && !self.is_about_another(answer) {
-                changed |= state.refused(&demand.key, &report, wait, now);
+                alone |= !limited.is_first;
             } else if !throttled {
                 changed |= state.granted(now);
             }
@@ -211,30 +207,26 @@ impl Quotas {
         alone
     }
 
-    fn is_about_another(&self, answer: &Answer) -> bool {
-        self.limits.iter().skip(1).any(|limit| limit.is_exceeded(answer))
-    }
-
     /// Sets the rates of a limit while requests are on their way; `None` takes back what was set.
     pub fn tune(&self, name: &str, rates: Option<Vec<Rate>>) -> bool {
-        let Some(index) = self.limits.iter().position(|limit| limit.name == name) else { return false };
-        self.state(index).tune(rates);
+        let Some(limited) = self.limits.iter().find(|limited| limited.limit.name == name) else {
+            return false;
+        };
+        limited.state().tune(rates);
         self.touch();
         true
     }
 
     /// Takes over other settings.
     pub fn configure(&self, settings: &QuotaSettings) {
-        for (index, limit) in self.limits.iter().enumerate() {
-            self.state(index).configure(limit, settings);
-        }
+        self.limits.iter().for_each(|limited| limited.state().configure(&limited.limit, settings));
         self.touch();
     }
 
     /// How many processes share the target: each keeps to its part of every rate while the shared buckets cannot be reached.
     pub fn divide(&self, processes: u32) {
-        let changed = (0..self.limits.len())
-            .fold(false, |changed, index| self.state(index).divide(processes) | changed);
+        let changed =
+            self.limits.iter().fold(false, |changed, limited| limited.state().divide(processes) | changed);
         if changed {
             self.touch();
         }
@@ -243,7 +235,7 @@ impl Quotas {
     /// Limits as they are now.
     #[must_use]
     pub fn show(&self) -> Vec<Shown> {
-        self.limits.iter().enumerate().map(|(index, limit)| self.state(index).show(limit)).collect()
+        self.limits.iter().map(|limited| limited.state().show(&limited.limit)).collect()
     }
 
     /// Told whenever a rate changes.
@@ -255,4 +247,9 @@ impl Quotas {
     fn touch(&self) {
         self.changed.send_modify(|count| *count = count.wrapping_add(1));
     }
+}
+
+fn paused_until(demands: &Demands<'_>) -> Option<Instant> {
+    let now = Instant::now();
+    demands.iter().filter_map(|(limited, demand)| limited.state().paused_until(&demand.key, now)).max()
 }

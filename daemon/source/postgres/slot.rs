@@ -254,6 +254,14 @@ pub fn switched_at(history: &str, timeline: u32) -> Option<Lsn> {
     })
 }
 
+/// Cuts off whoever of ours still reads the slot: a process that has been taken for dead, and may only be asleep, keeps it from
+/// the one that has taken over. Anybody else who reads it stays.
+pub async fn take_over(client: &Client, slot: &str) -> Result<(), tokio_postgres::Error> {
+    let sql = "select pg_terminate_backend(r.pid) from pg_replication_slots s join pg_stat_replication r on r.pid = s.active_pid
+               where s.slot_name = $1 and r.usename = current_user and r.application_name = 'tailwater'";
+    client.execute(sql, &[&slot]).await.map(|_| ())
+}
+
 /// `START_REPLICATION` of this slot and publication from `from`.
 #[must_use]
 pub fn start_statement(slot: &str, publication: &str, from: Lsn, binary: bool) -> String {
