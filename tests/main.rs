@@ -15,6 +15,7 @@ mod support;
 
 mod audit;
 mod bench;
+mod bulk;
 mod cache;
 mod crash;
 mod documents;

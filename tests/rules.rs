@@ -1,10 +1,13 @@
 //! The pure rules of dispatching: quotas, waits, doubts.
 
+use std::path::Path;
 use std::time::Duration;
 
 use proptest::prelude::*;
+use tailwater::config::node::{Node, Problems};
 use tailwater::connector::classify::Answer;
-use tailwater::connector::limit::Rate;
+use tailwater::connector::limit::{Limit, Rate, read_limits};
+use tailwater::connector::request::Request;
 use tailwater::connector::request::percent_encode;
 use tailwater::demo::vendor::form;
 use tailwater::dispatch::gate::{Closed, Gates};
@@ -203,4 +206,84 @@ fn the_guard_speaks_up_by_size_by_time_and_by_status() {
     check(0, Some(GB), "extended", hour(12), Level::Warn);
     check(0, Some(GB), "extended", hour(100), Level::Fine);
     check(0, Some(GB), "extended", Some(0), Level::Fine);
+}
+
+/// The limits of a connector file with these lines under `limits`.
+fn limits(text: &str) -> Vec<Limit> {
+    let text = format!("limits:\n{text}");
+    let mut problems = Problems::default();
+    let node = Node::from_yaml(Path::new("limits.yaml"), &text, &mut problems).unwrap();
+    let mut fields = node.fields(&mut problems);
+    let limits = read_limits(&mut fields, &mut problems);
+    fields.finish(&mut problems);
+    assert!(problems.is_empty(), "{:?}", problems.sorted());
+    limits
+}
+
+#[test]
+fn what_vendors_say_of_their_limits_is_read_in_each_of_their_ways() {
+    let check = |limit: &str,
+                 headers: &[(&str, &str)],
+                 status: u16,
+                 expected: (Option<f64>, Option<f64>, Option<u64>)| {
+        let limit = limits(limit).remove(0);
+        let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let report = limit.read(&Answer { status, headers, body: serde_json::Value::Null });
+        assert_eq!((report.limit, report.remaining, report.reset.map(|reset| reset.as_secs())), expected);
+    };
+    let plain = "  - { name: a, rate: 10/s, limit: \"headers['x-ratelimit-limit']\", remaining: \"headers['x-ratelimit-remaining']\", reset_s: \"headers['x-ratelimit-reset']\" }";
+    let told = [("x-ratelimit-limit", "700"), ("x-ratelimit-remaining", "12"), ("x-ratelimit-reset", " 41 ")];
+    check(plain, &told, 200, (Some(700.0), Some(12.0), Some(41)));
+    check(plain, &[("x-ratelimit-remaining", "-1"), ("x-ratelimit-limit", "many")], 200, (None, None, None));
+    check(plain, &[("x-ratelimit-reset", "1e300")], 200, (None, None, Some(86_400)));
+    // Salesforce: Sforce-Limit-Info: api-usage=4998/5000
+    let used = "  - name: daily
+    rate: 5000/d
+    limit: \"headers['sforce-limit-info'].split('=')[1].split('/')[1]\"
+    remaining: \"int(headers['sforce-limit-info'].split('/')[1]) - int(headers['sforce-limit-info'].split('=')[1].split('/')[0])\"";
+    check(used, &[("sforce-limit-info", "api-usage=4998/5000")], 200, (Some(5000.0), Some(2.0), None));
+    check(used, &[("sforce-limit-info", "nonsense")], 200, (None, None, None));
+    // Zendesk, of one endpoint: total=100; remaining=99; resets=41
+    let endpoint = "  - name: tickets
+    rate: 100/min
+    remaining: \"headers['zendesk-ratelimit-tickets-index'].split('remaining=')[1].split(';')[0]\"
+    reset_s: \"headers['zendesk-ratelimit-tickets-index'].split('resets=')[1]\"";
+    check(
+        endpoint,
+        &[("zendesk-ratelimit-tickets-index", "total=100; remaining=99; resets=41")],
+        200,
+        (None, Some(99.0), Some(41)),
+    );
+}
+
+#[test]
+fn a_refusal_is_about_the_limit_that_the_answer_names_and_requests_about_those_they_match() {
+    let shipped = "  - { name: account, rate: 100/s, exceeded: \"headers['stripe-rate-limited-reason'].startsWith('global-')\" }
+  - { name: endpoint, rate: 25/s, per: endpoint, exceeded: \"headers['stripe-rate-limited-reason'].startsWith('endpoint-')\" }
+  - { name: search, rate: [20/s, 1000/h], when: \"endpoint.endsWith('/search')\", weight: \"step == 'find' ? 5 : 1\" }";
+    let limits = limits(shipped);
+    let headers = [("stripe-rate-limited-reason".to_owned(), "endpoint-rate".to_owned())].into();
+    let answer = Answer { status: 429, headers, body: serde_json::Value::Null };
+    assert_eq!(
+        limits.iter().map(|limit| limit.is_exceeded(&answer)).collect::<Vec<_>>(),
+        [false, true, false]
+    );
+    let request = |step: &str, endpoint: &str| Request {
+        step: step.into(),
+        method: "GET".into(),
+        path: String::new(),
+        endpoint: endpoint.into(),
+        content_type: None,
+        body: None,
+        sha256: None,
+        holds: Vec::new(),
+    };
+    let find = request("find", "GET /v1/customers/search");
+    let applies: Vec<_> = limits.iter().map(|limit| limit.applies("customer", &find)).collect();
+    let key = |index: usize| applies[index].as_ref().map(|(key, weight)| (key.as_str(), weight.get()));
+    assert_eq!(
+        (key(0), key(1), key(2)),
+        (Some(("", 1)), Some(("GET /v1/customers/search", 1)), Some(("", 5)))
+    );
+    assert!(limits[2].applies("customer", &request("create", "POST /v1/customers")).is_none());
 }

@@ -199,6 +199,7 @@ fn read_object(name: &str, node: &Node, problems: &mut Problems) -> Option<Objec
     let unique = fields.optional("unique").map(|node| node.entries(problems)).unwrap_or_default();
     let unique = unique.iter().filter_map(|(path, node)| read_unique(path, node, problems)).collect();
     let follow_up = fields.optional("follow_up").and_then(|node| read_follow_up(&node, problems));
+    let needs = fields.optional("needs").map(|node| node.strings(problems)).unwrap_or_default();
     let bulk = fields.optional("bulk");
     let bulks = bulk.as_ref().map(|node| read_bulk(node, problems)).unwrap_or_default();
     let adopt = fields.optional("adopt");
@@ -231,7 +232,17 @@ fn read_object(name: &str, node: &Node, problems: &mut Problems) -> Option<Objec
         }
     };
     let (name, adopt) = (name.to_owned(), adopts);
-    Some(ObjectSpec { name, body: body?, strategy, delete: delete?, unique, bulk: bulks, follow_up, adopt })
+    Some(ObjectSpec {
+        name,
+        body: body?,
+        strategy,
+        delete: delete?,
+        unique,
+        needs,
+        bulk: bulks,
+        follow_up,
+        adopt,
+    })
 }
 
 /// A kind of message: where it goes, and what is in it.
@@ -254,6 +265,7 @@ fn read_message(name: &str, node: &Node, problems: &mut Problems) -> Option<Obje
         delete,
         strategy: Strategy::Publish(Write { line, id: id? }),
         unique: Vec::new(),
+        needs: Vec::new(),
         bulk: Vec::new(),
         follow_up: None,
         adopt: Vec::new(),

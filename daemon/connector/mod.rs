@@ -161,6 +161,8 @@ pub struct ObjectSpec {
     pub delete: RequestLine,
     /// What the vendor wants unique.
     pub unique: Vec<Unique>,
+    /// Objects without which it cannot be sent: it waits until they stand, not only while they are on their way.
+    pub needs: Vec<String>,
     /// How many are written in one request.
     pub bulk: Vec<Bulk>,
     /// What completes a write that did not take in full.

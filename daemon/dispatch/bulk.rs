@@ -26,6 +26,9 @@ use crate::mapping::scope::Scope;
 /// How long a bulk request that was never answered may still be worked off: only then is it safe to send anything newer.
 const SETTLED_AFTER: Duration = Duration::from_secs(30);
 
+/// Attempts after which objects go by themselves when the target says "not now" of all together.
+const PATIENT: i32 = 3;
+
 /// One of many.
 pub struct Item {
     /// The delivery.
@@ -87,8 +90,13 @@ impl BulkDelivery {
         let batch = match outcome.class {
             Class::Applied | Class::Duplicate => self.accepted(bulk, &key, &outcome),
             Class::Throttled | Class::Transient | Class::Unauthorised => {
-                let wait = outcome.retry_after.unwrap_or_else(|| backoff(1, rand::random()));
-                self.not_done(&outcome, wait, false)
+                let attempts =
+                    self.items.iter().map(|item| item.delivery.due.attempts).max().unwrap_or_default();
+                let wait = outcome.retry_after.unwrap_or_else(|| backoff(attempts + 1, rand::random()));
+                // An answer that comes again and again is about one of them.
+                let alone =
+                    outcome.class == Class::Transient && outcome.status.is_some() && attempts >= PATIENT;
+                self.not_done(&outcome, wait, alone)
             }
             Class::Uncertain => self.in_doubt(&outcome, SETTLED_AFTER),
             Class::Rejected | Class::Conflict | Class::Missing => {

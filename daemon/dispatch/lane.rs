@@ -167,7 +167,10 @@ impl Dispatcher {
         let mut batch = Batch::default();
         for due in waiting {
             let head = due.supersedes.iter().copied().min().unwrap_or(due.id);
-            batch.waits.extend(due.waits_for.map(|reference| WaitWrite { id: head, reference }));
+            let needed = self.lacks(&due);
+            let reference = needed.clone().or(due.waits_for);
+            let needed = needed.is_some();
+            batch.waits.extend(reference.map(|reference| WaitWrite { id: head, reference, needed }));
         }
         self.ledger.writer().write(batch).await.map(|_| ())
     }

@@ -56,7 +56,7 @@ impl Dispatcher {
         }
         let any = !found.is_empty();
         let (waiting, mut ready): (Vec<Due>, Vec<Due>) =
-            found.into_iter().partition(|due| due.waits_for.is_some());
+            found.into_iter().partition(|due| due.waits_for.is_some() || self.lacks(due).is_some());
         self.leave_alone(waiting).await?;
         self.fill_up(outbox, &mut ready).await?;
         self.start_all(ready, room).await?;
@@ -79,7 +79,7 @@ impl Dispatcher {
             let taken: Vec<i64> =
                 ready.iter().flat_map(|due| due.supersedes.iter().copied().chain([due.id])).collect();
             let more = self.take_of(outbox, &[&object.name], &Priority::ALL, most - there, &taken).await?;
-            ready.extend(more.into_iter().filter(|due| due.waits_for.is_none()));
+            ready.extend(more.into_iter().filter(|due| due.waits_for.is_none() && self.lacks(due).is_none()));
         }
         Ok(())
     }
@@ -106,5 +106,15 @@ impl Dispatcher {
         let Self { target, shards, .. } = self;
         let wanted = Wanted { target: &target.name, objects, shards, classes, most, busy: &busy };
         outbox.due(self.ledger.reader(), &wanted).await
+    }
+
+    /// What a delivery cannot do without, and is not at the target.
+    pub(super) fn lacks(&self, due: &Due) -> Option<String> {
+        let object = self.target.connector.object(&due.lane.object)?;
+        let is_needed = |reference: &&String| {
+            let of = reference.split_once('/').map_or("", |(object, _)| object);
+            object.needs.iter().any(|needed| needed == of) && !due.references.contains_key(*reference)
+        };
+        due.requires.iter().find(is_needed).cloned()
     }
 }

@@ -205,16 +205,18 @@ fn wait(writes: Vec<WaitWrite>, out: &mut Vec<Prepared>) {
     if writes.is_empty() {
         return;
     }
-    let (mut ids, mut references) = (vec![], vec![]);
+    let (mut ids, mut references, mut needed) = (vec![], vec![], vec![]);
     for write in writes {
         ids.push(write.id);
         references.push(write.reference);
+        needed.push(write.needed);
     }
     out.push((
         "update delivery d set waits_for = w.reference
-         from unnest($1::bigint[], $2::text[]) as w(id, reference)
-         where d.id = w.id and d.head and is_on_its_way(d.target, w.reference)",
-        parameters![ids.clone(), references.clone()],
+         from unnest($1::bigint[], $2::text[], $3::boolean[]) as w(id, reference, needed)
+         where d.id = w.id and d.head
+           and (is_on_its_way(d.target, w.reference) or (w.needed and not is_there(d.target, w.reference)))",
+        parameters![ids.clone(), references.clone(), needed],
     ));
     out.push((
         "update delivery q set class = d.class
@@ -326,7 +328,8 @@ fn applied(writes: Vec<AppliedWrite>, seq_of: &dyn Fn(EntryIndex) -> i64, out: &
     granting.statements(out);
 }
 
-/// A newer state stands: what was refused or parked of an older one is settled by it.
+/// What was refused or parked of an older state is settled by a newer one that stands, and what was of the same event by its
+/// success.
 fn settle_older(
     targets: Vec<String>,
     objects: Vec<String>,
@@ -338,7 +341,8 @@ fn settle_older(
         "update delivery d set state = 'superseded', reason = 'a newer state was delivered'
          from unnest($1::text[], $2::text[], $3::text[], $4::bigint[]) as w(target, object, canonical_id, delivery)
          where d.target = w.target and d.object = w.object and d.canonical_id = w.canonical_id and d.aside
-           and not d.fact and not d.occupies and d.state in ('parked', 'rejected') and d.id < w.delivery",
+           and not d.occupies and d.state in ('parked', 'rejected') and d.id < w.delivery
+           and (not d.fact or d.event_seq = (select n.event_seq from delivery n where n.id = w.delivery))",
         parameters![targets, objects, ids, deliveries],
     ));
 }

@@ -163,6 +163,8 @@ pub struct WaitWrite {
     pub id: i64,
     /// `object/canonical id`.
     pub reference: String,
+    /// Without it there is nothing to send: it waits until it stands, not only while it is on its way.
+    pub needed: bool,
 }
 
 /// What a target holds of an object from now on.

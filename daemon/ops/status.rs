@@ -30,14 +30,17 @@ pub async fn gather(config: &Config, now: Timestamp) -> Result<Value, LedgerErro
             "load": load(&client, &source.name).await?,
         }));
     }
+    let states = status::target_states(&client).await?;
     let targets = config.targets.iter().map(|target| {
         let figures = figures.targets.get(&target.name).cloned().unwrap_or_default();
         let oldest: Option<f64> = figures.oldest_open_at.map(|at| now.duration_since(at).as_secs_f64());
         json!({
             "name": target.name, "quota": target.quota_text(), "deliveries": figures.deliveries,
             "oldest_open_seconds": oldest,
+            "paused": paused(&states, &target.name),
         })
     });
+    let targets: Vec<Value> = targets.collect();
     let held = status::held(&client, HELD_LISTED).await?;
     let held: Vec<Value> = held
         .into_iter()
@@ -48,10 +51,17 @@ pub async fn gather(config: &Config, now: Timestamp) -> Result<Value, LedgerErro
     Ok(json!({
         "daemon": if is_served(&client).await? { "running" } else { "not running" },
         "sources": sources,
-        "targets": targets.collect::<Vec<_>>(),
+        "targets": targets,
         "ledger": {"last_seq": figures.last_seq, "entries": figures.entries},
         "held": held,
     }))
+}
+
+/// Why a process that lives does not speak to a target.
+fn paused(states: &[status::TargetState], target: &str) -> Value {
+    let of_target = states.iter().filter(|state| state.target == target);
+    let mut closed = of_target.filter_map(|state| state.state.get("closed").filter(|why| why.is_string()));
+    closed.next().cloned().unwrap_or_default()
 }
 
 /// The load that is going on or asked for.
@@ -125,11 +135,16 @@ pub fn render(status: &Value) -> String {
     for target in list("targets") {
         let _ = writeln!(
             out,
-            "target   {} ({}): {}, oldest open {} s",
+            "target   {} ({}): {}, oldest open {} s{}",
             text(&target, "name"),
             text(&target, "quota"),
             text(&target, "deliveries"),
             text(&target, "oldest_open_seconds"),
+            target
+                .get("paused")
+                .and_then(Value::as_str)
+                .map(|why| format!("; paused: {why}"))
+                .unwrap_or_default(),
         );
     }
     let ledger = status.get("ledger").cloned().unwrap_or_default();

@@ -33,11 +33,16 @@ where state in ('parked', 'rejected', 'held');
 update delivery set head = true where id in (
   select min(id) from delivery where occupies group by target, object, canonical_id);
 
+-- What an object requires stands at the target.
+create function is_there(at text, reference text) returns boolean stable language sql as $$
+  select exists (select from applied a where a.target = at and a.object = split_part(reference, '/', 1)
+                 and a.canonical_id = substr(reference, strpos(reference, '/') + 1) and a.state = 'present')
+$$;
+
 -- What an object requires is on its way to the target and not there yet.
 create function is_on_its_way(at text, reference text) returns boolean stable language sql as $$
   select exists (select from delivery q where q.target = at and q.object = split_part(reference, '/', 1)
                  and q.canonical_id = substr(reference, strpos(reference, '/') + 1)
                  and q.state in ('pending', 'sending', 'held') and q.operation = 'upsert')
-     and not exists (select from applied a where a.target = at and a.object = split_part(reference, '/', 1)
-                     and a.canonical_id = substr(reference, strpos(reference, '/') + 1) and a.state = 'present')
+     and not is_there(at, reference)
 $$;

@@ -43,17 +43,25 @@ pub struct Jobs {
     pub effects: (usize, usize),
     /// Bulk requests that were accepted.
     pub accepted: usize,
+    /// The account may make bulk requests.
+    pub are_allowed: bool,
 }
 
 impl Jobs {
     /// Jobs that are carried out after so many seconds.
     #[must_use]
     pub fn taking(takes_s: f64) -> Self {
-        Self { takes_s, ..Self::default() }
+        Self { takes_s, are_allowed: true, ..Self::default() }
     }
 
     /// Accepts a request, or refuses it.
     pub fn accept(&mut self, action: Action, list: Option<&Vec<Value>>, now_s: f64) -> Reply {
+        if !self.are_allowed {
+            return Reply::plain(
+                403,
+                json!({"error": "Forbidden", "description": "bulk imports are not enabled"}),
+            );
+        }
         let Some(items) = list else {
             return Reply::plain(400, json!({"error": "InvalidRequest", "description": "malformed"}));
         };

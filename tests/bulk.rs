@@ -1,0 +1,102 @@
+//! Many objects in one request: each with an outcome of its own, whatever becomes of the others and of the process.
+
+use std::time::Duration;
+
+use crate::support::expected::{assert_same, expected, held};
+use crate::support::{World, WorldOptions, eventually};
+
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Companies in one transaction, by name.
+async fn companies(world: &World, names: &[String]) {
+    let mut client = world.erp.client("erp").await.unwrap();
+    let transaction = client.transaction().await.unwrap();
+    for (n, name) in names.iter().enumerate() {
+        let sql = "with made as (insert into res_partner (name, is_company, email, active) values ($1, true, $2, true) returning id)
+                   select id from made";
+        let id: i32 =
+            transaction.query_one(sql, &[name, &format!("bulk{n}@example.com")]).await.unwrap().get(0);
+        transaction
+            .execute("update res_partner set commercial_partner_id = id where id = $1", &[&id])
+            .await
+            .unwrap();
+    }
+    transaction.commit().await.unwrap();
+}
+
+fn names(count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("Bulk {n}")).collect()
+}
+
+fn singly(world: &World) -> usize {
+    world.zendesk.journal().calls.iter().filter(|call| call.line.ends_with("/create_or_update")).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_runs_when_the_daemon_dies_is_followed_to_its_end_and_not_sent_again() {
+    let world = World::start(WorldOptions::default()).await;
+    world.zendesk.with(|zendesk| zendesk.jobs.takes_s = 3.0);
+    let mut daemon = world.daemon();
+    world.streaming().await;
+    companies(&world, &names(40)).await;
+    eventually(PATIENCE, "the job", async || {
+        let running = world.count("select count(*) from bulk_call where state = 'running'").await;
+        if running > 0 { Ok(()) } else { Err(world.log()) }
+    })
+    .await;
+    daemon.kill();
+    let accepted = world.zendesk.with(|zendesk| zendesk.jobs.accepted);
+    let alone = singly(&world);
+    daemon = world.daemon();
+    world.settled(PATIENCE).await;
+    let in_jobs = world.zendesk.with(|zendesk| zendesk.jobs.effects);
+    println!(
+        "# {accepted} bulk requests before the kill, {alone} objects by themselves; changed by jobs {in_jobs:?}"
+    );
+    let sql = "select count(*) from bulk_call c join delivery d on d.id = any (c.deliveries)
+               where c.state = 'done' and d.state = 'applied' and d.attempts = 1";
+    assert!(world.count(sql).await > 0, "what the job did was not done again");
+    assert_eq!(in_jobs.1, 0, "nothing was written twice");
+    let erp = world.erp.client("erp").await.unwrap();
+    assert_same(&held(&world), &expected(&erp, &[]).await);
+    assert!(daemon.terminate().success());
+    world.verify();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_bad_object_among_many_holds_up_nobody_else() {
+    let world = World::start(WorldOptions::default()).await;
+    world.zendesk.with(|zendesk| zendesk.add_foreign_organization("Taken"));
+    let _daemon = world.daemon();
+    world.streaming().await;
+    let mut list = names(30);
+    list.insert(11, "Taken".into());
+    companies(&world, &list).await;
+    world.settled(PATIENCE).await;
+    let there: Vec<String> = world
+        .zendesk
+        .with(|zendesk| zendesk.organizations())
+        .values()
+        .map(|o| o["name"].to_string())
+        .collect();
+    assert_eq!(there.iter().filter(|name| name.starts_with("\"Bulk ")).count(), 30);
+    assert_eq!(there.iter().filter(|name| name.starts_with("\"Taken (ERP-P-")).count(), 1, "{there:?}");
+    assert!(world.zendesk.with(|zendesk| zendesk.jobs.accepted) > 0);
+    assert_eq!(world.count("select count(*) from delivery where state in ('rejected', 'parked')").await, 0);
+    world.verify();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_without_bulk_imports_gets_one_by_one() {
+    let world = World::start(WorldOptions::default()).await;
+    world.zendesk.with(|zendesk| zendesk.jobs.are_allowed = false);
+    let _daemon = world.daemon();
+    world.streaming().await;
+    companies(&world, &names(50)).await;
+    world.settled(PATIENCE).await;
+    let refused = world.zendesk.journal().by_status().get(&403).copied().unwrap_or_default();
+    assert!((1..=4).contains(&refused), "{refused} bulk requests were tried");
+    let erp = world.erp.client("erp").await.unwrap();
+    assert_same(&held(&world), &expected(&erp, &[]).await);
+    assert!(world.log().contains("refuses bulk requests"));
+}
