@@ -159,7 +159,7 @@ async fn a_target_that_allows_less_than_it_says_is_found_out_at_the_price_of_few
     .await;
     let _daemon = world.daemon();
     world.streaming().await;
-    let count = 1_200;
+    let count = 900;
     companies(&world, count).await;
     world.settled(Duration::from_secs(240)).await;
     let journal = world.stripe.journal();

@@ -41,7 +41,9 @@ impl<'a> Rehearsal<'a> {
         let mut requests = Vec::new();
         for route in self.routes {
             let Some(lifted) = self.upcasters.event(event, &route.event_type) else { continue };
-            let Some(connector) = self.connectors.iter().find(|known| known.system == route.system) else {
+            // What a bus is told is the event itself, which is shown already.
+            let told = |known: &&Connector| known.system == route.system && !known.transport.publishes();
+            let Some(connector) = self.connectors.iter().find(told) else {
                 continue;
             };
             let object = (route.system.clone(), route.object.clone(), event.id.clone());
