@@ -25,7 +25,7 @@ use crate::dispatch::retry::backoff;
 use crate::ledger::batch::Batch;
 use crate::ledger::entry::{EntryKind, NewEntry};
 use crate::ledger::membership::{Ambition, Membership};
-use crate::ledger::process::Role;
+use crate::ledger::process::{Role, installation};
 use crate::ledger::{Ledger, LedgerError, recent};
 use crate::ops::commands::{COMMANDS, Watched, Waves, serve};
 use crate::ops::log;
@@ -130,6 +130,8 @@ impl Supervisor<'_> {
         let membership = ledger.membership().cloned().ok_or(LedgerError::WriterGone)?;
         note(&ledger, EntryKind::Start, self.describe(membership.process.epoch)).await?;
         self.waves.refresh(&ledger).await?;
+        let installation = installation(ledger.reader()).await?;
+        self.prepared.targets.iter().for_each(|target| target.quotas.belong_to(&installation));
         Ok((ledger, membership))
     }
 
@@ -173,6 +175,8 @@ impl Supervisor<'_> {
                 tracing::warn!(
                     "requests in flight were abandoned; they are in doubt and will be resolved at the next start"
                 );
+                // Before others may take over what they are about.
+                dispatchers.shutdown().await;
             }
             let left = async {
                 note(&ledger, EntryKind::Stop, json!({})).await?;

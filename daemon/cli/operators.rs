@@ -191,7 +191,7 @@ pub enum DeliveriesCommand {
         #[arg(long)]
         reason: String,
     },
-    /// Give up what was parked, refused or is owed; the object is delivered again with its next change.
+    /// Give up what was parked, refused, held or recorded in shadow mode; the object is delivered again with its next change.
     Discard {
         /// The settings file.
         #[command(flatten)]

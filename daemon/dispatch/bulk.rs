@@ -85,6 +85,12 @@ impl BulkDelivery {
         let key = format!("tw-bulk-{}", sha256_hex(keys.join("\n").as_bytes()).get(..40).unwrap_or_default());
         self.target.open(&self.object).await;
         self.ledger.writer().write(self.attempts(&request, &keys, &key)).await?;
+        for item in &self.items {
+            if let Some(reason) = item.delivery.lost_a_value(&item.request).await? {
+                let batch = self.not_done(&Outcome::unsent(&reason), Duration::ZERO, true);
+                return self.ledger.writer().write(ended(batch, &key, false)).await.map(|_| ());
+            }
+        }
         let Some(first) = self.items.first() else { return Ok(()) };
         let outcome = first.delivery.ask_for(&request, &key, Some(&self.unsent)).await?;
         let batch = match outcome.class {

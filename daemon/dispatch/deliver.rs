@@ -145,7 +145,8 @@ impl Delivery {
     ) -> Batch {
         let mut batch = self.attempt(sent, key, call);
         self.supersede(&mut batch);
-        if !self.due.uncertain {
+        // What was sent before has claimed already what it is about.
+        if !(self.due.uncertain && self.due.request.is_some()) {
             batch.claims.extend(self.claim(again.holds.clone(), wishes.to_vec()));
         }
         batch.sending.push(SendingWrite {
@@ -159,7 +160,7 @@ impl Delivery {
     }
 
     /// Where several processes deliver, two of them may have taken the same unique value at once: the ledger knows whose it is.
-    async fn lost_a_value(&self, request: &Request) -> Result<Option<String>, LedgerError> {
+    pub(super) async fn lost_a_value(&self, request: &Request) -> Result<Option<String>, LedgerError> {
         let alone = |membership: &Membership| membership.standing().borrow().others.dispatching == 0;
         if request.holds.is_empty() || self.ledger.membership().is_none_or(alone) {
             return Ok(None);

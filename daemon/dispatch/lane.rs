@@ -205,7 +205,9 @@ impl Dispatcher {
         let mut left = room;
         for group in groups {
             if left == 0 {
-                return Ok(());
+                let ids: Vec<i64> = group.items.iter().map(|(due, ..)| due.id).collect();
+                self.reserved.retain(|_, (_, id)| !ids.contains(id));
+                continue;
             }
             left -= 1;
             self.spawn_group(group);

@@ -57,7 +57,8 @@ pub enum Obstacle {
 /// The unique values the delivery would like to hold, to be looked up before [`plan`].
 pub fn wanted(connector: &Connector, due: &Due) -> Result<Vec<String>, Obstacle> {
     let object = object_of(connector, due)?;
-    if due.operation == "delete" || due.uncertain || object.unique.is_empty() {
+    let is_sent = due.uncertain && due.request.is_some();
+    if due.operation == "delete" || is_sent || object.unique.is_empty() {
         return Ok(Vec::new());
     }
     let inputs = Inputs::new(connector, due);

@@ -79,7 +79,10 @@ impl Dispatcher {
             let taken: Vec<i64> =
                 ready.iter().flat_map(|due| due.supersedes.iter().copied().chain([due.id])).collect();
             let more = self.take_of(outbox, &[&object.name], &Priority::ALL, most - there, &taken).await?;
-            ready.extend(more.into_iter().filter(|due| due.waits_for.is_none() && self.lacks(due).is_none()));
+            let (waiting, more): (Vec<Due>, Vec<Due>) =
+                more.into_iter().partition(|due| due.waits_for.is_some() || self.lacks(due).is_some());
+            self.leave_alone(waiting).await?;
+            ready.extend(more);
         }
         Ok(())
     }

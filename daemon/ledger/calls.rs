@@ -57,7 +57,9 @@ pub fn call(write: CallWrite, out: &mut Vec<Prepared>) {
     match write {
         CallWrite::Begin { key, target, object, way, deliveries, request, epoch } => out.push((
             "insert into bulk_call (key, target, object, way, deliveries, request, state, epoch)
-             values ($1, $2, $3, $4, $5, $6::text::json, 'sending', $7) on conflict (key) do nothing",
+             values ($1, $2, $3, $4, $5, $6::text::json, 'sending', $7)
+             on conflict (key) do update set
+               state = 'sending', epoch = excluded.epoch, sent_at = now(), job = null, ended_at = null",
             parameters![key, target, object, way, deliveries, request.to_string(), epoch],
         )),
         CallWrite::Running { key, job, patience } => {

@@ -51,8 +51,9 @@ pub fn dispatch_statements(batch: Batch, seq_of: &dyn Fn(EntryIndex) -> i64, out
     batch.calls.into_iter().for_each(|write| call(write, out));
     close(batch.closed, out);
     retry(batch.retries, out);
-    wait(batch.waits, out);
     applied(batch.applied, seq_of, out);
+    // Judged by what stands after all of this.
+    wait(batch.waits, out);
 }
 
 /// Takes unique values, first come first served, and notes what each object has to do without.
@@ -172,7 +173,7 @@ fn close(writes: Vec<ClosedWrite>, out: &mut Vec<Prepared>) {
     // A request in doubt that is parked goes on holding up its lane.
     out.push((
         "update delivery d set state = w.state, reason = w.reason, cause = w.cause, waits_for = null,
-                head = d.head and w.state = 'parked' and d.state = 'sending',
+                head = d.head and w.state = 'parked' and d.state = 'sending' and d.request is not null,
                 request = case when w.state = 'parked' and d.state = 'sending' then d.request end
          from unnest($1::bigint[], $2::text[], $3::text[], $4::text[]) as w(id, state, reason, cause) where d.id = w.id",
         parameters![ids.clone(), states, reasons, causes],
@@ -184,9 +185,9 @@ fn close(writes: Vec<ClosedWrite>, out: &mut Vec<Prepared>) {
 pub fn requeue(ids: Vec<i64>, out: &mut Vec<Prepared>) {
     out.push((
         "update delivery n set head = true
-         from (select target, object, canonical_id, max(id) as last from delivery where id = any ($1) group by 1, 2, 3) c
+         from (select target, object, canonical_id, min(id) as first from delivery where id = any ($1) group by 1, 2, 3) c
          where n.id = (select o.id from delivery o where o.target = c.target and o.object = c.object
-                         and o.canonical_id = c.canonical_id and o.id > c.last and o.occupies order by o.id limit 1)
+                         and o.canonical_id = c.canonical_id and o.id > c.first and o.occupies order by o.id limit 1)
            and not exists (select from delivery h where h.target = c.target and h.object = c.object
                            and h.canonical_id = c.canonical_id and h.head)",
         parameters![ids.clone()],

@@ -231,6 +231,11 @@ async fn fence(client: &Client, epoch: i64) -> Result<bool, LedgerError> {
     Ok(client.execute(&sql, &[&epoch]).await? > 0)
 }
 
+/// What tells this ledger from others that share a Redis.
+pub async fn installation(client: &Client) -> Result<String, LedgerError> {
+    Ok(client.query_one("select id::text from installation", &[]).await?.try_get(0)?)
+}
+
 /// True when a daemon works on this ledger.
 pub async fn is_served(client: &Client) -> Result<bool, LedgerError> {
     let known = client.query_one("select to_regclass('process') is not null", &[]).await?;

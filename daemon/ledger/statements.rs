@@ -14,7 +14,6 @@ use super::load_statements::{load, quiet};
 use super::position::Position;
 use super::spill::spill;
 use super::tree::Tree;
-use crate::event::Priority;
 use crate::image::{Emission, Image};
 
 /// Parameters of a statement.
@@ -217,7 +216,7 @@ fn healed(batch: &mut Batch, seq_of: &dyn Fn(EntryIndex) -> i64, out: &mut Vec<P
         seqs.push(seq_of(entry));
     }
     out.push((
-        "update delivery d set state = 'superseded', reason = 'replaced by entry ' || w.seq
+        "update delivery d set state = 'superseded', head = false, reason = 'replaced by entry ' || w.seq
          from unnest($1::text[], $2::text[], $3::text[], $4::bigint[]) as w(target, object, id, seq)
          where d.target = w.target and d.object = w.object and d.canonical_id = w.id and d.event_seq < w.seq
            and d.state = 'parked' and d.request is null",
@@ -252,19 +251,16 @@ fn deliveries(writes: Vec<DeliveryWrite>, seq_of: &dyn Fn(EntryIndex) -> i64, ou
         reasons.push(write.parked.or(write.held));
         classes.push(write.priority.number());
     }
-    // A lane goes as fast as the most urgent of its deliveries.
-    let urgent = classes.iter().any(|class| *class < Priority::Backfill.number());
-    if urgent {
-        out.push((
-            "update delivery h set class = w.class
-             from (select target, object, canonical_id, min(class) as class
-                   from unnest($1::text[], $2::text[], $3::text[], $4::smallint[]) as w(target, object, canonical_id, class)
-                   group by 1, 2, 3) w
-             where h.target = w.target and h.object = w.object and h.canonical_id = w.canonical_id and h.head
-               and h.class > w.class",
-            parameters![targets.clone(), objects.clone(), ids.clone(), classes.clone()],
-        ));
-    }
+    // A lane goes as fast as the most urgent of its deliveries, and waits for nothing that only an older state required.
+    out.push((
+        "update delivery h set class = least(h.class, w.class), waits_for = null
+         from (select target, object, canonical_id, min(class) as class
+               from unnest($1::text[], $2::text[], $3::text[], $4::smallint[]) as w(target, object, canonical_id, class)
+               group by 1, 2, 3) w
+         where h.target = w.target and h.object = w.object and h.canonical_id = w.canonical_id and h.head
+           and (h.class > w.class or h.waits_for is not null)",
+        parameters![targets.clone(), objects.clone(), ids.clone(), classes.clone()],
+    ));
     out.push((
         "insert into delivery (event_seq, target, object, canonical_id, operation, fact, requires, state, reason, cause, class,
                                attempted_at, last_attempt_at, head)

@@ -119,7 +119,11 @@ impl Sealing {
                 return Ok(());
             }
             if !self.turn.is_alone() {
-                self.give_turn().await?;
+                tokio::select! {
+                    given = self.give_turn() => given?,
+                    // The commit failed, and the session is over.
+                    () = hand_over.closed() => return Ok(()),
+                }
             }
         }
     }

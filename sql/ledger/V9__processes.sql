@@ -1,3 +1,10 @@
+-- What tells this ledger from others that share a Redis.
+create table installation (
+  one boolean primary key default true check (one),
+  id  uuid not null default gen_random_uuid()
+);
+insert into installation default values;
+
 -- Who works on this ledger. Each start is an epoch of its own; one that has ended, by itself or because it was found dead, never
 -- comes back.
 create table process (

@@ -93,8 +93,8 @@ pub struct LimitState {
     /// Processes that share the rates, when nothing else divides them.
     processes: u32,
     paused: HashMap<String, Instant>,
-    /// Buckets by key, for all of the rate and for the part of one process.
-    buckets: HashMap<(String, bool), Vec<Bucket>>,
+    /// Buckets by key, of the part of this process.
+    buckets: HashMap<String, Vec<Bucket>>,
 }
 
 impl LimitState {
@@ -141,7 +141,7 @@ impl LimitState {
         let changed = self.processes != processes.max(1);
         self.processes = processes.max(1);
         if changed {
-            self.buckets.retain(|(_, is_shared), _| *is_shared);
+            self.buckets.clear();
         }
         changed
     }
@@ -163,23 +163,22 @@ impl LimitState {
         self.rates().iter().map(Rate::per_second).min_by(f64::total_cmp)
     }
 
-    /// The buckets a request has to pass.
-    pub fn buckets(&mut self, demand: &Demand, is_shared: bool) -> Vec<Bucket> {
-        let key = (demand.key.clone(), is_shared);
-        if !self.buckets.contains_key(&key) {
+    /// The buckets a request has to pass, where nothing else divides the rates among processes.
+    pub fn buckets(&mut self, demand: &Demand) -> Vec<Bucket> {
+        if !self.buckets.contains_key(&demand.key) {
             if self.buckets.len() >= MOST_KEYS {
                 self.buckets.clear();
             }
-            let part = if is_shared { 1.0 } else { 1.0 / f64::from(self.processes) };
+            let part = 1.0 / f64::from(self.processes);
             let made = self.rates().into_iter().map(|rate| Bucket {
                 limiter: limiter(rate.scaled(part)),
                 window: rate.window,
                 weight: NonZeroU32::MIN,
             });
             let made = made.collect();
-            self.buckets.insert(key.clone(), made);
+            self.buckets.insert(demand.key.clone(), made);
         }
-        let found = self.buckets.get(&key).cloned().unwrap_or_default();
+        let found = self.buckets.get(&demand.key).cloned().unwrap_or_default();
         found.into_iter().map(|bucket| Bucket { weight: demand.weight, ..bucket }).collect()
     }
 

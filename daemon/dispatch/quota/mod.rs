@@ -1,7 +1,8 @@
 //! How fast a target may be spoken to: every limit of its connector at once, as the settings, the operator and the target's own
 //! answers have it, for all processes together.
 //!
-//! A request takes its part of each limit that it is about, the longest window first: what it has taken it always uses.
+//! A request takes its part of each limit that it is about: of the buckets in Redis, or, while Redis does not answer, of this
+//! process's own, the longest window first: what it has taken it always uses.
 
 mod limit;
 pub mod shared;
@@ -102,6 +103,13 @@ impl Quotas {
         Self { limits, shared, changed: watch::channel(0).0 }
     }
 
+    /// Says which ledger's processes share the buckets.
+    pub fn belong_to(&self, installation: &str) {
+        if let Some(shared) = &self.shared {
+            shared.belong_to(installation);
+        }
+    }
+
     /// Waits until `request` may leave. Called last of all, so that permits cannot gather behind a slow commit and then leave
     /// together.
     pub async fn permit(&self, object: &str, request: &Request) -> Permit {
@@ -130,13 +138,14 @@ impl Quotas {
             while let Some(until) = paused_until(demands) {
                 sleep_until(until).await;
             }
-            let is_shared = self.take_shared(demands).await;
-            let passed =
-                demands.iter().flat_map(|(limited, demand)| limited.state().buckets(demand, is_shared));
-            let mut buckets: Vec<_> = passed.collect();
-            buckets.sort_by_key(|bucket| std::cmp::Reverse(bucket.window));
-            for bucket in buckets {
-                bucket.take().await;
+            // Redis gives permits for exact times: another bucket behind it would only add delays.
+            if !self.take_shared(demands).await {
+                let passed = demands.iter().flat_map(|(limited, demand)| limited.state().buckets(demand));
+                let mut buckets: Vec<_> = passed.collect();
+                buckets.sort_by_key(|bucket| std::cmp::Reverse(bucket.window));
+                for bucket in buckets {
+                    bucket.take().await;
+                }
             }
             // The target may have asked for a pause meanwhile.
             if paused_until(demands).is_none() {
@@ -147,7 +156,7 @@ impl Quotas {
 
     /// Takes from the buckets of all processes; false when they cannot be reached, and each keeps to its own part.
     async fn take_shared(&self, demands: &Demands<'_>) -> bool {
-        let Some(shared) = &self.shared else { return true };
+        let Some(shared) = &self.shared else { return false };
         let draws =
             demands.iter().flat_map(|(limited, demand)| limited.state().draws(&limited.limit.name, demand));
         let draws: Vec<_> = draws.collect();

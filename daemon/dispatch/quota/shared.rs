@@ -1,7 +1,7 @@
 //! Buckets in Redis that all processes draw from: the generic cell rate algorithm, decided by Redis in one step and by Redis's
 //! own clock. Losing all of it costs a pause of one burst; without Redis each process keeps to its part (INV-2).
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::time::sleep;
@@ -34,7 +34,8 @@ for i, key in ipairs(KEYS) do
   local burst, interval, weight = tonumber(ARGV[3*i-2]), tonumber(ARGV[3*i-1]), tonumber(ARGV[3*i])
   local known = tonumber(redis.call('GET', key))
   local at = known or (now + burst * interval)
-  if at > now + burst * interval then at = now + burst * interval end
+  local most = now + burst * interval + 250000
+  if at > most then at = most end
   if at < now then at = now end
   weight = math.min(weight, burst)
   full_at[i] = at + weight * interval
@@ -53,15 +54,23 @@ return math.ceil(wait)";
 /// The buckets of one target.
 pub struct SharedBuckets {
     cache: Arc<Cache>,
-    prefix: String,
+    target: String,
+    /// The ledger whose processes share them; until it is known each keeps to its own part.
+    installation: OnceLock<String>,
     script: redis::Script,
 }
 
 impl SharedBuckets {
-    /// `account`: what shares the limits, by name. The braces keep its keys on one node of a cluster.
+    /// The buckets of `target`.
     #[must_use]
-    pub fn new(cache: Arc<Cache>, account: &str) -> Self {
-        Self { cache, prefix: format!("tailwater:quota:{{{account}}}:"), script: redis::Script::new(SCRIPT) }
+    pub fn new(cache: Arc<Cache>, target: &str) -> Self {
+        let (installation, script) = (OnceLock::new(), redis::Script::new(SCRIPT));
+        Self { cache, target: target.to_owned(), installation, script }
+    }
+
+    /// Says whose they are: other ledgers may share the Redis.
+    pub fn belong_to(&self, installation: &str) {
+        let _ = self.installation.set(installation.to_owned());
     }
 
     /// Draws, and waits until it is there; false when Redis does not answer.
@@ -69,14 +78,14 @@ impl SharedBuckets {
         if draws.is_empty() {
             return true;
         }
+        let Some(installation) = self.installation.get() else { return false };
+        // The braces keep the keys of a target on one node of a cluster.
+        let prefix = format!("tailwater:quota:{{{installation}:{}}}:", self.target);
         loop {
             let mut call = self.script.prepare_invoke();
             for draw in draws {
                 let interval = u64::try_from(draw.interval.as_micros()).unwrap_or(u64::MAX);
-                call.key(format!("{}{}", self.prefix, draw.key))
-                    .arg(draw.burst)
-                    .arg(interval)
-                    .arg(draw.weight);
+                call.key(format!("{prefix}{}", draw.key)).arg(draw.burst).arg(interval).arg(draw.weight);
             }
             let Some(wait) = self.cache.script::<i64>(&call).await else { return false };
             sleep(Duration::from_micros(wait.unsigned_abs())).await;
