@@ -32,7 +32,7 @@ impl Loads {
                 billing: (50_000, 10_000, 1),
             },
             false => {
-                Self { backfill: (800, 2), mass: (300, 1), outage: (100, 15, 1), billing: (300, 150, 1) }
+                Self { backfill: (800, 2), mass: (300, 1), outage: (400, 15, 1), billing: (300, 150, 1) }
             }
         }
     }
@@ -145,7 +145,7 @@ impl Bench {
         .await;
     }
 
-    /// Prints a load; gives the seconds it took beyond the best. `effects`: distinct objects to be written at Stripe and at Zendesk.
+    /// Prints a load; gives its ratio to the best. `effects`: distinct objects to be written at Stripe and at Zendesk.
     fn print(&self, name: &str, drained: &Drained, effects: (usize, usize)) -> f64 {
         let scale = f64::from(self.scale);
         let (stripe_s, zendesk_s) =
@@ -163,9 +163,10 @@ impl Bench {
             drained.customer_rows,
             drained.seconds,
         );
-        report(&format!("convergence_{name}_per_best"), drained.seconds / best, "x", "<", 1.10);
+        let ratio = drained.seconds / best;
+        report(&format!("convergence_{name}_per_best"), ratio, "x", "<", 1.10);
         println!("# convergence_{name}: {:.1} times faster than naive", naive_s / drained.seconds);
-        drained.seconds - best
+        ratio
     }
 }
 
@@ -187,7 +188,7 @@ async fn convergence_under_the_vendors_quotas() {
     let drained = bench.drained(async |bench| bench.world.stripe.now_s()).await;
     let drained = Drained { seconds: read + drained.seconds, customer_rows: backfill.0 as i64, ..drained };
     let drained = Drained { stripe_calls: bench.calls().0, zendesk_calls: bench.calls().1, ..drained };
-    let mut beyond = vec![bench.print("backfill", &drained, (backfill.0, backfill.0))];
+    let mut ratios = vec![bench.print("backfill", &drained, (backfill.0, backfill.0))];
 
     bench.set_scale(mass.1).await;
     let update = format!("update customer set city = 'Elsewhere' where id <= {}", mass.0);
@@ -197,7 +198,7 @@ async fn convergence_under_the_vendors_quotas() {
             bench.world.stripe.now_s()
         })
         .await;
-    beyond.push(bench.print("mass_update", &drained, (mass.0, mass.0)));
+    ratios.push(bench.print("mass_update", &drained, (mass.0, mass.0)));
     let fewer_mass =
         fewer("mass_update_calls_to_zendesk", drained.customer_rows, drained.zendesk_calls, 20.0);
 
@@ -238,7 +239,7 @@ async fn convergence_under_the_vendors_quotas() {
             bench.world.stripe.now_s()
         })
         .await;
-    beyond.push(bench.print("outage", &drained, (customers, customers)));
+    ratios.push(bench.print("outage", &drained, (customers, customers)));
     // What was tried while they were down is counted as well.
     let fewer_stripe = fewer("outage_calls_to_stripe", drained.customer_rows, drained.stripe_calls, 15.0);
     let fewer_zendesk = fewer("outage_calls_to_zendesk", drained.customer_rows, drained.zendesk_calls, 15.0);
@@ -264,7 +265,7 @@ async fn convergence_under_the_vendors_quotas() {
             updated
         })
         .await;
-    beyond.push(bench.print("billing_run", &drained, (profiles + invoices, profiles)));
+    ratios.push(bench.print("billing_run", &drained, (profiles + invoices, profiles)));
     let made = bench.world.stripe.with(|stripe| stripe.invoices.clone());
     println!("# {}", bench.world.printed(&["deliveries", "list"]).trim().replace('\n', "\n# "));
     assert_eq!(made.len(), invoices);
@@ -287,9 +288,7 @@ async fn convergence_under_the_vendors_quotas() {
     let refused = bench.world.stripe.refused() + bench.world.zendesk.refused();
     println!("# answers 429 over all loads: {refused}");
     assert_eq!(bench.world.stripe.with(|stripe| stripe.doubled()), Vec::<String>::new());
-    // Of the short loads what is fixed is most: a breaker that opens again within five seconds, jobs, the first read.
-    let bound = if std::env::var_os("TAILWATER_CONVERGENCE").is_some() { 80.0 } else { 12.0 };
-    assert!(beyond.iter().all(|seconds| *seconds < bound), "{beyond:?} s");
+    assert!(ratios.iter().all(|ratio| *ratio < 4.0), "{ratios:?}");
     assert!(fewer_mass > 5.0 && fewer_stripe > 4.0 && fewer_zendesk > 4.0);
     assert!(in_time > 0.9);
     assert!(daemon.terminate().success());
