@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use serde_json::{Value, json};
 
 use crate::app::{EX_USAGE, with_config};
-use crate::cli::{DeliveriesCommand, Which};
+use crate::cli::{DecisionArgs, DeliveriesCommand, Which};
 use crate::config::Config;
 use crate::ledger::command::Command;
 use crate::ledger::deliveries::{Group, Selection, doubtful, each, groups, story};
@@ -27,11 +27,11 @@ pub async fn deliveries(command: DeliveriesCommand) -> ExitCode {
         DeliveriesCommand::Show { config, id, values } => {
             with_config(&config, |config| async move { finish(show(&config, id, values).await) }).await
         }
-        DeliveriesCommand::Retry { config, which, reason } => {
+        DeliveriesCommand::Retry(DecisionArgs { config, which, reason }) => {
             let decided = Command::Retry { which: selection(which), reason };
             with_config(&config, |config| async move { finish(decide(&config, decided).await) }).await
         }
-        DeliveriesCommand::Discard { config, which, reason } => {
+        DeliveriesCommand::Discard(DecisionArgs { config, which, reason }) => {
             let decided = Command::Discard { which: selection(which), reason };
             with_config(&config, |config| async move { finish(decide(&config, decided).await) }).await
         }

@@ -8,7 +8,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::ledger::process::Role;
 
-pub use operators::{DeliveriesCommand, IdentityCommand, ObjectArgs, QuotaCommand, WaveCommand, Which};
+pub use operators::{
+    DecisionArgs, DeliveriesCommand, IdentityCommand, ObjectArgs, QuotaCommand, WaveCommand, Which,
+};
 
 /// Change-data-capture replication from an ERP's PostgreSQL to billing and support systems.
 ///

@@ -127,6 +127,20 @@ pub struct Which {
     pub cause: Option<String>,
 }
 
+/// What is decided about deliveries, and why.
+#[derive(Debug, Args)]
+pub struct DecisionArgs {
+    /// The settings file.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Which.
+    #[command(flatten)]
+    pub which: Which,
+    /// Why, for the ledger.
+    #[arg(long)]
+    pub reason: String,
+}
+
 /// `tailwater deliveries …`.
 #[derive(Debug, Subcommand)]
 pub enum DeliveriesCommand {
@@ -162,17 +176,7 @@ pub enum DeliveriesCommand {
     /// Deliver again what was parked or refused, as the object is now; a fact as it was.
     ///
     /// One whose request may have been carried out is left out: first say with `resolve` whether it was.
-    Retry {
-        /// The settings file.
-        #[command(flatten)]
-        config: ConfigArgs,
-        /// Which.
-        #[command(flatten)]
-        which: Which,
-        /// Why, for the ledger.
-        #[arg(long)]
-        reason: String,
-    },
+    Retry(DecisionArgs),
     /// Say of a request in doubt whether it was carried out; its lane goes on.
     #[command(group = clap::ArgGroup::new("carried out").required(true))]
     Resolve {
@@ -192,15 +196,5 @@ pub enum DeliveriesCommand {
         reason: String,
     },
     /// Give up what was parked, refused, held or recorded in shadow mode; the object is delivered again with its next change.
-    Discard {
-        /// The settings file.
-        #[command(flatten)]
-        config: ConfigArgs,
-        /// Which.
-        #[command(flatten)]
-        which: Which,
-        /// Why, for the ledger.
-        #[arg(long)]
-        reason: String,
-    },
+    Discard(DecisionArgs),
 }

@@ -59,7 +59,7 @@ pub fn call(write: CallWrite, out: &mut Vec<Prepared>) {
             "insert into bulk_call (key, target, object, way, deliveries, request, state, epoch)
              values ($1, $2, $3, $4, $5, $6::text::json, 'sending', $7)
              on conflict (key) do update set
-               state = 'sending', epoch = excluded.epoch, sent_at = now(), job = null, ended_at = null",
+               state = 'sending', request = excluded.request, epoch = excluded.epoch, sent_at = now(), job = null, ended_at = null",
             parameters![key, target, object, way, deliveries, request.to_string(), epoch],
         )),
         CallWrite::Running { key, job, patience } => {
@@ -74,6 +74,6 @@ pub fn call(write: CallWrite, out: &mut Vec<Prepared>) {
             ));
         }
         CallWrite::Done { key } => out
-            .push(("update bulk_call set state = 'done', ended_at = now() where key = $1", parameters![key])),
+            .push(("update bulk_call set state = 'done', ended_at = now(), request = null where key = $1", parameters![key])),
     }
 }

@@ -6,7 +6,7 @@ create table bulk_call (
   object     text not null,
   way        smallint not null,                  -- which of the connector's bulk requests of the object
   deliveries bigint[] not null,                  -- in the order of the request
-  request    json not null,
+  request    json,                               -- exact bytes, until the outcome of each is known
   state      text not null check (state in ('sending', 'running', 'done')),
   job        text,
   epoch      bigint not null references process,
