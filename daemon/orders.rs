@@ -29,7 +29,7 @@ pub async fn order(config: &Config, client: &Client, order: Command) -> Result<(
             return Ok(());
         }
         let asked = Asked { id, command: order, requested_by: who };
-        command::carry_out(ledger.reader(), ledger.writer(), asked).await?;
+        command::carry_out(ledger.reader(), ledger.writer(), asked, || ()).await?;
         return Ok(());
     }
     let id = command::ask(client, &order, &who).await?;

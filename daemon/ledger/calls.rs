@@ -52,6 +52,12 @@ pub async fn running(
     rows.iter().map(running).collect()
 }
 
+/// Forgets the requests that a process which has ended left without an answer: their deliveries are resolved one by one.
+pub async fn forget(client: &Client, epoch: i64) -> Result<(), LedgerError> {
+    client.execute("delete from bulk_call where epoch = $1 and state = 'sending'", &[&epoch]).await?;
+    Ok(())
+}
+
 /// Statements of a bulk request.
 pub fn call(write: CallWrite, out: &mut Vec<Prepared>) {
     match write {
@@ -59,7 +65,7 @@ pub fn call(write: CallWrite, out: &mut Vec<Prepared>) {
             "insert into bulk_call (key, target, object, way, deliveries, request, state, epoch)
              values ($1, $2, $3, $4, $5, $6::text::json, 'sending', $7)
              on conflict (key) do update set
-               state = 'sending', request = excluded.request, epoch = excluded.epoch, sent_at = now(), job = null, ended_at = null",
+               state = 'sending', request = excluded.request, epoch = excluded.epoch, sent_at = now(), job = null",
             parameters![key, target, object, way, deliveries, request.to_string(), epoch],
         )),
         CallWrite::Running { key, job, patience } => {
@@ -73,7 +79,14 @@ pub fn call(write: CallWrite, out: &mut Vec<Prepared>) {
                 parameters![key, job],
             ));
         }
-        CallWrite::Done { key } => out
-            .push(("update bulk_call set state = 'done', ended_at = now(), request = null where key = $1", parameters![key])),
+        CallWrite::Leaving { key, settled_after } => out.push((
+            "with c as (update bulk_call set sent_at = now() where key = $1 returning deliveries)
+             update delivery set due_at = now() + make_interval(secs => $2)
+             where id in (select unnest(deliveries) from c) and state = 'sending'",
+            parameters![key, settled_after.as_secs_f64()],
+        )),
+        CallWrite::Done { key } => {
+            out.push(("delete from bulk_call where key = $1", parameters![key]));
+        }
     }
 }

@@ -8,8 +8,8 @@ use serde_json::Value;
 use tokio_postgres::Client;
 
 use super::LedgerError;
-use super::batch::{Batch, Lane};
-use super::deliveries::{Selection, resolve, step};
+use super::batch::{Batch, EntryIndex, Lane};
+use super::deliveries::{Selection, carried_out, newest, resolve, step};
 use super::dispatch_statements::{rehead, rehead_lane};
 use super::entry::{EntryKind, NewEntry};
 use super::statements::{Prepared, parameters};
@@ -147,9 +147,9 @@ pub async fn is_done(client: &Client, id: i64) -> Result<bool, LedgerError> {
     Ok(client.query_one(sql, &[&id]).await?.try_get(0)?)
 }
 
-/// The ledger transaction that carries a command out.
+/// The ledger transaction that carries a command out, and its entry.
 #[must_use]
-pub fn batch(asked: Asked) -> Batch {
+pub fn batch(asked: Asked) -> (Batch, EntryIndex) {
     let mut fields = serde_json::to_value(&asked.command).unwrap_or_default();
     if let Value::Object(map) = &mut fields {
         let kind = map.remove("kind").unwrap_or_default();
@@ -157,20 +157,35 @@ pub fn batch(asked: Asked) -> Batch {
         map.insert("requested_by".into(), asked.requested_by.clone().into());
     }
     let mut batch = Batch::default();
-    batch.entry(NewEntry::new(EntryKind::Operator, None, fields));
+    let entry = batch.entry(NewEntry::new(EntryKind::Operator, None, fields));
     batch.commands.push(asked);
-    batch
+    (batch, entry)
 }
 
-/// Carries a command out.
-pub async fn carry_out(client: &Client, writer: &Writer, asked: Asked) -> Result<(), LedgerError> {
-    let mut done = (0, 0);
-    while let Some((batch, last)) = step(client, &asked, done).await? {
-        let count = batch.decided.iter().map(|(_, ids)| ids.len()).sum::<usize>();
+/// Carries a command out; `alive` is called at each step.
+pub async fn carry_out(
+    client: &Client,
+    writer: &Writer,
+    asked: Asked,
+    alive: impl Fn(),
+) -> Result<(), LedgerError> {
+    // What is refused again while this goes on is not taken up again.
+    let newest = newest(client).await?;
+    let mut after = 0;
+    while let Some((batch, last)) = step(client, &asked, (after, newest)).await? {
         writer.write(batch).await?;
-        done = (last, done.1 + count);
+        after = last;
+        alive();
     }
-    writer.write(batch(asked)).await.map(|_| ())
+    let stands = match &asked.command {
+        Command::Resolve { id, applied: true, external_id, .. } => {
+            carried_out(client, *id, external_id.clone()).await?
+        }
+        _ => None,
+    };
+    let (mut batch, outcome) = batch(asked);
+    batch.applied.extend(stands.map(|stands| stands(outcome)));
+    writer.write(batch).await.map(|_| ())
 }
 
 /// Its statements.
@@ -214,8 +229,8 @@ pub fn statements(asked: Asked, out: &mut Vec<Prepared>) {
         )),
         // These go through in portions of their own, before: see `deliveries::step`.
         Command::Retry { .. } | Command::Discard { .. } => {}
-        Command::Resolve { id, target, object, canonical_id, applied, external_id, .. } => {
-            resolve(Lane { target, object, canonical_id }, id, applied, external_id, out);
+        Command::Resolve { id, target, object, canonical_id, applied, .. } => {
+            resolve(&Lane { target, object, canonical_id }, id, applied, out);
         }
         Command::Quota { target, limit, rates: Some(rates) } => out.push((
             "insert into quota (target, limit_name, rates, changed_by) values ($1, $2, $3, $4)

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio_postgres::Client;
 
 use super::LedgerError;
-use super::batch::{Batch, Lane};
+use super::batch::{AppliedWrite, Batch, EntryIndex, Lane};
 use super::command::{Asked, Command};
 use super::dispatch_statements::{rehead_lane, requeue};
 use super::entry::{EntryKind, NewEntry};
@@ -137,39 +137,44 @@ pub async fn story(client: &Client, id: i64) -> Result<Vec<Value>, LedgerError> 
     Ok(bodies)
 }
 
-/// The next portion of what a command is about: numbers after `after`, and how they stand.
+/// The last number there is.
+pub async fn newest(client: &Client) -> Result<i64, LedgerError> {
+    Ok(client.query_one("select coalesce(max(id), 0) from delivery", &[]).await?.try_get(0)?)
+}
+
+/// The next portion of what a command is about: of numbers after the first, up to the second.
 async fn portion(
     client: &Client,
     verb: Verb,
     which: &Selection,
-    after: i64,
+    (after, upto): (i64, i64),
 ) -> Result<Vec<i64>, LedgerError> {
     // A request that may have been carried out is neither repeated nor given up before somebody has said whether it was.
     let sql = "select id from delivery
-               where aside and not (state = 'parked' and request is not null) and id > $5
+               where aside and not (state = 'parked' and request is not null) and id > $5 and id <= $8
                  and (state in ('parked', 'rejected') or ($6 and state in ('held', 'shadowed')))
                  and (cardinality($1::bigint[]) = 0 or id = any ($1)) and ($2::text is null or target = $2)
                  and ($3::text is null or object = $3) and ($4::text is null or cause = $4)
                order by id limit $7";
     let Selection { ids, target, object, cause } = which;
     let discards = verb == Verb::Discard;
-    let rows = client.query(sql, &[ids, target, object, cause, &after, &discards, &PORTION]).await?;
+    let rows = client.query(sql, &[ids, target, object, cause, &after, &discards, &PORTION, &upto]).await?;
     rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
 
-/// The next ledger transaction of a command about deliveries: nothing when all of it has been carried out. `done`: numbers up to
-/// which it has, and how many they were.
+/// The next ledger transaction of a command about deliveries, and the last number it is about: nothing when all of it has been
+/// carried out. `range`: numbers after the first, up to the second.
 pub async fn step(
     client: &Client,
     asked: &Asked,
-    done: (i64, usize),
+    range: (i64, i64),
 ) -> Result<Option<(Batch, i64)>, LedgerError> {
     let (verb, which, reason) = match &asked.command {
         Command::Retry { which, reason } => (Verb::Retry, which, reason),
         Command::Discard { which, reason } => (Verb::Discard, which, reason),
         _ => return Ok(None),
     };
-    let ids = portion(client, verb, which, done.0).await?;
+    let ids = portion(client, verb, which, range).await?;
     let Some(last) = ids.last().copied() else { return Ok(None) };
     let mut batch = Batch::default();
     let action = if verb == Verb::Retry { "retry" } else { "discard" };
@@ -213,25 +218,12 @@ pub fn decide(verb: Verb, ids: Vec<i64>, out: &mut Vec<Prepared>) {
 }
 
 /// Statements by which a person says whether a request in doubt was carried out.
-pub fn resolve(lane: Lane, id: i64, applied: bool, external_id: Option<String>, out: &mut Vec<Prepared>) {
+pub fn resolve(lane: &Lane, id: i64, applied: bool, out: &mut Vec<Prepared>) {
     if applied {
         out.push((
             "update delivery set state = 'applied', reason = 'resolved by an operator', request = null, head = false
              where id = $1 and state = 'parked'",
             parameters![id],
-        ));
-        out.push((
-            "insert into identity (canonical_id, system, object, external_id)
-             select $3, $1, $2, $4 where $4::text is not null
-             on conflict (system, object, canonical_id) do update set external_id = excluded.external_id",
-            parameters![lane.target.clone(), lane.object.clone(), lane.canonical_id.clone(), external_id],
-        ));
-        out.push((
-            "insert into applied (target, object, canonical_id, state)
-             select $1, $2, $3, 'present' where exists (
-               select from identity where system = $1 and object = $2 and canonical_id = $3)
-             on conflict (target, object, canonical_id) do update set state = 'present', sha256 = null",
-            parameters![lane.target.clone(), lane.object.clone(), lane.canonical_id.clone()],
         ));
     } else {
         out.push((
@@ -241,7 +233,40 @@ pub fn resolve(lane: Lane, id: i64, applied: bool, external_id: Option<String>, 
             parameters![id],
         ));
     }
-    rehead_lane(&lane, out);
+    rehead_lane(lane, out);
+}
+
+/// What a target holds of an object whose request in doubt was carried out, once the entry that says so is known; `None` where
+/// nobody knows under which id it stands there. `external_id`: the one that the person has seen.
+pub async fn carried_out(
+    client: &Client,
+    id: i64,
+    external_id: Option<String>,
+) -> Result<Option<impl FnOnce(EntryIndex) -> AppliedWrite>, LedgerError> {
+    let sql = "select d.target, d.object, d.canonical_id, d.request, i.external_id from delivery d
+               left join identity i on i.system = d.target and i.object = d.object and i.canonical_id = d.canonical_id
+               where d.id = $1 and d.state = 'parked' and d.request is not null";
+    let Some(row) = client.query_opt(sql, &[&id]).await? else { return Ok(None) };
+    let lane = Lane { target: row.try_get(0)?, object: row.try_get(1)?, canonical_id: row.try_get(2)? };
+    let request: Value = row.try_get(3)?;
+    let known = row.try_get::<_, Option<String>>(4)?;
+    let deletes = request.get("step").and_then(Value::as_str) == Some("delete");
+    let external_id = external_id.or(known).filter(|_| !deletes);
+    if external_id.is_none() && !deletes {
+        return Ok(None);
+    }
+    let held = request.get("holds").and_then(Value::as_array).into_iter().flatten();
+    let holds = held.filter_map(Value::as_str).map(str::to_owned).collect();
+    Ok(Some(move |outcome| AppliedWrite {
+        lane,
+        external_id,
+        // How it looks there nobody has compared: what comes next is sent whatever it is.
+        sha256: None,
+        delivery: id,
+        outcome,
+        holds,
+        grants: true,
+    }))
 }
 
 /// The lane of a delivery whose request is in doubt and waits for a person; `None` when it does not.

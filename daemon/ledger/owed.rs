@@ -77,6 +77,13 @@ pub enum CallWrite {
         /// Process that sends it.
         epoch: i64,
     },
+    /// It has waited for long until it may leave, and leaves now.
+    Leaving {
+        /// Its key.
+        key: String,
+        /// If nothing is heard of it, its deliveries are resolved no sooner than that.
+        settled_after: Duration,
+    },
     /// The vendor works it off in a job.
     Running {
         /// Its key.

@@ -87,7 +87,7 @@ pub async fn serve(
                     continue;
                 }
                 tracing::warn!(command = asked.id, requested_by = %asked.requested_by, "an operator's command is carried out");
-                carry_out(ledger.reader(), ledger.writer(), asked).await?;
+                carry_out(ledger.reader(), ledger.writer(), asked, || pulse.beat()).await?;
                 wake.send_modify(|count| *count = count.wrapping_add(1));
             }
         }

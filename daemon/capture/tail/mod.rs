@@ -282,7 +282,7 @@ impl Tail {
         // Ids of events made again at the same position must not be those of before.
         let round = asked.iter().map(|asked| asked.id).max().unwrap_or_default();
         for asked in asked {
-            batch.append(command::batch(asked));
+            batch.append(command::batch(asked).0);
         }
         self.position.phase = Phase::Mapping;
         self.position.mapped = Some(json!({"round": round}));
