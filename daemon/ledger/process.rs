@@ -8,10 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use rustix::time::{ClockId, clock_gettime};
 use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
 
 use super::LedgerError;
+use super::calls::forget;
 
 /// How often a process says that it lives.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -21,8 +23,8 @@ const TIME_TO_LIVE: Duration = Duration::from_secs(6);
 const FOR_EVER_S: f64 = 3e9;
 /// It stops earlier itself: two clocks are never quite the same.
 const MARGIN: Duration = Duration::from_secs(1);
-/// How long a session that was cut off may take to go.
-const CUT_OFF_PATIENCE: Duration = Duration::from_secs(10);
+/// How long it is waited, at each look, until sessions that were cut off are gone: much less than this process may be silent.
+const CUT_OFF_PATIENCE: Duration = Duration::from_millis(500);
 
 /// What a process does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,14 +67,22 @@ impl Role {
 /// Until when this process may begin something with what it knows of the ledger.
 #[derive(Debug, Clone)]
 pub struct Tenure {
-    began: Instant,
-    /// Microseconds after `began`.
+    /// Microseconds of [`uptime`].
     until: Arc<AtomicU64>,
+}
+
+/// Since the machine was started, the time that it has slept included: other machines did not sleep meanwhile.
+fn uptime() -> Duration {
+    let now = clock_gettime(ClockId::Boottime);
+    Duration::new(
+        u64::try_from(now.tv_sec).unwrap_or_default(),
+        u32::try_from(now.tv_nsec).unwrap_or_default(),
+    )
 }
 
 impl Tenure {
     fn new() -> Self {
-        Self { began: Instant::now(), until: Arc::default() }
+        Self { until: Arc::default() }
     }
 
     /// One without an end, for a process that is alone by force.
@@ -84,15 +94,15 @@ impl Tenure {
     }
 
     /// A heartbeat that was sent at `sent` has arrived.
-    fn renew(&self, sent: Instant) {
-        let until = sent.duration_since(self.began) + (TIME_TO_LIVE - MARGIN);
+    fn renew(&self, sent: Duration) {
+        let until = sent + (TIME_TO_LIVE - MARGIN);
         self.until.store(u64::try_from(until.as_micros()).unwrap_or(u64::MAX), Ordering::Release);
     }
 
     /// True while nobody else can have taken over.
     #[must_use]
     pub fn holds(&self) -> bool {
-        self.began.elapsed().as_micros() < u128::from(self.until.load(Ordering::Acquire))
+        uptime().as_micros() < u128::from(self.until.load(Ordering::Acquire))
     }
 
     /// Carries `work` on while this holds; nothing when it ends first, or has ended while the process was paused.
@@ -124,7 +134,7 @@ impl Process {
     /// Enters a process whose writing session is `writer`.
     pub async fn enter(writer: &Client, role: Role) -> Result<Self, LedgerError> {
         let tenure = Tenure::new();
-        let sent = Instant::now();
+        let sent = uptime();
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let sql = "insert into process (role, version, host, backend_pid, backend_start, expires_at)
                    select $1, $2, $3, pid, backend_start, now() + make_interval(secs => $4)
@@ -139,7 +149,7 @@ impl Process {
 
     /// Says that it lives. Refused when another one has found it dead.
     pub async fn beat(&self, client: &Client) -> Result<(), LedgerError> {
-        let sent = Instant::now();
+        let sent = uptime();
         let sql = "update process set expires_at = now() + make_interval(secs => $2)
                    where epoch = $1 and ended_at is null";
         if client.execute(sql, &[&self.epoch, &TIME_TO_LIVE.as_secs_f64()]).await? == 0 {
@@ -152,7 +162,7 @@ impl Process {
     /// Ends by itself; what it did is free at once.
     pub async fn end(&self, client: &Client) -> Result<(), LedgerError> {
         client.execute("update process set ended_at = now() where epoch = $1", &[&self.epoch]).await?;
-        Ok(())
+        forget(client, self.epoch).await
     }
 
     /// Takes `name` if nobody alive has it; true when it is ours.
@@ -193,10 +203,11 @@ pub async fn look(client: &Client, own: i64) -> Result<Others, LedgerError> {
                        where p.ended_at is null and p.epoch <> $1 order by p.epoch"
     );
     let mut others = Others::default();
+    let until = Instant::now() + CUT_OFF_PATIENCE;
     for row in client.query(&sql, &[&own]).await? {
         let (epoch, role): (i64, String) = (row.try_get(0)?, row.try_get(1)?);
         if row.try_get(3)? {
-            if fence(client, epoch).await? && role != Role::Command.as_str() {
+            if fence(client, epoch, until).await? && role != Role::Command.as_str() {
                 tracing::warn!(epoch, "another process has died; what it did is free");
             }
             continue;
@@ -207,28 +218,26 @@ pub async fn look(client: &Client, own: i64) -> Result<Others, LedgerError> {
     Ok(others)
 }
 
-/// Cuts off the session of a dead process, waits until it is gone, and ends the process; true when that was done here.
-async fn fence(client: &Client, epoch: i64) -> Result<bool, LedgerError> {
+/// Cuts off the session of a dead process, waits until it is gone, and ends the process; true when that was done here. A session
+/// that is not gone by `until` is looked at again the next time.
+async fn fence(client: &Client, epoch: i64, until: Instant) -> Result<bool, LedgerError> {
     let session = "select a.pid from process p join pg_stat_activity a
                    on a.pid = p.backend_pid and a.backend_start = p.backend_start where p.epoch = $1";
-    let began = Instant::now();
     loop {
         let Some(row) = client.query_opt(session, &[&epoch]).await? else { break };
         let pid: i32 = row.try_get(0)?;
         client.execute("select pg_terminate_backend($1)", &[&pid]).await?;
-        if began.elapsed() > CUT_OFF_PATIENCE {
-            tracing::error!(
-                epoch,
-                pid,
-                "the session of a process that is silent does not end; it is left alone for now"
-            );
+        if Instant::now() > until {
+            tracing::warn!(epoch, pid, "the session of a process that is silent has not ended yet");
             return Ok(false);
         }
         sleep(Duration::from_millis(20)).await;
     }
     let sql =
         format!("update process p set ended_at = now() where epoch = $1 and ended_at is null and ({DEAD})");
-    Ok(client.execute(&sql, &[&epoch]).await? > 0)
+    let ended = client.execute(&sql, &[&epoch]).await? > 0;
+    forget(client, epoch).await?;
+    Ok(ended)
 }
 
 /// What tells this ledger from others that share a Redis.
