@@ -12,8 +12,8 @@ use crate::ledger::LedgerError;
 use crate::ledger::batch::{Batch, ClosedWrite, RetryWrite};
 use crate::ledger::entry::{EntryKind, NewEntry};
 
-/// Long enough not to be looked at all the time; going live ends it.
-const FAR: Duration = Duration::from_secs(86_400);
+/// How often it is looked whether what is in doubt may be resolved.
+const LOOK: Duration = Duration::from_secs(30);
 
 impl Delivery {
     /// Records what would have been done. It stays in its lane, and is decided again once the target is live.
@@ -23,7 +23,7 @@ impl Delivery {
             // What was sent before the shadow is resolved when requests may leave again; until then its lane waits.
             batch.retries.push(RetryWrite {
                 id: self.due.id,
-                due_at: Timestamp::now().checked_add(FAR).unwrap_or(Timestamp::MAX),
+                due_at: Timestamp::now().checked_add(LOOK).unwrap_or(Timestamp::MAX),
                 reason: "in doubt since before the target was in shadow mode".into(),
                 uncertain: true,
                 new_round: false,

@@ -41,10 +41,6 @@ pub fn dispatch_statements(batch: Batch, seq_of: &dyn Fn(EntryIndex) -> i64, out
             "update delivery set state = 'pending', reason = null where target = $1 and state = 'shadowed' and aside",
             parameters![target.clone()],
         ));
-        out.push((
-            "update delivery set due_at = now() where target = $1 and state = 'sending' and open and due_at > now()",
-            parameters![target.clone()],
-        ));
         rehead(Some(target), out);
     }
     sending(batch.sending, out);

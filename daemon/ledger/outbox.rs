@@ -97,7 +97,7 @@ impl Due {
 /// Heads of lanes that may be sent, by class and oldest first.
 ///
 /// Order is kept because only heads are looked at (INV-5); behind one that is held for a person its lane waits. A pending state
-/// is replaced by the newest pending state behind it, up to the next fact (INV-6). What is required and still on its way is
+/// is replaced by the newest pending state behind it, up to the next fact (INV-6) or to what is in doubt or held. What is required and still on its way is
 /// named, for the delivery to be left alone until then.
 ///
 /// However large the backlog is, only its beginning is read: of each shard and class a few.
@@ -122,7 +122,7 @@ const DUE: &str = "
         and n.canonical_id = h.canonical_id and n.state = 'pending' and not n.fact and n.id > h.id
         and n.id < coalesce((select f.id from delivery f
                              where f.target = h.target and f.object = h.object and f.canonical_id = h.canonical_id
-                               and f.id > h.id and f.occupies and (f.fact or f.state = 'held')
+                               and f.id > h.id and f.occupies and (f.fact or f.state <> 'pending')
                              order by f.id limit 1), 9223372036854775807)
       order by n.id desc limit 1) n on true)
   select n.id, n.target, n.object, n.canonical_id, n.event_seq, e.body, n.operation, h.state = 'sending', n.round,
@@ -298,8 +298,7 @@ async fn resolve_references(
 
 /// How many deliveries were worked out and not sent, because the target was in shadow mode.
 pub async fn shadowed(client: &Client, target: &str) -> Result<i64, LedgerError> {
-    let sql = "select count(*) from delivery where target = $1
-               and ((aside and state = 'shadowed') or (open and state = 'sending' and due_at > now() + interval '1 hour'))";
+    let sql = "select count(*) from delivery where target = $1 and aside and state = 'shadowed'";
     Ok(client.query_one(sql, &[&target]).await?.try_get(0)?)
 }
 
