@@ -85,3 +85,44 @@ async fn every_event_reaches_the_buses_once_and_in_order_though_the_daemon_is_ki
     assert!(daemon.terminate().success());
     world.verify();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bus_that_crashes_loses_nothing_and_what_it_cannot_take_holds_up_nobody() {
+    let world = World::start(WorldOptions::default()).await;
+    let mut nats = PrivateNats::start(world.directory.path()).await;
+    nats.make_stream().await;
+    world.add_settings(&format!("[targets.bus]\nconnector = \"nats\"\nbase_url = \"{}\"", nats.url()));
+    let mut daemon = world.daemon();
+    world.streaming().await;
+    let mut odoo = world.odoo().await;
+    for n in 0..10 {
+        odoo.create_company(&format!("Before {n}"), &format!("before{n}@example.com"), 1).await.unwrap();
+    }
+    world.settled(PATIENCE).await;
+    nats.kill();
+    for n in 0..10 {
+        odoo.create_company(&format!("Meanwhile {n}"), &format!("meanwhile{n}@example.com"), 1)
+            .await
+            .unwrap();
+    }
+    eventually(PATIENCE, "the crash to be noticed", async || {
+        let sql = "select count(*) from delivery where target = 'bus' and open and attempts > 0 and reason is not null";
+        if world.count(sql).await > 0 { Ok(()) } else { Err(world.log()) }
+    })
+    .await;
+    nats.restart(4_000).await;
+    odoo.create_company(&"Too large ".repeat(500), "large@example.com", 1).await.unwrap();
+    odoo.create_company("After", "after@example.com", 1).await.unwrap();
+    world.settled(PATIENCE).await;
+    let sql =
+        "select count(*) from delivery where target = 'bus' and state = 'rejected' and cause = 'refused'
+               and reason like '%max_payload_exceeded%'";
+    let refused = world.count(sql).await;
+    let bodies: Vec<Value> = nats.messages().await.into_iter().map(|(_, body)| body).collect();
+    let (mut told, received) = (told(&world).await, received(&bodies));
+    println!("# {} objects, {refused} message too large", told.len());
+    told.retain(|object, events| received.get(object) != Some(events));
+    assert_eq!((told.len(), refused), (1, 1), "{told:?}");
+    assert!(daemon.terminate().success());
+    world.verify();
+}

@@ -19,6 +19,7 @@ mod shadow;
 mod take;
 pub mod target;
 pub mod turn;
+pub mod unsent;
 
 pub use lane::Dispatcher;
 pub use target::Target;

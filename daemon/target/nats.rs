@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use async_nats::connection::State;
 use async_nats::jetstream::Context;
 use async_nats::jetstream::context::PublishErrorKind;
-use async_nats::{ConnectOptions, HeaderMap};
+use async_nats::{ConnectErrorKind, ConnectOptions, HeaderMap};
 use serde_json::json;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
@@ -27,21 +28,26 @@ pub struct NatsTarget {
     user: Option<String>,
     /// Password of the user, or a token when there is none.
     secret: Option<Secret>,
-    context: Mutex<Option<Context>>,
+    connected: Mutex<Option<Context>>,
 }
 
 impl NatsTarget {
     /// Nothing is connected until the first message.
     #[must_use]
     pub fn new(url: &str, user: Option<&str>, secret: Option<Secret>) -> Self {
-        Self { url: url.to_owned(), user: user.map(str::to_owned), secret, context: Mutex::default() }
+        Self { url: url.to_owned(), user: user.map(str::to_owned), secret, connected: Mutex::default() }
     }
 
-    async fn context(&self) -> Result<Context, SendError> {
-        let mut known = self.context.lock().await;
-        if let Some(context) = known.as_ref() {
-            return Ok(context.clone());
+    /// A connection that stands. One that does not is made anew, with the secret as it is now: what is published on a lost one
+    /// would leave whenever it comes back.
+    async fn context(&self) -> Result<Result<Context, Answer>, SendError> {
+        let mut connected = self.connected.lock().await;
+        if let Some(context) = connected.as_ref()
+            && context.client().connection_state() == State::Connected
+        {
+            return Ok(Ok(context.clone()));
         }
+        *connected = None;
         let not_sent = |reason: String| SendError::NotSent(reason);
         let secret =
             self.secret.as_ref().map(Secret::read).transpose().map_err(|e| not_sent(e.to_string()))?;
@@ -52,18 +58,31 @@ impl NatsTarget {
             (None, Some(token)) => options.token(token),
             (None, None) => options,
         };
-        let client = options.connect(&self.url).await.map_err(|error| not_sent(error.to_string()))?;
+        let client = match options.connect(&self.url).await {
+            Ok(client) => client,
+            Err(error) if error.kind() == ConnectErrorKind::AuthorizationViolation => {
+                return Ok(Err(answer(401, refusal("authorization_violation"))));
+            }
+            Err(error) => return Err(not_sent(error.to_string())),
+        };
         let context = async_nats::jetstream::new(client);
-        Ok(known.insert(context).clone())
+        *connected = Some(context.clone());
+        Ok(Ok(context))
     }
 
     /// Sends one message; the path is its subject.
     pub async fn send(&self, request: &Request, key: &str) -> Result<Answer, SendError> {
-        let context = self.context().await?;
+        let subject = request.path.trim_start_matches('/').to_owned();
+        if !is_subject(&subject) {
+            return Ok(answer(400, refusal("invalid_subject")));
+        }
+        let context = match self.context().await? {
+            Ok(context) => context,
+            Err(refused) => return Ok(refused),
+        };
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Msg-Id", key);
         headers.insert("Content-Type", "application/cloudevents+json");
-        let subject = request.path.trim_start_matches('/').to_owned();
         let body = request.body.clone().unwrap_or_default();
         let published = timeout(PATIENCE, async {
             context.publish_with_headers(subject, headers, body.into()).await?.await
@@ -74,12 +93,29 @@ impl NatsTarget {
                 Ok(answer(200, json!({"id": id, "duplicate": ack.duplicate})))
             }
             Ok(Err(error)) if error.kind() == PublishErrorKind::StreamNotFound => {
-                Ok(answer(404, json!({"error": {"code": "no_stream_takes_this_subject"}})))
+                Ok(answer(404, refusal("no_stream_takes_this_subject")))
+            }
+            // The client knows the server's limit, and sends nothing.
+            Ok(Err(error)) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {
+                Ok(answer(413, refusal("max_payload_exceeded")))
             }
             Ok(Err(error)) => Err(SendError::NoAnswer(error.to_string())),
             Err(_) => Err(SendError::NoAnswer("not stored in time".into())),
         }
     }
+}
+
+/// Tokens without spaces and wildcards, with dots between them: <https://docs.nats.io/nats-concepts/subjects>.
+fn is_subject(subject: &str) -> bool {
+    let is_token = |token: &str| {
+        !token.is_empty()
+            && !token.contains(|c: char| c.is_whitespace() || c.is_control() || "*>".contains(c))
+    };
+    subject.split('.').all(is_token)
+}
+
+fn refusal(code: &str) -> serde_json::Value {
+    json!({"error": {"code": code}})
 }
 
 fn answer(status: u16, body: serde_json::Value) -> Answer {

@@ -1,6 +1,6 @@
 //! A private NATS server with JetStream.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use super::eventually;
 pub struct PrivateNats {
     child: Child,
     pub port: u16,
+    directory: PathBuf,
 }
 
 impl Drop for PrivateNats {
@@ -26,24 +27,30 @@ impl PrivateNats {
     /// Starts on a free loopback port; `make test` installs the program.
     pub async fn start(directory: &Path) -> Self {
         let port = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
-        let store = directory.join("nats");
-        let program = ["/usr/sbin/nats-server", "/usr/bin/nats-server", "/usr/local/bin/nats-server"];
-        let program =
-            program.into_iter().find(|path| Path::new(path).exists()).expect("nats-server is missing");
-        let child = Command::new(program)
-            .args(["-a", "127.0.0.1", "-p", &port.to_string(), "-js", "-sd"])
-            .arg(&store)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let server = Self { child, port };
+        let server = Self { child: spawn(directory, port), port, directory: directory.to_owned() };
+        server.answers().await;
+        server
+    }
+
+    /// Stops it, as a crash would.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Starts it again with what it has stored, and takes no messages of more than `max_payload` bytes.
+    pub async fn restart(&mut self, max_payload: usize) {
+        let settings = format!("max_payload: {max_payload}\n");
+        std::fs::write(self.directory.join("nats.conf"), settings).unwrap();
+        self.child = spawn(&self.directory, self.port);
+        self.answers().await;
+    }
+
+    async fn answers(&self) {
         eventually(Duration::from_secs(20), "NATS", async || {
-            server.context().await.map(|_| ()).map_err(|error| error.to_string())
+            self.context().await.map(|_| ()).map_err(|error| error.to_string())
         })
         .await;
-        server
     }
 
     pub fn url(&self) -> String {
@@ -78,4 +85,16 @@ impl PrivateNats {
         }
         found
     }
+}
+
+fn spawn(directory: &Path, port: u16) -> Child {
+    let program = ["/usr/sbin/nats-server", "/usr/bin/nats-server", "/usr/local/bin/nats-server"];
+    let program = program.into_iter().find(|path| Path::new(path).exists()).expect("nats-server is missing");
+    let mut command = Command::new(program);
+    command.args(["-a", "127.0.0.1", "-p", &port.to_string(), "-js", "-sd"]).arg(directory.join("nats"));
+    let settings = directory.join("nats.conf");
+    if settings.exists() {
+        command.arg("-c").arg(settings);
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
