@@ -292,7 +292,7 @@ async fn divide(
     loop {
         let processes =
             u32::try_from(standing.borrow_and_update().others.dispatching + 1).unwrap_or(u32::MAX);
-        targets.iter().for_each(|target| target.quotas.divide(processes));
+        targets.iter().for_each(|target| target.divide(processes));
         tokio::select! {
             changed = standing.changed() => changed.map_err(|_| LedgerError::WriterGone)?,
             _ = stopping.wait_for(|stop| *stop) => return Ok(()),

@@ -2,11 +2,14 @@
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tailwater::cache::{Cache, CacheSettings, Shape};
 use tailwater::config::secret::Secret;
+use tailwater::connector::limit::Rate;
 use tailwater::demo::private::{PrivateRedis, TemporaryDirectory, free_port};
+use tailwater::dispatch::quota::shared::{Draw, SharedBuckets};
 use tokio::time::Instant;
 
 use crate::support::eventually;
@@ -214,4 +217,43 @@ async fn slow_full_or_gone_it_never_keeps_anybody_waiting() {
     let started = Instant::now();
     assert!(!cache.is_up().await);
     assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+}
+
+/// Draws for two seconds as two processes would, each several at a time; gives how often, and for how long.
+async fn drawn(redis: &PrivateRedis, weight: u32) -> (u32, f64) {
+    let rate = Rate::parse("100/s").unwrap();
+    let (burst, interval) = rate.bucket();
+    let began = Instant::now();
+    let mut workers = tokio::task::JoinSet::new();
+    for worker in 0..8 {
+        // Four of each of two processes.
+        let cache = Arc::new(Cache::new(CacheSettings::single(&redis.url())));
+        let buckets = SharedBuckets::new(cache, "stripe");
+        buckets.belong_to(&format!("of weight {weight}"));
+        let draw = Draw { key: "account".into(), burst: burst.get(), interval, weight };
+        workers.spawn(async move {
+            let mut count = 0;
+            while began.elapsed() < Duration::from_secs(2) {
+                assert!(buckets.take(std::slice::from_ref(&draw)).await, "worker {worker}");
+                count += 1;
+            }
+            count
+        });
+    }
+    let counts = workers.join_all().await;
+    (counts.iter().sum(), began.elapsed().as_secs_f64())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_draw_from_one_budget_and_heavy_requests_take_what_they_weigh() {
+    let directory = TemporaryDirectory::new("redis-budget").unwrap();
+    let redis = PrivateRedis::start(directory.path()).await.unwrap();
+    works(CacheSettings::single(&redis.url())).await;
+    for weight in [1, 7] {
+        let (count, seconds) = drawn(&redis, weight).await;
+        let (drawn, allowed) = (f64::from(count * weight), 100.0 * seconds);
+        println!("# {count} requests of weight {weight} in {seconds:.2} s, {allowed:.0} allowed");
+        assert!(drawn <= allowed + 1.0, "{drawn} of {allowed}");
+        assert!(drawn > 0.5 * allowed, "{drawn} of {allowed}");
+    }
 }

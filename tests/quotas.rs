@@ -4,10 +4,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use tailwater::demo::vendor::journal::Journal;
-use tailwater::demo::vendor::server::Limit;
+use tailwater::demo::vendor::server::{Limit, VendorServer};
 use tokio::time::sleep;
 
 use crate::support::expected::{assert_same, expected, held};
+use crate::support::plain::Plain;
 use crate::support::{World, WorldOptions, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -175,4 +176,73 @@ async fn a_target_that_allows_less_than_it_says_is_found_out_at_the_price_of_few
     assert!(share <= 0.01, "{refused} of {}", journal.calls.len());
     assert!(seconds < 2.0 * count as f64 / 25.0, "{seconds} s");
     assert_eq!(world.stripe.with(|stripe| stripe.doubled()), Vec::<String>::new());
+}
+
+/// Two kinds of objects, one of them slow.
+const TWO_SPEEDS: &str = "
+format: 1
+system: two-speeds
+auth: { kind: bearer }
+encoding: json
+timeout_s: 5
+concurrency: 16
+limits:
+  - { name: account, rate: 20/s }
+  - { name: slow, rate: 4/s, when: \"object == 'slow'\" }
+idempotency: { header: Idempotency-Key, window_s: 3600 }
+outcomes:
+  - { when: 'status >= 200 && status < 300', outcome: applied }
+  - { when: 'status >= 400', outcome: uncertain }
+objects:
+  slow:
+    body: { ref: event.id }
+    create: { request: POST /keyed/things, id: answer.id }
+    update: { request: 'PUT /keyed/things/{external_id}', id: answer.id }
+    delete: 'DELETE /keyed/things/{external_id}'
+  quick:
+    body: { name: event.name }
+    upsert: { request: 'PUT /upsert/things/{event.id}', id: answer.id }
+    delete: 'DELETE /upsert/things/{event.id}'
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_a_limit_of_its_own_holds_up_nothing_else() {
+    let options = WorldOptions { data: Some("wide"), odoo_schema: false, ..WorldOptions::default() };
+    let world = World::start(options).await;
+    let limit = Limit { requests: 1_000, window_s: 1.0 };
+    let vendor = VendorServer::start(Plain::default(), limit).await.unwrap();
+    world.add_connector("two-speeds", TWO_SPEEDS);
+    let key = world.directory.path().join("stripe.key").display().to_string();
+    world.add_settings(&format!(
+        "[targets.vendor]\nconnector = \"two-speeds\"\nbase_url = \"{}\"\napi_key = {{ file = \"{key}\" }}",
+        vendor.url()
+    ));
+    let route = |object: &str| {
+        format!("  - {{ event: customer.v1, system: two-speeds, object: {object}, when: \"true\" }}\n")
+    };
+    let routes = format!("format: 1\nroutes:\n{}{}", route("slow"), route("quick"));
+    std::fs::write(world.directory.path().join("mappings/routes/routes.yaml"), routes).unwrap();
+    let _daemon = world.daemon();
+    world.streaming().await;
+    let erp = world.erp.client("erp").await.unwrap();
+    erp.batch_execute("select wide_rows(1, 40)").await.unwrap();
+    eventually(PATIENCE, "the quick ones", async || {
+        let count = vendor.with(|vendor| vendor.count("upsert"));
+        if count == 40 { Ok(()) } else { Err(format!("{count}; {}", world.log())) }
+    })
+    .await;
+    let slow = vendor.with(|vendor| vendor.count("keyed"));
+    println!("# {slow} of 40 slow ones were there when all quick ones were");
+    assert!(slow < 20, "{slow}: the quick ones waited for the slow ones");
+    world.settled(PATIENCE).await;
+    assert_eq!(vendor.with(|vendor| (vendor.count("keyed"), vendor.doubled("keyed"))), (40, Vec::new()));
+    let journal = vendor.journal();
+    let first = journal.calls[0].at_s;
+    let last = journal.calls.iter().map(|call| call.at_s).fold(first, f64::max);
+    for second in 0..=(last - first) as usize {
+        let from = first + second as f64 - 0.001;
+        let slow = journal.calls.iter().filter(|call| call.line.contains("/keyed/"));
+        let slow = slow.filter(|call| call.at_s > from && call.at_s <= from + 1.0).count();
+        assert!(slow <= 4, "{slow} within a second");
+    }
 }

@@ -33,7 +33,7 @@ impl Delivery {
         let object = self.target.connector.object(&self.due.lane.object);
         for (index, request) in look_ups {
             let Some(adoption) = object.and_then(|object| object.adopt.get(index)) else { continue };
-            self.target.open(&self.due.lane.object).await;
+            self.open(&request).await;
             let attempt_seq = self.ledger.writer().write(self.attempt(&request, "", None)).await?;
             let outcome = self.ask(&request, "").await?;
             let mut found = self.candidates(adoption, &outcome);

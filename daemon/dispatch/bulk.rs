@@ -8,11 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
+use tokio::time::Instant;
 
 use super::deliver::Delivery;
+use super::job::Beginning;
 use super::outcome::Outcome;
 use super::retry::backoff;
-use super::target::{Target, Waiting};
+use super::target::Target;
+use super::unsent::Waiting;
 use crate::connector::bulk::{Bulk, ItemOutcome};
 use crate::connector::classify::Class;
 use crate::connector::request::{Request, encode};
@@ -25,6 +28,9 @@ use crate::mapping::scope::Scope;
 
 /// How long a bulk request that was never answered may still be worked off: only then is it safe to send anything newer.
 const SETTLED_AFTER: Duration = Duration::from_secs(30);
+
+/// If it waits for longer until it may leave, that is counted from then on.
+const LATE: Duration = Duration::from_secs(5);
 
 /// Attempts after which objects go by themselves when the target says "not now" of all together.
 const PATIENT: i32 = 3;
@@ -53,6 +59,8 @@ pub struct BulkDelivery {
     pub items: Vec<Item>,
     /// They count as one among those that wait for their permit.
     pub unsent: Waiting,
+    /// They will be one job there.
+    pub job: Option<Beginning>,
 }
 
 /// Which of the bulk requests of its object a delivery may go with.
@@ -83,7 +91,8 @@ impl BulkDelivery {
         };
         let keys: Vec<String> = self.items.iter().map(|item| item.delivery.idempotency_key()).collect();
         let key = format!("tw-bulk-{}", sha256_hex(keys.join("\n").as_bytes()).get(..40).unwrap_or_default());
-        self.target.open(&self.object).await;
+        self.target.open(&self.object, &request, Some(&self.unsent)).await;
+        let begun = Instant::now();
         self.ledger.writer().write(self.attempts(&request, &keys, &key)).await?;
         for item in &self.items {
             if let Some(reason) = item.delivery.lost_a_value(&item.request).await? {
@@ -92,7 +101,13 @@ impl BulkDelivery {
             }
         }
         let Some(first) = self.items.first() else { return Ok(()) };
-        let outcome = first.delivery.ask_for(&request, &key, Some(&self.unsent)).await?;
+        let permit = self.target.permit(&self.object, &request, Some(&self.unsent)).await;
+        self.unsent.leave();
+        if begun.elapsed() > LATE {
+            let leaving = CallWrite::Leaving { key: key.clone(), settled_after: SETTLED_AFTER };
+            self.ledger.writer().write(Batch { calls: vec![leaving], ..Batch::default() }).await?;
+        }
+        let outcome = first.delivery.send_with(permit, &request, &key).await?;
         let batch = match outcome.class {
             Class::Applied | Class::Duplicate => self.accepted(bulk, &key, &outcome),
             Class::Throttled | Class::Transient | Class::Unauthorised => {
@@ -114,9 +129,7 @@ impl BulkDelivery {
         };
         let is_running = batch.calls.iter().any(|call| matches!(call, CallWrite::Running { .. }));
         self.ledger.writer().write(ended(batch, &key, is_running)).await?;
-        if is_running {
-            self.target.jobs.begun();
-        }
+        self.job.filter(|_| is_running).into_iter().for_each(Beginning::runs);
         Ok(())
     }
 

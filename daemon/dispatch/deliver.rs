@@ -1,6 +1,6 @@
 //! One delivery: attempt into the ledger, request to the target, outcome into the ledger.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 use super::adopt::Adopted;
 use super::outcome::Outcome;
 use super::plan::Plan;
-use super::target::{Note, Target, Waiting};
+use super::quota::Permit;
+use super::target::{Note, Target};
+use super::unsent::Waiting;
 use crate::connector::classify::Class;
 use crate::connector::request::Request;
 use crate::event::sha256_hex;
@@ -28,43 +30,42 @@ pub struct Delivery {
     pub target: Arc<Target>,
     /// What is owed.
     pub due: Due,
-    /// Until its first request may leave, it counts among those on their way there.
-    unsent: Mutex<Option<Waiting>>,
+    /// Until its request may leave, it counts among those on their way there.
+    pub(super) waiting: Option<Waiting>,
 }
 
 impl Delivery {
     /// A delivery that has not begun.
     #[must_use]
     pub fn new(ledger: Ledger, target: Arc<Target>, due: Due) -> Self {
-        let unsent = Mutex::new(Some(target.unsent.enter()));
-        Self { ledger, target, due, unsent }
+        let waiting = Some(target.unsent.enter());
+        Self { ledger, target, due, waiting }
     }
 
     /// One of many that go in one request, or whose outcome is known from elsewhere.
     #[must_use]
     pub fn one_of_many(ledger: Ledger, target: Arc<Target>, due: Due) -> Self {
-        Self { ledger, target, due, unsent: Mutex::default() }
+        Self { ledger, target, due, waiting: None }
     }
 
     /// Sends a request whose attempt is durable, as soon as the target may be spoken to, and judges the answer.
     pub(super) async fn ask(&self, request: &Request, key: &str) -> Result<Outcome<'_>, LedgerError> {
-        self.ask_for(request, key, None).await
+        let permit = self.target.permit(&self.due.lane.object, request, self.waiting.as_ref()).await;
+        self.waiting.iter().for_each(Waiting::leave);
+        self.send_with(permit, request, key).await
     }
 
-    /// The same; `unsent` counts among those that wait for their permit.
+    /// Sends a request that may leave, and judges the answer.
     ///
     /// A process that may have been taken for dead while it waited, or slept, sends nothing more: another one resolves what it
     /// has begun.
-    pub(super) async fn ask_for(
+    pub(super) async fn send_with(
         &self,
+        permit: Permit,
         request: &Request,
         key: &str,
-        unsent: Option<&Waiting>,
     ) -> Result<Outcome<'_>, LedgerError> {
         let object = &self.due.lane.object;
-        let permit = self.target.permit(object, request).await;
-        drop(self.unsent.lock().unwrap_or_else(PoisonError::into_inner).take());
-        unsent.into_iter().for_each(Waiting::leave);
         let result = self.ledger.tenure().during(self.target.way.send(request, key)).await;
         let result = result.ok_or(LedgerError::Fenced)?;
         drop(permit);
@@ -94,6 +95,11 @@ impl Delivery {
         }
     }
 
+    /// Waits until `request` may be begun.
+    pub(super) async fn open(&self, request: &Request) {
+        self.target.open(&self.due.lane.object, request, self.waiting.as_ref()).await;
+    }
+
     /// The same for every attempt of a round: a new round is a deliberately new request.
     pub(super) fn idempotency_key(&self) -> String {
         if self.due.uncertain
@@ -114,7 +120,7 @@ impl Delivery {
         {
             return Ok(());
         }
-        self.target.open(&self.due.lane.object).await;
+        self.open(&request).await;
         let batch = self.begin(&request, &request, &key, &wishes, None);
         let attempt_seq = self.ledger.writer().write(batch).await?;
         if let Some(reason) = self.lost_a_value(&request).await? {

@@ -96,7 +96,7 @@ impl Delivery {
 
     /// One more request of this delivery, with its own attempt and outcome in the ledger.
     async fn exchange(&self, request: &Request) -> Result<Result<Value, String>, LedgerError> {
-        self.target.open(&self.due.lane.object).await;
+        self.open(request).await;
         let attempt_seq = self.ledger.writer().write(self.attempt(request, "", None)).await?;
         let outcome = self.ask(request, "").await?;
         let mut batch = Batch::default();

@@ -21,6 +21,14 @@ pub struct Group {
     pub items: Vec<(Due, Request, Vec<String>)>,
 }
 
+impl Group {
+    /// The vendor answers with a job, in which it works them off later.
+    pub fn becomes_a_job(&self, target: &Target) -> bool {
+        let object = self.items.first().and_then(|(due, ..)| target.connector.object(&due.lane.object));
+        object.and_then(|object| object.bulk.get(self.way)).is_some_and(|bulk| bulk.results.is_none())
+    }
+}
+
 /// Deliveries that go together, and those that go by themselves.
 pub async fn group(
     target: &Target,

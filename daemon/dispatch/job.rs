@@ -2,7 +2,7 @@
 //! have ended.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -12,6 +12,7 @@ use tokio::time::sleep;
 use super::bulk::settle;
 use super::deliver::Delivery;
 use super::outcome::Outcome;
+use super::quota::at_once::part_of;
 use super::target::Target;
 use crate::connector::bulk::Jobs;
 use crate::connector::classify::Class;
@@ -34,20 +35,48 @@ const UNKNOWN_AFTER: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 pub struct JobCount {
     running: AtomicUsize,
+    /// Requests under way that will be jobs.
+    beginning: AtomicUsize,
+    /// Processes that share the target.
+    processes: AtomicU32,
     begun: Notify,
 }
 
-impl JobCount {
-    /// One more.
-    pub fn begun(&self) {
-        self.running.fetch_add(1, Ordering::Relaxed);
-        self.begun.notify_one();
+/// A request under way that will be a job.
+pub struct Beginning(Arc<Target>);
+
+impl Beginning {
+    /// Notes one.
+    #[must_use]
+    pub fn new(target: Arc<Target>) -> Self {
+        target.jobs.beginning.fetch_add(1, Ordering::Relaxed);
+        Self(target)
     }
 
-    /// How many.
+    /// It has become a job.
+    pub fn runs(self) {
+        self.0.jobs.running.fetch_add(1, Ordering::Relaxed);
+        self.0.jobs.begun.notify_one();
+    }
+}
+
+impl Drop for Beginning {
+    fn drop(&mut self) {
+        self.0.jobs.beginning.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl JobCount {
+    /// True when they are this process's part of `at_once`.
     #[must_use]
-    pub fn running(&self) -> usize {
-        self.running.load(Ordering::Relaxed)
+    pub fn are_enough(&self, at_once: usize) -> bool {
+        let part = part_of(at_once, self.processes.load(Ordering::Relaxed));
+        self.running.load(Ordering::Relaxed) + self.beginning.load(Ordering::Relaxed) >= part
+    }
+
+    /// Among how many processes the target is divided.
+    pub fn divide(&self, processes: u32) {
+        self.processes.store(processes, Ordering::Relaxed);
     }
 }
 
@@ -103,11 +132,10 @@ impl JobFollower {
                 return Ok(());
             }
         };
-        let Some(answer) = self.target.read("job", &request, self.ledger.tenure()).await? else {
-            return Ok(());
-        };
-        let listed = jobs.list.evaluate(&Scope::new([("answer", &answer)])).unwrap_or_default();
-        let listed = listed.as_array().cloned().unwrap_or_default();
+        let answer = self.target.read("job", &request, self.ledger.tenure()).await?;
+        let listed = answer.as_ref().map(|answer| jobs.list.evaluate(&Scope::new([("answer", answer)])));
+        let listed =
+            listed.and_then(Result::ok).and_then(|listed| listed.as_array().cloned()).unwrap_or_default();
         for running in found {
             let job = listed.iter().find(|job| {
                 let key = jobs.key.evaluate(&Scope::new([("job", *job)])).unwrap_or_default();
@@ -115,7 +143,9 @@ impl JobFollower {
             });
             let is_done =
                 job.is_some_and(|job| jobs.done.holds(&Scope::new([("job", job)])).unwrap_or(false));
-            let is_lost = running.age > jobs.patience || (job.is_none() && running.age > UNKNOWN_AFTER);
+            // Without an answer nothing is known of any of them.
+            let is_unknown = answer.is_some() && job.is_none() && running.age > UNKNOWN_AFTER;
+            let is_lost = running.age > jobs.patience || is_unknown;
             if is_done || is_lost {
                 let results = job
                     .filter(|_| is_done)

@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep_until};
 use super::bulk::{BulkDelivery, Item};
 use super::deliver::Delivery;
 use super::group::{Group, group};
+use super::job::Beginning;
 use super::plan::{Obstacle, Plan, plan, wanted};
 use super::target::Target;
 use super::turn::Turns;
@@ -52,6 +53,8 @@ pub struct Dispatcher {
     pub(super) turns: Turns,
     /// The less urgent have waited for long.
     pub(super) aged: bool,
+    /// Some objects were left out because others of them are held back.
+    pub(super) left_out: bool,
     pub(super) in_flight: JoinSet<(Done, Result<(), LedgerError>)>,
     /// Deliveries in flight, with the states they replace.
     pub(super) busy: HashSet<i64>,
@@ -96,6 +99,7 @@ impl Dispatcher {
             probes: HashSet::new(),
             turns: Turns::default(),
             aged: false,
+            left_out: false,
             in_flight: JoinSet::new(),
             busy: HashSet::new(),
             reserved: HashMap::new(),
@@ -204,13 +208,14 @@ impl Dispatcher {
         let (groups, singly) = group(&self.target, self.ledger.reader(), planned).await?;
         let mut left = room;
         for group in groups {
-            if left == 0 {
+            let in_job = group.becomes_a_job(&self.target);
+            if left == 0 || (in_job && self.target.jobs_are_full()) {
                 let ids: Vec<i64> = group.items.iter().map(|(due, ..)| due.id).collect();
                 self.reserved.retain(|_, (_, id)| !ids.contains(id));
                 continue;
             }
             left -= 1;
-            self.spawn_group(group);
+            self.spawn_group(group, in_job);
         }
         for (due, plan) in singly {
             // What needs no request needs no room.
@@ -286,7 +291,7 @@ impl Dispatcher {
         self.in_flight.spawn(async move { (done, delivery.run(plan).await) });
     }
 
-    fn spawn_group(&mut self, group: Group) {
+    fn spawn_group(&mut self, group: Group, in_job: bool) {
         let Group { way, items } = group;
         let object = items.first().map(|(due, ..)| due.lane.object.clone()).unwrap_or_default();
         let mut done = Done { object: object.clone(), shards: Vec::new(), ids: Vec::new() };
@@ -299,7 +304,8 @@ impl Dispatcher {
         }
         let (ledger, target) = (self.ledger.clone(), self.target.clone());
         let unsent = target.unsent.enter();
-        let bulk = BulkDelivery { ledger, target, object, way, items: together, unsent };
+        let job = in_job.then(|| Beginning::new(target.clone()));
+        let bulk = BulkDelivery { ledger, target, object, way, items: together, unsent, job };
         self.in_flight.spawn(async move { (done, bulk.run().await) });
     }
 
@@ -320,7 +326,7 @@ impl Dispatcher {
             until = until.min(at);
         }
         let unsent = self.target.unsent.clone();
-        let full = self.target.room() == 0;
+        let full = self.target.room() == 0 || self.left_out || unsent.held_back() > 0;
         let mut changes = self.target.quotas.changes();
         let mut standing = self.standing.clone();
         tokio::select! {

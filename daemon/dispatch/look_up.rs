@@ -18,7 +18,7 @@ use crate::mapping::scope::Scope;
 impl Delivery {
     /// Looks the object up by our id to learn what became of its creation.
     pub(super) async fn find(&self, request: Request) -> Result<(), LedgerError> {
-        self.target.open(&self.due.lane.object).await;
+        self.open(&request).await;
         let attempt_seq = self.ledger.writer().write(self.attempt(&request, "", None)).await?;
         let mut outcome = self.ask(&request, "").await?;
         let object = self.target.connector.object(&self.due.lane.object);

@@ -22,7 +22,9 @@ impl Dispatcher {
             Some(_) => 1,
             None => self.target.connector.concurrency,
         };
-        allowed.saturating_sub(self.in_flight.len()).min(self.target.room())
+        // What is held back for one kind of object keeps nobody else from going.
+        let under_way = self.in_flight.len().saturating_sub(self.target.unsent.held_back());
+        allowed.saturating_sub(under_way).min(self.target.room())
     }
 
     /// Objects that may be spoken of now.
@@ -32,7 +34,8 @@ impl Dispatcher {
             let probed = self.target.gates.probing_object(object) && self.probes.contains(*object);
             let spec = self.target.connector.object(object);
             let full = spec.is_some_and(|object| !object.bulk.is_empty()) && self.target.jobs_are_full();
-            !probed && !full && self.target.gates.opens_at(object, now).is_none()
+            let held_back = self.target.unsent.is_held_back(object);
+            !probed && !full && !held_back && self.target.gates.opens_at(object, now).is_none()
         };
         self.objects.iter().map(String::as_str).filter(may).collect()
     }
@@ -43,6 +46,7 @@ impl Dispatcher {
         if room == 0 {
             return Ok(false);
         }
+        self.left_out = self.objects.iter().any(|object| self.target.unsent.is_held_back(object));
         let mut found = self.take(outbox, &Priority::ALL, room).await?;
         if let Some(last) = found.last().map(|due| due.priority).filter(|_| found.len() == room) {
             self.turns.filled(last, room, self.aged);

@@ -1,20 +1,20 @@
 //! A target while the daemon runs: its connector, its quotas, its gates.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep_until};
 
 use super::dedup::Dedup;
 use super::gate::{Closed, Gates};
 use super::job::JobCount;
 use super::quota::{Permit, Quotas};
+use super::unsent::{Unsent, Waiting};
 use crate::connector::Connector;
 use crate::connector::classify::{Answer, Class};
 use crate::connector::request::Request;
@@ -61,52 +61,6 @@ pub fn lift(
         *data = upcasters.lift(&stored, &wanted.event_type, data)?;
     }
     Ok(())
-}
-
-/// Deliveries that have been taken and may not leave yet: few, so that what is urgent waits for few.
-#[derive(Debug, Default)]
-pub struct Unsent {
-    count: AtomicUsize,
-    freed: Notify,
-}
-
-/// One of them.
-pub struct Waiting(Arc<Unsent>, AtomicBool);
-
-impl Waiting {
-    /// It may leave.
-    pub fn leave(&self) {
-        if !self.1.swap(true, Ordering::Relaxed) {
-            self.0.count.fetch_sub(1, Ordering::Relaxed);
-            self.0.freed.notify_one();
-        }
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.leave();
-    }
-}
-
-impl Unsent {
-    /// Notes one more.
-    #[must_use]
-    pub fn enter(self: &Arc<Self>) -> Waiting {
-        self.count.fetch_add(1, Ordering::Relaxed);
-        Waiting(self.clone(), AtomicBool::new(false))
-    }
-
-    /// How many there are.
-    #[must_use]
-    pub fn count(&self) -> usize {
-        self.count.load(Ordering::Relaxed)
-    }
-
-    /// Ends when one has left.
-    pub async fn freed(&self) {
-        self.freed.notified().await;
-    }
 }
 
 /// What an exchange with the target tells of the target itself.
@@ -160,19 +114,29 @@ impl Target {
         self.quotas.ahead().saturating_sub(self.unsent.count())
     }
 
-    /// Waits until requests about `object` may leave.
-    pub async fn open(&self, object: &str) {
+    /// Waits until `request` may be begun: until then its attempt is not even written down.
+    pub async fn open(&self, object: &str, request: &Request, waiting: Option<&Waiting>) {
+        self.pass_gates(object, waiting).await;
+        self.quotas.unpaused(object, request, waiting).await;
+        self.pass_gates(object, waiting).await;
+    }
+
+    async fn pass_gates(&self, object: &str, waiting: Option<&Waiting>) {
         while let Some(at) = self.gates.opens_at(object, Instant::now()) {
+            if self.gates.all_open_at(Instant::now()).is_none() {
+                waiting.inspect(|waiting| waiting.hold_back(object, 1));
+            }
             sleep_until(at).await;
         }
+        waiting.inspect(|waiting| waiting.go_on());
     }
 
     /// Waits until a request may leave: the gates are open and the quotas grant it. Called last of all, so that permits
     /// cannot gather behind a slow commit and then leave together.
-    pub async fn permit(&self, object: &str, request: &Request) -> Permit {
+    pub async fn permit(&self, object: &str, request: &Request, waiting: Option<&Waiting>) -> Permit {
         loop {
-            self.open(object).await;
-            let permit = self.quotas.permit(object, request).await;
+            self.pass_gates(object, waiting).await;
+            let permit = self.quotas.permit(object, request, waiting).await;
             // The target may have asked for a pause while the quotas were waited for.
             if self.gates.opens_at(object, Instant::now()).is_none() {
                 return permit;
@@ -187,7 +151,7 @@ impl Target {
         request: &Request,
         tenure: &Tenure,
     ) -> Result<Option<Value>, LedgerError> {
-        let permit = self.permit(object, request).await;
+        let permit = self.permit(object, request, None).await;
         let result = tenure.during(self.way.send(request, "")).await.ok_or(LedgerError::Fenced)?;
         drop(permit);
         let Ok(answer) = result else {
@@ -217,7 +181,13 @@ impl Target {
     /// True while no further job may be begun.
     #[must_use]
     pub fn jobs_are_full(&self) -> bool {
-        self.connector.jobs.as_ref().is_some_and(|jobs| self.jobs.running() >= jobs.at_once)
+        self.connector.jobs.as_ref().is_some_and(|jobs| self.jobs.are_enough(jobs.at_once))
+    }
+
+    /// Among how many processes it is divided.
+    pub fn divide(&self, processes: u32) {
+        self.quotas.divide(processes);
+        self.jobs.divide(processes);
     }
 
     /// Takes an outcome into account for all requests to come.

@@ -1,8 +1,8 @@
 //! Whose turn it is when not everything can go: the most urgent first, and a part of the way for the rest, so that nothing
 //! waits for ever. Pure.
 //!
-//! While a class has enough to fill the way, the classes below it share what is left to them: of 64 deliveries one beside
-//! money (ten thousand invoices at a hundred a second are out two seconds later than alone), of 8 one beside entitlements, of 4 one
+//! While a class has enough to fill the way, the classes below it share what is left to them: of 256 deliveries one beside
+//! money (ten thousand invoices at a hundred a second are out half a second later than alone), of 8 one beside entitlements, of 4 one
 //! beside profiles. What has waited for long makes the part of its class larger.
 
 use std::time::Duration;
@@ -14,7 +14,7 @@ pub const AGED: Duration = Duration::from_secs(15 * 60);
 /// One of so many.
 const AGED_PART: u32 = 8;
 /// A delivery, in the parts that are counted.
-const WHOLE: u32 = 64;
+const WHOLE: u32 = 256;
 /// Turns saved up by those below at the most: after a pause they shall not all go at once.
 const MOST_SAVED: u32 = 4 * WHOLE;
 
@@ -30,7 +30,7 @@ pub struct Turns {
 /// One delivery of so many goes to the classes below `first`.
 fn part(first: Priority, aged: bool) -> Option<u32> {
     match first {
-        Priority::Money => Some(if aged { AGED_PART } else { 64 }),
+        Priority::Money => Some(if aged { AGED_PART } else { WHOLE }),
         Priority::Entitlement => Some(8),
         Priority::Profile => Some(4),
         Priority::Backfill => None,
@@ -87,8 +87,8 @@ mod tests {
 
     #[test]
     fn money_takes_nearly_all_and_nobody_starves() {
-        let [money, entitlement, profile, backfill] = shares(64_000, Priority::Money, false);
-        assert_eq!(money, 64_000);
+        let [money, entitlement, profile, backfill] = shares(256_000, Priority::Money, false);
+        assert_eq!(money, 256_000);
         assert_eq!(entitlement + profile + backfill, 1_000);
         assert!(
             backfill >= 200 && profile >= 200 && entitlement >= 400,

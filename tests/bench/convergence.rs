@@ -53,7 +53,13 @@ struct Drained {
     /// Row changes of the WAL, by table.
     customer_rows: i64,
     bill_rows: i64,
+    /// Refusals by Stripe, and seconds in which nothing arrived there although more could have.
+    refused: usize,
+    idle_s: f64,
 }
+
+/// Longer gaps between two calls are counted as idle.
+const GAP_S: f64 = 0.05;
 
 impl Bench {
     async fn start(rows: usize, scale: u32) -> Self {
@@ -106,6 +112,8 @@ impl Bench {
         self.settled().await;
         let seconds = self.world.stripe.now_s() - started;
         let (stripe_after, zendesk_after) = self.calls();
+        let calls = self.world.stripe.journal().calls.split_off(stripe);
+        let gaps = calls.windows(2).map(|pair| pair[1].at_s - pair[0].at_s);
         let sql = "select count(*) filter (where data like 'table public.customer:%'),
                           count(*) filter (where data like 'table public.bill:%')
                    from pg_logical_slot_get_changes('naive', null, null)";
@@ -117,6 +125,8 @@ impl Bench {
             zendesk_calls: zendesk_after - zendesk,
             customer_rows: row.get(0),
             bill_rows: row.get(1),
+            refused: calls.iter().filter(|call| call.status == 429).count(),
+            idle_s: gaps.filter(|gap| *gap > GAP_S).sum(),
         }
     }
 
@@ -163,6 +173,10 @@ impl Bench {
             drained.customer_rows,
             drained.seconds,
         );
+        println!(
+            "# {name}: Stripe refused {} calls, and was idle for {:.1} s in gaps of more than {GAP_S} s",
+            drained.refused, drained.idle_s
+        );
         let ratio = drained.seconds / best;
         report(&format!("convergence_{name}_per_best"), ratio, "x", "<", 1.10);
         println!("# convergence_{name}: {:.1} times faster than naive", naive_s / drained.seconds);
@@ -186,6 +200,7 @@ async fn convergence_under_the_vendors_quotas() {
     bench.world.streaming_within(Duration::from_secs(900)).await;
     let read = bench.world.stripe.now_s() - started;
     let drained = bench.drained(async |bench| bench.world.stripe.now_s()).await;
+    println!("# the first load was read within {read:.1} s");
     let drained = Drained { seconds: read + drained.seconds, customer_rows: backfill.0 as i64, ..drained };
     let drained = Drained { stripe_calls: bench.calls().0, zendesk_calls: bench.calls().1, ..drained };
     let mut ratios = vec![bench.print("backfill", &drained, (backfill.0, backfill.0))];

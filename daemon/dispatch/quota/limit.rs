@@ -18,6 +18,10 @@ use crate::connector::limit::{Limit, Rate, Report, whole};
 const CUT: f64 = 0.7;
 /// What is used of the rate at which it was seen to take requests.
 const OF_SEEN: f64 = 0.85;
+/// A target that took this part of what was sent allows it: a few have come too close together on their way.
+const NEARLY: f64 = 0.9;
+/// What is left of the rates then.
+const SLIGHT_CUT: f64 = 0.95;
 /// So many have to be seen.
 const SEEN: u32 = 5;
 /// Never less than this part.
@@ -235,6 +239,7 @@ impl LimitState {
         self.growth = FIRST_GROWTH;
         let full = self.slowest_per_second().map(|rate| rate / self.cut);
         let cut = match (seen, full) {
+            (Some(seen), Some(full)) if seen >= NEARLY * full * self.cut => self.cut * SLIGHT_CUT,
             (Some(seen), Some(full)) => (seen * OF_SEEN / full).min(self.cut),
             _ => self.cut * CUT,
         };

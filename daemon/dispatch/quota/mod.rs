@@ -4,6 +4,7 @@
 //! A request takes its part of each limit that it is about: of the buckets in Redis, or, while Redis does not answer, of this
 //! process's own, the longest window first: what it has taken it always uses.
 
+pub mod at_once;
 mod limit;
 pub mod shared;
 
@@ -12,12 +13,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, sleep_until};
 
+use super::unsent::Waiting;
 use crate::connector::classify::Answer;
 use crate::connector::limit::{Limit, Rate, whole};
 use crate::connector::request::Request;
+use at_once::AtOnce;
 use limit::{Demand, LimitState};
 use shared::SharedBuckets;
 
@@ -64,12 +67,25 @@ struct Limited {
     is_first: bool,
     state: Mutex<LimitState>,
     /// Requests at once, where the limit says how many.
-    at_once: Option<Arc<Semaphore>>,
+    at_once: Option<AtOnce>,
 }
 
 impl Limited {
     fn state(&self) -> MutexGuard<'_, LimitState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All requests need it.
+    fn is_about_all(&self) -> bool {
+        self.limit.when.is_none() && self.limit.per.is_none()
+    }
+
+    /// As many as leave within a fifth of a second, and one, may wait for it; as many as may be under way, when that is all it says.
+    fn ahead(&self) -> usize {
+        match self.state().slowest_per_second() {
+            Some(rate) => usize::try_from(whole(rate / 5.0)).unwrap_or(usize::MAX).saturating_add(1),
+            None => self.at_once.as_ref().map_or(usize::MAX, AtOnce::most),
+        }
     }
 }
 
@@ -96,7 +112,7 @@ impl Quotas {
         let limited = |(index, limit): (usize, Arc<Limit>)| Limited {
             is_first: index == 0,
             state: Mutex::new(LimitState::new(&limit, settings)),
-            at_once: limit.at_once.map(|most| Arc::new(Semaphore::new(most))),
+            at_once: limit.at_once.map(AtOnce::new),
             limit,
         };
         let limits = limits.into_iter().enumerate().map(limited).collect();
@@ -111,22 +127,48 @@ impl Quotas {
     }
 
     /// Waits until `request` may leave. Called last of all, so that permits cannot gather behind a slow commit and then leave
-    /// together.
-    pub async fn permit(&self, object: &str, request: &Request) -> Permit {
+    /// together. Limits that are not about all requests come first: meanwhile `waiting` is held back.
+    pub async fn permit(&self, object: &str, request: &Request, waiting: Option<&Waiting>) -> Permit {
         let demands = self.demands(object, request);
-        let mut at_once = Vec::new();
-        for (limited, _) in &demands {
-            if let Some(semaphore) = &limited.at_once
-                && let Ok(permit) = semaphore.clone().acquire_owned().await
-            {
-                at_once.push(permit);
+        let (wide, narrow): (Demands<'_>, Demands<'_>) =
+            demands.iter().cloned().partition(|(limited, _)| limited.is_about_all());
+        loop {
+            let mut at_once = Vec::new();
+            let held_back = waiting.filter(|_| !narrow.is_empty());
+            held_back.inspect(|waiting| waiting.hold_back(object, enough(&narrow)));
+            enter(&narrow, &mut at_once).await;
+            self.pass_as_they_change(&narrow).await;
+            held_back.inspect(|waiting| waiting.go_on());
+            enter(&wide, &mut at_once).await;
+            self.pass_as_they_change(&wide).await;
+            // The target may have asked for a pause meanwhile.
+            if paused_until(&demands).is_none() {
+                return Permit { _at_once: at_once };
             }
         }
+    }
+
+    /// Waits while `request` is about a limit that pauses: its attempt is not even written down.
+    pub async fn unpaused(&self, object: &str, request: &Request, waiting: Option<&Waiting>) {
+        let demands = self.demands(object, request);
+        while let Some(until) = paused_until(&demands) {
+            let narrow: Demands<'_> =
+                demands.iter().filter(|(limited, _)| !limited.is_about_all()).cloned().collect();
+            if paused_until(&narrow) == Some(until) {
+                waiting.inspect(|waiting| waiting.hold_back(object, enough(&narrow)));
+            }
+            sleep_until(until).await;
+        }
+        waiting.inspect(|waiting| waiting.go_on());
+    }
+
+    /// Passes `demands` at the rates as they are in the end.
+    async fn pass_as_they_change(&self, demands: &Demands<'_>) {
         loop {
             let mut changed = self.changed.subscribe();
             tokio::select! {
                 biased;
-                () = self.pass(&demands) => return Permit { _at_once: at_once },
+                () = self.pass(demands) => return,
                 _ = changed.changed() => {}
             }
         }
@@ -171,16 +213,15 @@ impl Quotas {
         self.limits.iter().filter_map(|limited| Some((limited, demand(limited)?))).collect()
     }
 
-    /// How many deliveries may be on their way to their permit: what leaves within a tenth of a second, and one.
+    /// How many deliveries may be on their way to their permit.
     #[must_use]
     pub fn ahead(&self) -> usize {
-        let of_all =
-            self.limits.iter().filter(|limited| limited.limit.when.is_none() && limited.limit.per.is_none());
-        let slowest =
-            of_all.filter_map(|limited| limited.state().slowest_per_second()).min_by(f64::total_cmp);
-        slowest.map_or(usize::MAX, |rate| {
-            usize::try_from(whole(rate / 10.0)).unwrap_or(usize::MAX).saturating_add(1)
-        })
+        self.limits
+            .iter()
+            .filter(|limited| limited.is_about_all())
+            .map(Limited::ahead)
+            .min()
+            .unwrap_or(usize::MAX)
     }
 
     /// Takes an answer into account. True when the refusal it is, is about one limit alone, which pauses: the rest of the target
@@ -234,6 +275,10 @@ impl Quotas {
 
     /// How many processes share the target: each keeps to its part of every rate while the shared buckets cannot be reached.
     pub fn divide(&self, processes: u32) {
+        self.limits
+            .iter()
+            .filter_map(|limited| limited.at_once.as_ref())
+            .for_each(|at_once| at_once.divide(processes));
         let changed =
             self.limits.iter().fold(false, |changed, limited| limited.state().divide(processes) | changed);
         if changed {
@@ -255,6 +300,17 @@ impl Quotas {
 
     fn touch(&self) {
         self.changed.send_modify(|count| *count = count.wrapping_add(1));
+    }
+}
+
+/// With so many held back at these limits no more are taken.
+fn enough(narrow: &Demands<'_>) -> usize {
+    narrow.iter().map(|(limited, _)| limited.ahead()).min().unwrap_or(usize::MAX)
+}
+
+async fn enter(demands: &Demands<'_>, at_once: &mut Vec<OwnedSemaphorePermit>) {
+    for semaphore in demands.iter().filter_map(|(limited, _)| limited.at_once.as_ref()) {
+        at_once.extend(semaphore.enter().await);
     }
 }
 

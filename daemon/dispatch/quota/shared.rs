@@ -4,9 +4,12 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep_until};
 
 use crate::cache::Cache;
+
+/// So late a permit is not used any more: at a hundred requests a second two more would leave within a second than are allowed.
+const TOO_LATE: Duration = Duration::from_millis(20);
 
 /// A bucket and what is drawn from it.
 #[derive(Debug, Clone)]
@@ -37,7 +40,6 @@ for i, key in ipairs(KEYS) do
   local most = now + burst * interval + 250000
   if at > most then at = most end
   if at < now then at = now end
-  weight = math.min(weight, burst)
   full_at[i] = at + weight * interval
   local over = full_at[i] - (now + burst * interval)
   if over > wait then wait = over end
@@ -73,7 +75,8 @@ impl SharedBuckets {
         let _ = self.installation.set(installation.to_owned());
     }
 
-    /// Draws, and waits until it is there; false when Redis does not answer.
+    /// Draws, and waits until it is there; false when Redis does not answer. What is more than a bucket ever holds is drawn bit by
+    /// bit.
     pub async fn take(&self, draws: &[Draw]) -> bool {
         if draws.is_empty() {
             return true;
@@ -81,17 +84,29 @@ impl SharedBuckets {
         let Some(installation) = self.installation.get() else { return false };
         // The braces keep the keys of a target on one node of a cluster.
         let prefix = format!("tailwater:quota:{{{installation}:{}}}:", self.target);
-        loop {
+        let mut left: Vec<(&Draw, u32)> = draws.iter().map(|draw| (draw, draw.weight)).collect();
+        // Once: on a machine that is always late nobody comes together with anybody.
+        let mut may_be_late = true;
+        while !left.is_empty() {
             let mut call = self.script.prepare_invoke();
-            for draw in draws {
+            for (draw, weight) in &left {
                 let interval = u64::try_from(draw.interval.as_micros()).unwrap_or(u64::MAX);
-                call.key(format!("{prefix}{}", draw.key)).arg(draw.burst).arg(interval).arg(draw.weight);
+                let weight = (*weight).min(draw.burst);
+                call.key(format!("{prefix}{}", draw.key)).arg(draw.burst).arg(interval).arg(weight);
             }
             let Some(wait) = self.cache.script::<i64>(&call).await else { return false };
-            sleep(Duration::from_micros(wait.unsigned_abs())).await;
+            let granted = Instant::now() + Duration::from_micros(wait.unsigned_abs());
+            sleep_until(granted).await;
+            // Whoever comes late would come together with those whose time it is; what was drawn is lost.
+            if wait > 0 && may_be_late && granted.elapsed() > TOO_LATE {
+                may_be_late = false;
+                continue;
+            }
             if wait >= 0 {
-                return true;
+                left.iter_mut().for_each(|(draw, weight)| *weight = weight.saturating_sub(draw.burst));
+                left.retain(|(_, weight)| *weight > 0);
             }
         }
+        true
     }
 }
