@@ -282,7 +282,7 @@ async fn follow_in_turn(membership: Membership, follower: Follower) -> Result<()
     follower.run().await
 }
 
-/// Tells each target among how many processes its quotas are divided when Redis does not do it.
+/// Tells each target among how many processes it is divided.
 async fn divide(
     membership: Membership,
     targets: Vec<Arc<crate::dispatch::Target>>,

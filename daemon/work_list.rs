@@ -198,12 +198,19 @@ async fn resolve(
     reason: String,
 ) -> Result<String, Refusal> {
     let client = client(config).await?;
-    let Some(lane) = doubtful(&client, id).await? else {
+    let Some((lane, creates)) = doubtful(&client, id).await? else {
         let message = format!(
             "delivery {id} does not wait for that\nnext: tailwater deliveries list --cause doubt --each 20"
         );
         return Err(Refusal(EX_USAGE, message));
     };
+    if creates && applied.as_deref() == Some("") {
+        let message = format!(
+            "delivery {id} was to make the object, so its id at {} has to be known\nnext: tailwater deliveries resolve {id} --applied ID --reason …",
+            lane.target
+        );
+        return Err(Refusal(EX_USAGE, message));
+    }
     let resolved = Command::Resolve {
         id,
         target: lane.target,

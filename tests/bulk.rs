@@ -109,3 +109,26 @@ async fn an_account_without_bulk_imports_gets_one_by_one() {
     assert_same(&held(&world), &expected(&erp, &[]).await);
     assert!(world.log().contains("refuses bulk requests"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_that_cannot_be_asked_for_are_given_up_and_their_objects_go_one_by_one() {
+    let world = World::start(WorldOptions::default()).await;
+    let connector = world.own_mappings().join("connectors/zendesk.yaml");
+    let text = std::fs::read_to_string(&connector).unwrap();
+    let patient = text.replace("  every_s: 1\n", "  every_s: 1\n  patience_s: 4\n");
+    assert_ne!(patient, text);
+    std::fs::write(&connector, patient).unwrap();
+    world.zendesk.with(|zendesk| zendesk.jobs.are_silent = true);
+    let mut daemon = world.daemon();
+    world.streaming().await;
+    companies(&world, &names(40)).await;
+    world.settled(PATIENCE).await;
+    let accepted = world.zendesk.with(|zendesk| zendesk.jobs.accepted);
+    println!("# {accepted} jobs given up, {} objects by themselves", singly(&world));
+    assert!(accepted > 0 && singly(&world) >= 36, "{accepted} {}", singly(&world));
+    assert_eq!(world.count("select count(*) from bulk_call").await, 0);
+    let erp = world.erp.client("erp").await.unwrap();
+    assert_same(&held(&world), &expected(&erp, &[]).await);
+    assert!(daemon.terminate().success());
+    world.verify();
+}

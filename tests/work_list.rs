@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use tailwater::demo::vendor::faults::Faults;
+use tailwater::demo::vendor::server::{Limit, VendorServer};
+
+use crate::support::plain::Plain;
 use crate::support::{World, WorldOptions, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -142,5 +146,105 @@ async fn a_million_parked_deliveries_are_listed_and_decided_on_in_bounded_memory
     );
     assert!(after < before + 64.0, "{before} {after}");
     assert!(daemon.terminate().success());
+    world.verify();
+}
+
+/// Companies that can only be made, and people who refer to them.
+const DESK: &str = "
+format: 1
+system: desk
+auth: { kind: bearer }
+encoding: json
+timeout_s: 2
+concurrency: 4
+outcomes:
+  - { when: 'status >= 200 && status < 300', outcome: applied }
+  - { when: 'status >= 500', outcome: uncertain }
+  - { when: 'status >= 400', outcome: rejected }
+objects:
+  company:
+    body: { ref: event.id, name: event.name }
+    create: { request: POST /bare/things, id: answer.id }
+    update: { request: 'PUT /upsert/things/{external_id}', id: answer.id }
+    delete: 'DELETE /upsert/things/{external_id}'
+  person:
+    body: { company: references.company }
+    upsert: { request: 'PUT /upsert/things/{event.id}', id: answer.id }
+    delete: 'DELETE /upsert/things/{event.id}'
+";
+
+const DESK_ROUTES: &str = "
+format: 1
+routes:
+  - { event: customer.v1, system: desk, object: company, when: 'true' }
+  - event: contact.v1
+    system: desk
+    object: person
+    when: 'true'
+    requires: [{ object: company, id: event.customer }]
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_doubt_is_resolved_by_a_person_and_what_waited_for_it_goes_on() {
+    let world = World::start(WorldOptions::default()).await;
+    let limit = Limit { requests: 1_000, window_s: 1.0 };
+    let vendor = VendorServer::start(Plain::default(), limit).await.unwrap();
+    let mappings = world.own_mappings();
+    world.add_connector("desk", DESK);
+    std::fs::write(mappings.join("routes/default.yaml"), DESK_ROUTES).unwrap();
+    let key = world.directory.path().join("stripe.key").display().to_string();
+    world.add_settings(&format!(
+        "[targets.desk]\nconnector = \"desk\"\nbase_url = \"{}\"\napi_key = {{ file = \"{key}\" }}\nquota = \"100/s\"",
+        vendor.url()
+    ));
+    let _daemon = world.daemon();
+    world.streaming().await;
+    let mut odoo = world.odoo().await;
+    let mut doubtful = Vec::new();
+    for (name, faults) in [
+        ("Carried out", Faults { swallow: 1.0, ..Faults::default() }),
+        ("Cut off", Faults { reset: 1.0, ..Faults::default() }),
+    ] {
+        vendor.set_faults(faults);
+        let company = odoo.create_company(name, "doubt@example.com", 1).await.unwrap();
+        let parked =
+            "select coalesce(max(id) filter (where state = 'parked' and cause = 'doubt'), 0) from delivery";
+        eventually(PATIENCE, "the doubt", async || {
+            let id = world.count(parked).await;
+            if id > doubtful.last().map_or(0, |(_, id)| *id) { Ok(()) } else { Err(world.log()) }
+        })
+        .await;
+        doubtful.push((company, world.count(parked).await));
+    }
+    vendor.set_faults(Faults::default());
+    for (company, _) in &doubtful {
+        odoo.create_contact(*company, "Somebody", &format!("{company}@example.com")).await.unwrap();
+    }
+    world.settled(PATIENCE).await;
+    let told = "select count(*) from delivery where object = 'person' and state = 'applied'";
+    assert_eq!(world.count(told).await, 2, "people go without their companies");
+    let listed = world.printed(&["deliveries", "list", "--target", "desk"]);
+    assert!(listed.contains("desk company: 2 parked, doubt"), "{listed}");
+    let [(carried_out, first), (_, second)] = doubtful[..] else { panic!("{doubtful:?}") };
+    let resolve = |id: i64, how: &[&str]| {
+        let id = id.to_string();
+        world.printed(&[&["deliveries", "resolve", &id], how, &["--reason", "looked there"]].concat());
+    };
+    let refused = world.run(&["deliveries", "resolve", &first.to_string(), "--applied", "--reason", "there"]);
+    assert!(
+        String::from_utf8_lossy(&refused.stderr).contains("its id at desk has to be known"),
+        "{refused:?}"
+    );
+    resolve(first, &["--applied", "seen-there"]);
+    resolve(second, &["--not-applied"]);
+    world.settled(PATIENCE).await;
+    assert_eq!(world.count(told).await, 4, "each person is told again, with the company");
+    let known = "select count(*) from identity where system = 'desk' and object = 'company' and external_id = 'seen-there'";
+    assert_eq!(world.count(known).await, 1);
+    assert_eq!(vendor.with(|vendor| (vendor.count("bare"), vendor.doubled("bare"))), (2, Vec::new()));
+    odoo.rename(carried_out, "Renamed").await.unwrap();
+    world.settled(PATIENCE).await;
+    assert!(vendor.journal().calls.iter().any(|call| call.line == "PUT /upsert/things/seen-there"));
+    assert_eq!(world.printed(&["deliveries", "list"]), "nothing is owed, and nothing waits for a person\n");
     world.verify();
 }

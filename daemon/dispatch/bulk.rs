@@ -92,7 +92,7 @@ impl BulkDelivery {
         let keys: Vec<String> = self.items.iter().map(|item| item.delivery.idempotency_key()).collect();
         let key = format!("tw-bulk-{}", sha256_hex(keys.join("\n").as_bytes()).get(..40).unwrap_or_default());
         self.target.open(&self.object, &request, Some(&self.unsent)).await;
-        let begun = Instant::now();
+        let mut begun = Instant::now();
         self.ledger.writer().write(self.attempts(&request, &keys, &key)).await?;
         for item in &self.items {
             if let Some(reason) = item.delivery.lost_a_value(&item.request).await? {
@@ -101,12 +101,18 @@ impl BulkDelivery {
             }
         }
         let Some(first) = self.items.first() else { return Ok(()) };
-        let permit = self.target.permit(&self.object, &request, Some(&self.unsent)).await;
-        self.unsent.leave();
-        if begun.elapsed() > LATE {
+        let permit = loop {
+            let permit = self.target.permit(&self.object, &request, Some(&self.unsent)).await;
+            if begun.elapsed() < LATE {
+                break permit;
+            }
+            // No permit waits for a commit: this one is lost.
+            drop(permit);
             let leaving = CallWrite::Leaving { key: key.clone(), settled_after: SETTLED_AFTER };
             self.ledger.writer().write(Batch { calls: vec![leaving], ..Batch::default() }).await?;
-        }
+            begun = Instant::now();
+        };
+        self.unsent.leave();
         let outcome = first.delivery.send_with(permit, &request, &key).await?;
         let batch = match outcome.class {
             Class::Applied | Class::Duplicate => self.accepted(bulk, &key, &outcome),

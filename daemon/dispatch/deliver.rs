@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::adopt::Adopted;
 use super::outcome::Outcome;
@@ -66,12 +67,13 @@ impl Delivery {
         key: &str,
     ) -> Result<Outcome<'_>, LedgerError> {
         let object = &self.due.lane.object;
+        let sent = Instant::now();
         let result = self.ledger.tenure().during(self.target.way.send(request, key)).await;
         let result = result.ok_or(LedgerError::Fenced)?;
         drop(permit);
         let (outcome, answer) = self.judge(&request.step, result);
         let Outcome { class, retry_after, .. } = outcome;
-        self.target.note(&Note { object, request, class, answer: answer.as_ref(), retry_after });
+        self.target.note(&Note { object, request, sent, class, answer: answer.as_ref(), retry_after });
         Ok(outcome)
     }
 

@@ -28,6 +28,8 @@ use crate::ops::pulse::Pulse;
 const ASKED: i64 = 100;
 /// How often it is looked for jobs of processes that have ended, while there are none of our own.
 const LOOK: Duration = Duration::from_secs(2);
+/// Longest time between two looks at a job.
+const MOST_APART: Duration = Duration::from_secs(60);
 /// A job the vendor does not know is given up when it is so old: it may need a moment to be found.
 const UNKNOWN_AFTER: Duration = Duration::from_secs(60);
 
@@ -94,7 +96,7 @@ pub struct JobFollower {
 
 impl JobFollower {
     /// Runs until the ledger fails or the daemon stops; what runs at the vendor then is followed by the next process.
-    pub async fn run(mut self) -> Result<(), LedgerError> {
+    pub async fn run(self) -> Result<(), LedgerError> {
         let target = self.target.clone();
         let Some(jobs) = &target.connector.jobs else { return Ok(()) };
         let epoch = self.ledger.membership().map_or(0, |membership| membership.process.epoch);
@@ -105,37 +107,52 @@ impl JobFollower {
             }
             let found = running(self.ledger.reader(), &target.name, epoch, ASKED).await?;
             target.jobs.running.store(found.len(), Ordering::Relaxed);
-            let wait = match found.iter().map(|job| job.age).min() {
-                None => LOOK,
-                Some(youngest) => {
-                    self.look(jobs, found).await?;
-                    // A tenth of its age: a job of a minute is not asked for every second.
-                    jobs.every.max(youngest / 10)
-                }
-            };
+            // The target may be closed for long.
+            let mut stopping = self.stopping.clone();
             tokio::select! {
-                () = sleep(wait) => {}
-                () = target.jobs.begun.notified() => sleep(jobs.every).await,
-                _ = self.stopping.changed() => {}
+                done = self.pulse.during(self.round(jobs, found)) => done?,
+                _ = stopping.wait_for(|stop| *stop) => {}
             }
         }
     }
 
-    /// Asks for all of them in one request.
-    async fn look(&self, jobs: &Jobs, found: Vec<Running>) -> Result<(), LedgerError> {
+    /// Looks at the jobs, and waits until it is time for the next look.
+    async fn round(&self, jobs: &Jobs, found: Vec<Running>) -> Result<(), LedgerError> {
+        let wait = match found.iter().map(|job| job.age).min() {
+            None => LOOK,
+            Some(youngest) => {
+                self.look(jobs, found).await?;
+                // A tenth of its age: a job of a minute is not asked for every second.
+                jobs.every.max(youngest / 10).min(MOST_APART)
+            }
+        };
+        tokio::select! {
+            () = sleep(wait) => {}
+            () = self.target.jobs.begun.notified() => sleep(jobs.every).await,
+        }
+        Ok(())
+    }
+
+    /// Asks for all of them in one request; `None` when the answer tells nothing.
+    async fn ask(&self, jobs: &Jobs, found: &[Running]) -> Result<Option<Vec<Value>>, LedgerError> {
         let numbers: Vec<&str> = found.iter().map(|running| running.job.as_str()).collect();
         let numbers = Value::from(numbers.join(","));
         let request = match Request::bare("job", &jobs.line, &Scope::new([("jobs", &numbers)])) {
             Ok(request) => request,
             Err(error) => {
                 tracing::error!(target_name = %self.target.name, %error, "jobs cannot be asked for");
-                return Ok(());
+                return Ok(None);
             }
         };
         let answer = self.target.read("job", &request, self.ledger.tenure()).await?;
-        let listed = answer.as_ref().map(|answer| jobs.list.evaluate(&Scope::new([("answer", answer)])));
-        let listed =
-            listed.and_then(Result::ok).and_then(|listed| listed.as_array().cloned()).unwrap_or_default();
+        let listed = answer.and_then(|answer| jobs.list.evaluate(&Scope::new([("answer", &answer)])).ok());
+        Ok(listed.and_then(|listed| listed.as_array().cloned()))
+    }
+
+    /// Writes what became of those that have ended. One of which nothing is heard for too long is given up.
+    async fn look(&self, jobs: &Jobs, found: Vec<Running>) -> Result<(), LedgerError> {
+        let answer = self.ask(jobs, &found).await?;
+        let listed = answer.as_deref().unwrap_or_default();
         for running in found {
             let job = listed.iter().find(|job| {
                 let key = jobs.key.evaluate(&Scope::new([("job", *job)])).unwrap_or_default();

@@ -219,13 +219,17 @@ impl Dispatcher {
         }
         for (due, plan) in singly {
             // What needs no request needs no room.
-            let takes_room = !matches!(plan, Plan::Skip { .. } | Plan::Park(..));
-            if takes_room && left == 0 {
+            let request = plan.first_request();
+            let object = &due.lane.object;
+            let enough = request.and_then(|request| self.target.quotas.enough(object, request));
+            let is_enough = enough.is_some() && self.target.unsent.is_held_back(object);
+            let takes_room = request.is_some();
+            if takes_room && (left == 0 || is_enough) {
                 self.reserved.retain(|_, (_, id)| *id != due.id);
                 continue;
             }
             left -= usize::from(takes_room);
-            self.spawn(due, plan);
+            self.spawn(due, plan, enough);
         }
         Ok(())
     }
@@ -270,7 +274,7 @@ impl Dispatcher {
     }
 
     fn park(&mut self, due: Due, obstacle: &Obstacle) {
-        self.spawn(due, Plan::Park(Cause::Mapping, obstacle.to_string()));
+        self.spawn(due, Plan::Park(Cause::Mapping, obstacle.to_string()), None);
     }
 
     /// Notes a delivery as being in hand.
@@ -285,9 +289,14 @@ impl Dispatcher {
         ids
     }
 
-    fn spawn(&mut self, due: Due, plan: Plan) {
+    /// `enough`: with so many held back no more of its kind are begun.
+    fn spawn(&mut self, due: Due, plan: Plan, enough: Option<usize>) {
         let done = Done { object: due.lane.object.clone(), shards: vec![due.shard], ids: self.hold(&due) };
+        let object = done.object.clone();
         let delivery = Delivery::new(self.ledger.clone(), self.target.clone(), due);
+        if let (Some(waiting), Some(enough)) = (&delivery.waiting, enough) {
+            waiting.hold_back(&object, enough);
+        }
         self.in_flight.spawn(async move { (done, delivery.run(plan).await) });
     }
 

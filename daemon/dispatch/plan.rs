@@ -43,6 +43,20 @@ pub enum Plan {
     Park(Cause, String),
 }
 
+impl Plan {
+    /// What is sent first; `None` when nothing is.
+    #[must_use]
+    pub fn first_request(&self) -> Option<&Request> {
+        match self {
+            Self::Skip { .. } | Self::Park(..) => None,
+            Self::Send { request, .. } | Self::Find(request) => Some(request),
+            Self::Adopt { look_ups, request, .. } => {
+                Some(look_ups.first().map_or(request, |(_, look_up)| look_up))
+            }
+        }
+    }
+}
+
 /// Why no plan can be made yet.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Obstacle {

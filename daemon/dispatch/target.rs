@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until};
 use super::dedup::Dedup;
 use super::gate::{Closed, Gates};
 use super::job::JobCount;
-use super::quota::{Permit, Quotas};
+use super::quota::{Pauses, Permit, Quotas, Refused};
 use super::unsent::{Unsent, Waiting};
 use crate::connector::Connector;
 use crate::connector::classify::{Answer, Class};
@@ -69,6 +69,8 @@ pub struct Note<'a> {
     pub object: &'a str,
     /// The request.
     pub request: &'a Request,
+    /// When it left.
+    pub sent: Instant,
     /// What came of it.
     pub class: Class,
     /// The answer, when there was one.
@@ -152,15 +154,23 @@ impl Target {
         tenure: &Tenure,
     ) -> Result<Option<Value>, LedgerError> {
         let permit = self.permit(object, request, None).await;
+        let sent = Instant::now();
         let result = tenure.during(self.way.send(request, "")).await.ok_or(LedgerError::Fenced)?;
         drop(permit);
         let Ok(answer) = result else {
-            self.note(&Note { object, request, class: Class::Transient, answer: None, retry_after: None });
+            self.note(&Note {
+                object,
+                request,
+                sent,
+                class: Class::Transient,
+                answer: None,
+                retry_after: None,
+            });
             return Ok(None);
         };
         let (class, _) = answer.classify(&request.step, &self.connector.outcomes);
         let retry_after = answer.retry_after(Timestamp::now());
-        self.note(&Note { object, request, class, answer: Some(&answer), retry_after });
+        self.note(&Note { object, request, sent, class, answer: Some(&answer), retry_after });
         Ok((class == Class::Applied).then_some(answer.body))
     }
 
@@ -192,15 +202,16 @@ impl Target {
 
     /// Takes an outcome into account for all requests to come.
     pub fn note(&self, note: &Note<'_>) {
-        let Note { object, request, class, answer, retry_after } = note;
-        let throttled = *class == Class::Throttled;
-        let alone =
-            answer.is_some_and(|answer| self.quotas.learn(object, request, answer, throttled, *retry_after));
+        let Note { object, request, sent, class, answer, retry_after } = note;
+        let refused = (*class == Class::Throttled).then_some(Refused { sent: *sent, wait: *retry_after });
+        let learnt = answer.map(|answer| self.quotas.learn(object, request, answer, refused));
         let status = answer.map(|answer| answer.status);
         let now = Instant::now();
         match class {
-            Class::Throttled if alone => {}
-            Class::Throttled => self.gates.throttled(now, *retry_after),
+            Class::Throttled => match learnt.unwrap_or(Pauses::Target(*retry_after)) {
+                Pauses::Limit | Pauses::Nothing => {}
+                Pauses::Target(wait) => self.gates.throttled(now, wait),
+            },
             Class::Unauthorised => {
                 tracing::error!(target_name = %self.name, "the target refuses our credentials; it is paused");
                 self.gates.unauthorised(now);

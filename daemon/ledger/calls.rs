@@ -70,7 +70,8 @@ pub fn call(write: CallWrite, out: &mut Vec<Prepared>) {
         )),
         CallWrite::Running { key, job, patience } => {
             out.push((
-                "update delivery set due_at = now() + make_interval(secs => $2)
+                // Whoever follows the job gives it up first.
+                "update delivery set due_at = now() + make_interval(secs => $2) + interval '10 minutes'
                  where id in (select unnest(deliveries) from bulk_call where key = $1) and state = 'sending'",
                 parameters![key.clone(), patience.as_secs_f64()],
             ));

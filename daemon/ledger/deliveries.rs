@@ -269,13 +269,18 @@ pub async fn carried_out(
     }))
 }
 
-/// The lane of a delivery whose request is in doubt and waits for a person; `None` when it does not.
-pub async fn doubtful(client: &Client, id: i64) -> Result<Option<Lane>, LedgerError> {
-    let sql = "select target, object, canonical_id from delivery
-               where id = $1 and state = 'parked' and request is not null";
+/// The lane of a delivery whose request is in doubt and waits for a person, and whether it was to make the object, whose id at the
+/// target nobody knows then; `None` when it does not wait for that.
+pub async fn doubtful(client: &Client, id: i64) -> Result<Option<(Lane, bool)>, LedgerError> {
+    let sql = "select d.target, d.object, d.canonical_id,
+                      coalesce(d.request ->> 'step' = 'create', false) and i.external_id is null
+               from delivery d
+               left join identity i on i.system = d.target and i.object = d.object and i.canonical_id = d.canonical_id
+               where d.id = $1 and d.state = 'parked' and d.request is not null";
     let row = client.query_opt(sql, &[&id]).await?;
     row.map(|row| {
-        Ok(Lane { target: row.try_get(0)?, object: row.try_get(1)?, canonical_id: row.try_get(2)? })
+        let lane = Lane { target: row.try_get(0)?, object: row.try_get(1)?, canonical_id: row.try_get(2)? };
+        Ok((lane, row.try_get(3)?))
     })
     .transpose()
 }

@@ -150,7 +150,7 @@ fn retry(writes: Vec<RetryWrite>, out: &mut Vec<Prepared>) {
                 alone = d.alone or w.alone
          from unnest($1::bigint[], $2::timestamptz[], $3::text[], $4::boolean[], $5::boolean[], $6::timestamptz[],
                      $7::boolean[], $8::boolean[]) as w(id, due_at, reason, uncertain, renewed, since, counted, alone)
-         where d.id = w.id",
+         where d.id = w.id and d.open",
         parameters![ids, times, reasons, uncertain, renewed, since, counted, alone],
     ));
 }
@@ -171,7 +171,7 @@ fn close(writes: Vec<ClosedWrite>, out: &mut Vec<Prepared>) {
         "update delivery d set state = w.state, reason = w.reason, cause = w.cause, waits_for = null,
                 head = d.head and w.state = 'parked' and d.state = 'sending' and d.request is not null,
                 request = case when w.state = 'parked' and d.state = 'sending' then d.request end
-         from unnest($1::bigint[], $2::text[], $3::text[], $4::text[]) as w(id, state, reason, cause) where d.id = w.id",
+         from unnest($1::bigint[], $2::text[], $3::text[], $4::text[]) as w(id, state, reason, cause) where d.id = w.id and d.open",
         parameters![ids.clone(), states, reasons, causes],
     ));
     requeue(ids, out);

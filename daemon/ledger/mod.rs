@@ -55,7 +55,7 @@ const WRITER_LOCK: i64 = 0x5441_494C_5741_5452;
 
 /// What the daemon asks is a handful of rows in the order of an index, however large the tables are; a planner without
 /// statistics would rather read everything and sort it.
-const READER_SETTINGS: &str = "set enable_bitmapscan = off";
+const READER_SETTINGS: &str = "set enable_bitmapscan = off; set enable_sort = off";
 
 /// What can go wrong with the ledger, by remedy.
 #[derive(Debug, thiserror::Error)]

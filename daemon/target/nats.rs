@@ -19,6 +19,8 @@ use crate::connector::request::Request;
 
 /// Until a connection stands.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
+/// How often a lost connection tries to come back.
+const RECONNECTS: usize = 3;
 /// Until a message is stored.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -53,6 +55,8 @@ impl NatsTarget {
             self.secret.as_ref().map(Secret::read).transpose().map_err(|e| not_sent(e.to_string()))?;
         let secret = secret.map(|secret| secret.expose().to_owned());
         let mut options = ConnectOptions::new().name("tailwater").connection_timeout(CONNECT_PATIENCE);
+        // One that is lost for longer is made anew here, and must not go on by itself.
+        options = options.max_reconnects(RECONNECTS);
         options = match (&self.user, secret) {
             (Some(user), secret) => options.user_and_password(user.clone(), secret.unwrap_or_default()),
             (None, Some(token)) => options.token(token),
@@ -76,7 +80,9 @@ impl NatsTarget {
         if !is_subject(&subject) {
             return Ok(answer(400, refusal("invalid_subject")));
         }
-        let context = match self.context().await? {
+        let context = timeout(2 * CONNECT_PATIENCE, self.context()).await;
+        let context = context.unwrap_or_else(|_| Err(SendError::NotSent("no connection in time".into())));
+        let context = match context? {
             Ok(context) => context,
             Err(refused) => return Ok(refused),
         };

@@ -308,7 +308,18 @@ quota = "{zendesk_quota}"
         }
     }
 
-    /// One more connector file; the world must have been started with data of its own.
+    /// A copy of the shipped mappings, which the settings name from now on.
+    pub fn own_mappings(&self) -> PathBuf {
+        let shipped = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("mappings");
+        let own = self.directory.path().join("mappings");
+        let copied = Command::new("cp").arg("-r").arg(&shipped).arg(&own).status().unwrap();
+        assert!(copied.success());
+        let names = |path: &std::path::Path| format!("mappings = \"{}\"", path.display());
+        self.edit_settings(&names(&shipped), &names(&own));
+        own
+    }
+
+    /// One more connector file; the world must have mappings of its own.
     pub fn add_connector(&self, name: &str, text: &str) {
         let path = self.directory.path().join("mappings/connectors").join(format!("{name}.yaml"));
         std::fs::write(path, text).unwrap();

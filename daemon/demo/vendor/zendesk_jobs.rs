@@ -45,6 +45,8 @@ pub struct Jobs {
     pub accepted: usize,
     /// The account may make bulk requests.
     pub are_allowed: bool,
+    /// It cannot be asked what became of them.
+    pub are_silent: bool,
 }
 
 impl Jobs {
@@ -93,6 +95,9 @@ impl Jobs {
 
     /// `job_statuses/show_many`.
     pub fn show_many(&self, ids: &str) -> Reply {
+        if self.are_silent {
+            return Reply::plain(500, json!({"error": "InternalError", "description": "try again"}));
+        }
         let known = ids.split(',').filter(|id| self.jobs.contains_key(*id));
         let shown: Vec<Value> = known.map(|id| self.show(id)).collect();
         Reply::plain(200, json!({"job_statuses": shown, "count": shown.len()}))

@@ -24,10 +24,10 @@ impl AtOnce {
         Self { most, part: Mutex::new(most), permits: Arc::new(Semaphore::new(most)) }
     }
 
-    /// How many there are for all processes.
+    /// How many there are for this process.
     #[must_use]
-    pub fn most(&self) -> usize {
-        self.most
+    pub fn part(&self) -> usize {
+        *self.part.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until one more may be under way.

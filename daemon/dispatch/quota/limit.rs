@@ -20,8 +20,9 @@ const CUT: f64 = 0.7;
 const OF_SEEN: f64 = 0.85;
 /// A target that took this part of what was sent allows it: a few have come too close together on their way.
 const NEARLY: f64 = 0.9;
-/// What is left of the rates then.
+/// What is left of the rates then, and the part of a window for which it pauses.
 const SLIGHT_CUT: f64 = 0.95;
+const BRIEF: u32 = 10;
 /// So many have to be seen.
 const SEEN: u32 = 5;
 /// Never less than this part.
@@ -31,8 +32,8 @@ const RECOVERS_EVERY: Duration = Duration::from_secs(10);
 const FIRST_GROWTH: f64 = 0.05;
 /// Requests that are remembered to see at which rate the target takes them.
 const REMEMBERED: usize = 4_096;
-/// Refusals of requests that were on their way together count as one.
-const TOGETHER: Duration = Duration::from_secs(1);
+/// So long after a refusal the next one may be slight again.
+const CALM: Duration = Duration::from_secs(3);
 /// Pause of a limit that was exceeded, when the answer does not say how long.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Keys remembered of a limit that is kept for each: beyond that the idle ones are forgotten.
@@ -45,6 +46,26 @@ pub struct Demand {
     pub key: String,
     /// How much.
     pub weight: NonZeroU32,
+}
+
+/// A request that was refused for going too fast.
+#[derive(Debug, Clone, Copy)]
+pub struct Refused {
+    /// When it was sent.
+    pub sent: Instant,
+    /// How long the target asks us to wait.
+    pub wait: Option<Duration>,
+}
+
+/// What a refusal changed.
+#[derive(Debug, Default)]
+pub struct Refusal {
+    /// The rates.
+    pub changed: bool,
+    /// It was on its way when another one was refused.
+    pub tells_nothing: bool,
+    /// It pauses for so long and no longer: what was sent is nearly what the target takes.
+    pub brief: Option<Duration>,
 }
 
 /// A bucket of one window.
@@ -92,8 +113,8 @@ pub struct LimitState {
     refused_at: Option<Instant>,
     eased_at: Option<Instant>,
     growth: f64,
-    /// When the target took requests, lately.
-    taken: VecDeque<Instant>,
+    /// When the target took requests, lately, and of which key.
+    taken: VecDeque<(Instant, String)>,
     /// Processes that share the rates, when nothing else divides them.
     processes: u32,
     paused: HashMap<String, Instant>,
@@ -224,49 +245,59 @@ impl LimitState {
     }
 
     /// The target refused a request for going too fast.
-    pub fn refused(&mut self, key: &str, report: &Report, wait: Option<Duration>, now: Instant) -> bool {
-        let seen = self.seen(key, now);
-        self.pause(key, now + wait.or(report.reset).unwrap_or(PAUSE), now);
-        if self.refused_at.is_some_and(|at| now.duration_since(at) < TOGETHER) {
-            return false;
+    pub fn refused(&mut self, key: &str, report: &Report, refused: Refused, now: Instant) -> Refusal {
+        let told = refused.wait.or(report.reset);
+        let before = self.refused_at.map(|at| now.duration_since(at));
+        if self.refused_at.is_some_and(|at| refused.sent < at) {
+            told.inspect(|told| self.pause(key, now + *told, now));
+            return Refusal { tells_nothing: told.is_none(), ..Refusal::default() };
         }
+        let seen = self.seen(key, now).zip(self.rates().first().map(Rate::per_second));
+        let is_calm = before.is_none_or(|before| before >= CALM);
+        let is_slight = told.is_none() && is_calm && seen.is_some_and(|(seen, rate)| seen >= NEARLY * rate);
+        let brief = is_slight.then(|| (self.window() / BRIEF).min(PAUSE));
+        self.pause(key, now + told.or(brief).unwrap_or(PAUSE), now);
         self.refused_at = Some(now);
         self.eased_at = Some(now);
         // One that says how much is left needs no guess.
         if report.remaining.is_some() {
-            return false;
+            return Refusal::default();
         }
         self.growth = FIRST_GROWTH;
-        let full = self.slowest_per_second().map(|rate| rate / self.cut);
-        let cut = match (seen, full) {
-            (Some(seen), Some(full)) if seen >= NEARLY * full * self.cut => self.cut * SLIGHT_CUT,
-            (Some(seen), Some(full)) => (seen * OF_SEEN / full).min(self.cut),
-            _ => self.cut * CUT,
+        if !is_slight {
+            // What was taken at the old rates says nothing of the new ones.
+            self.taken.clear();
+        }
+        let cut = match seen {
+            Some(_) if is_slight => self.cut * SLIGHT_CUT,
+            Some((seen, rate)) => (self.cut * seen * OF_SEEN / rate).min(self.cut),
+            None => self.cut * CUT,
         };
         self.cut = cut.max(LEAST);
         self.buckets.clear();
-        true
+        Refusal { changed: true, brief, tells_nothing: false }
     }
 
-    /// Requests per second that the target has taken until now, since the last pause or within a window.
-    fn seen(&mut self, key: &str, now: Instant) -> Option<f64> {
-        let window = self.base.first().map_or(PAUSE, |rate| rate.window);
+    fn window(&self) -> Duration {
+        self.base.first().map_or(PAUSE, |rate| rate.window)
+    }
+
+    /// Requests per second that the target has taken until now, over a window: what the other processes send is taken to be as much.
+    fn seen(&self, key: &str, now: Instant) -> Option<f64> {
+        let window = self.window();
         let from = now.checked_sub(window)?;
-        let from = self.paused.get(key).copied().map_or(from, |until| until.max(from));
-        let count = self.taken.iter().rev().take_while(|at| **at >= from).count();
-        let first = self.taken.iter().rev().nth(count.checked_sub(1)?)?;
-        let elapsed = now.duration_since(*first).max(window / 10);
-        self.taken.clear();
-        let count = u32::try_from(count).ok().filter(|count| *count >= SEEN)?;
-        Some(f64::from(count) / elapsed.max(PAUSE.min(window)).as_secs_f64())
+        let taken = self.taken.iter().rev().take_while(|(at, _)| *at >= from).filter(|(_, of)| of == key);
+        let (count, first) = taken.fold((0_u32, None), |(count, _), (at, _)| (count + 1, Some(*at)));
+        let elapsed = now.duration_since(first?).max(window / 10).max(PAUSE.min(window));
+        (count >= SEEN).then(|| f64::from(count) * f64::from(self.processes) / elapsed.as_secs_f64())
     }
 
     /// The target took a request: by and by it is trusted again.
-    pub fn granted(&mut self, now: Instant) -> bool {
+    pub fn granted(&mut self, key: &str, now: Instant) -> bool {
         if self.taken.len() >= REMEMBERED {
             self.taken.pop_front();
         }
-        self.taken.push_back(now);
+        self.taken.push_back((now, key.to_owned()));
         let due = self.eased_at.is_some_and(|at| now.duration_since(at) >= RECOVERS_EVERY);
         if self.cut >= 1.0 || !due {
             return false;

@@ -1,8 +1,8 @@
 //! How fast a target may be spoken to: every limit of its connector at once, as the settings, the operator and the target's own
 //! answers have it, for all processes together.
 //!
-//! A request takes its part of each limit that it is about: of the buckets in Redis, or, while Redis does not answer, of this
-//! process's own, the longest window first: what it has taken it always uses.
+//! A request takes its part of each limit that it is about: of the buckets in Redis, of all or of none, or, while Redis does not
+//! answer, of this process's own, the longest window first.
 
 pub mod at_once;
 mod limit;
@@ -21,6 +21,7 @@ use crate::connector::classify::Answer;
 use crate::connector::limit::{Limit, Rate, whole};
 use crate::connector::request::Request;
 use at_once::AtOnce;
+pub use limit::Refused;
 use limit::{Demand, LimitState};
 use shared::SharedBuckets;
 
@@ -84,13 +85,24 @@ impl Limited {
     fn ahead(&self) -> usize {
         match self.state().slowest_per_second() {
             Some(rate) => usize::try_from(whole(rate / 5.0)).unwrap_or(usize::MAX).saturating_add(1),
-            None => self.at_once.as_ref().map_or(usize::MAX, AtOnce::most),
+            None => self.at_once.as_ref().map_or(usize::MAX, AtOnce::part),
         }
     }
 }
 
 /// What a request takes, of which limits.
 type Demands<'a> = Vec<(&'a Limited, Demand)>;
+
+/// Whom a refusal for going too fast pauses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pauses {
+    /// The whole target: for so long, where that is known.
+    Target(Option<Duration>),
+    /// The limit that was exceeded, and nothing else.
+    Limit,
+    /// It was on its way when another one was refused.
+    Nothing,
+}
 
 /// See the module's text.
 pub struct Quotas {
@@ -127,20 +139,19 @@ impl Quotas {
     }
 
     /// Waits until `request` may leave. Called last of all, so that permits cannot gather behind a slow commit and then leave
-    /// together. Limits that are not about all requests come first: meanwhile `waiting` is held back.
+    /// together.
     pub async fn permit(&self, object: &str, request: &Request, waiting: Option<&Waiting>) -> Permit {
         let demands = self.demands(object, request);
-        let (wide, narrow): (Demands<'_>, Demands<'_>) =
-            demands.iter().cloned().partition(|(limited, _)| limited.is_about_all());
+        self.hold_back(object, &demands, waiting);
         loop {
+            while let Some(until) = paused_until(&demands) {
+                sleep_until(until).await;
+            }
             let mut at_once = Vec::new();
-            let held_back = waiting.filter(|_| !narrow.is_empty());
-            held_back.inspect(|waiting| waiting.hold_back(object, enough(&narrow)));
-            enter(&narrow, &mut at_once).await;
-            self.pass_as_they_change(&narrow).await;
-            held_back.inspect(|waiting| waiting.go_on());
-            enter(&wide, &mut at_once).await;
-            self.pass_as_they_change(&wide).await;
+            for semaphore in demands.iter().filter_map(|(limited, _)| limited.at_once.as_ref()) {
+                at_once.extend(semaphore.enter().await);
+            }
+            self.pass_as_they_change(&demands).await;
             // The target may have asked for a pause meanwhile.
             if paused_until(&demands).is_none() {
                 return Permit { _at_once: at_once };
@@ -151,15 +162,23 @@ impl Quotas {
     /// Waits while `request` is about a limit that pauses: its attempt is not even written down.
     pub async fn unpaused(&self, object: &str, request: &Request, waiting: Option<&Waiting>) {
         let demands = self.demands(object, request);
+        self.hold_back(object, &demands, waiting);
         while let Some(until) = paused_until(&demands) {
-            let narrow: Demands<'_> =
-                demands.iter().filter(|(limited, _)| !limited.is_about_all()).cloned().collect();
-            if paused_until(&narrow) == Some(until) {
-                waiting.inspect(|waiting| waiting.hold_back(object, enough(&narrow)));
-            }
             sleep_until(until).await;
         }
-        waiting.inspect(|waiting| waiting.go_on());
+    }
+
+    /// What waits for a limit that is not about all requests counts with its kind of object alone.
+    fn hold_back(&self, object: &str, demands: &Demands<'_>, waiting: Option<&Waiting>) {
+        if let (Some(enough), Some(waiting)) = (enough(demands), waiting) {
+            waiting.hold_back(object, enough);
+        }
+    }
+
+    /// With how many like `request` held back no more are begun; `None` when it is not held back.
+    #[must_use]
+    pub fn enough(&self, object: &str, request: &Request) -> Option<usize> {
+        enough(&self.demands(object, request))
     }
 
     /// Passes `demands` at the rates as they are in the end.
@@ -224,18 +243,16 @@ impl Quotas {
             .unwrap_or(usize::MAX)
     }
 
-    /// Takes an answer into account. True when the refusal it is, is about one limit alone, which pauses: the rest of the target
-    /// goes on.
+    /// Takes an answer into account, and says whom the refusal that it may be pauses.
     pub fn learn(
         &self,
         object: &str,
         request: &Request,
         answer: &Answer,
-        throttled: bool,
-        wait: Option<Duration>,
-    ) -> bool {
+        refused: Option<Refused>,
+    ) -> Pauses {
         let now = Instant::now();
-        let mut alone = false;
+        let mut pauses = Pauses::Target(refused.and_then(|refused| refused.wait));
         let about_another =
             self.limits.iter().any(|limited| !limited.is_first && limited.limit.is_exceeded(answer));
         for (limited, demand) in self.demands(object, request) {
@@ -243,18 +260,23 @@ impl Quotas {
             let mut state = limited.state();
             let mut changed = state.told(&demand.key, &report, now);
             let is_this = limited.limit.is_exceeded(answer) || (limited.is_first && !about_another);
-            if throttled && is_this {
-                changed |= state.refused(&demand.key, &report, wait, now);
-                alone |= !limited.is_first;
-            } else if !throttled {
-                changed |= state.granted(now);
+            if let Some(refused) = refused.filter(|_| is_this) {
+                let refusal = state.refused(&demand.key, &report, refused, now);
+                changed |= refusal.changed;
+                pauses = match refusal.tells_nothing {
+                    true => Pauses::Nothing,
+                    false if limited.is_first => Pauses::Target(refused.wait.or(refusal.brief)),
+                    false => Pauses::Limit,
+                };
+            } else if refused.is_none() {
+                changed |= state.granted(&demand.key, now);
             }
             drop(state);
             if changed {
                 self.touch();
             }
         }
-        alone
+        pauses
     }
 
     /// Sets the rates of a limit while requests are on their way; `None` takes back what was set.
@@ -273,7 +295,8 @@ impl Quotas {
         self.touch();
     }
 
-    /// How many processes share the target: each keeps to its part of every rate while the shared buckets cannot be reached.
+    /// How many processes share the target: each keeps to its part of the requests at once, and of every rate while the shared
+    /// buckets cannot be reached.
     pub fn divide(&self, processes: u32) {
         self.limits
             .iter()
@@ -303,15 +326,10 @@ impl Quotas {
     }
 }
 
-/// With so many held back at these limits no more are taken.
-fn enough(narrow: &Demands<'_>) -> usize {
-    narrow.iter().map(|(limited, _)| limited.ahead()).min().unwrap_or(usize::MAX)
-}
-
-async fn enter(demands: &Demands<'_>, at_once: &mut Vec<OwnedSemaphorePermit>) {
-    for semaphore in demands.iter().filter_map(|(limited, _)| limited.at_once.as_ref()) {
-        at_once.extend(semaphore.enter().await);
-    }
+/// As many as leave soon; `None` when all of these are about all requests.
+fn enough(demands: &Demands<'_>) -> Option<usize> {
+    let narrow = demands.iter().any(|(limited, _)| !limited.is_about_all());
+    demands.iter().map(|(limited, _)| limited.ahead()).min().filter(|_| narrow)
 }
 
 fn paused_until(demands: &Demands<'_>) -> Option<Instant> {

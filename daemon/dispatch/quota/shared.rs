@@ -8,6 +8,8 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::cache::Cache;
 
+/// Draws in advance are for less than a quarter of a second.
+const SOON: Duration = Duration::from_millis(200);
 /// So late a permit is not used any more: at a hundred requests a second two more would leave within a second than are allowed.
 const TOO_LATE: Duration = Duration::from_millis(20);
 
@@ -22,6 +24,14 @@ pub struct Draw {
     pub interval: Duration,
     /// How much is drawn.
     pub weight: u32,
+}
+
+impl Draw {
+    /// As much as is drawn in one step: no more than is there soon, or light requests would always be sooner.
+    fn piece(&self) -> u32 {
+        let soon = SOON.as_micros() / self.interval.as_micros().max(1);
+        u32::try_from(soon).unwrap_or(u32::MAX).min(self.burst).max(1)
+    }
 }
 
 /// Draws from all buckets or from none. What will be there within a quarter of a second is drawn in advance: the answer is how many
@@ -91,7 +101,7 @@ impl SharedBuckets {
             let mut call = self.script.prepare_invoke();
             for (draw, weight) in &left {
                 let interval = u64::try_from(draw.interval.as_micros()).unwrap_or(u64::MAX);
-                let weight = (*weight).min(draw.burst);
+                let weight = (*weight).min(draw.piece());
                 call.key(format!("{prefix}{}", draw.key)).arg(draw.burst).arg(interval).arg(weight);
             }
             let Some(wait) = self.cache.script::<i64>(&call).await else { return false };
@@ -103,7 +113,7 @@ impl SharedBuckets {
                 continue;
             }
             if wait >= 0 {
-                left.iter_mut().for_each(|(draw, weight)| *weight = weight.saturating_sub(draw.burst));
+                left.iter_mut().for_each(|(draw, weight)| *weight = weight.saturating_sub(draw.piece()));
                 left.retain(|(_, weight)| *weight > 0);
             }
         }
