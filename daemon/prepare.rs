@@ -83,6 +83,7 @@ fn prepare_target(
         name: target.name,
         connector: target.connector,
         unsent: Arc::default(),
+        probe: Arc::default(),
         dedup: Dedup::new(cache.clone()),
         shadow: target.shadow,
         versions,

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::time::Instant;
+use tokio::time::sleep;
 
 use super::deliver::Delivery;
 use super::job::Beginning;
 use super::outcome::Outcome;
+use super::quota::Permit;
 use super::retry::backoff;
 use super::target::Target;
 use super::unsent::Waiting;
@@ -29,7 +30,7 @@ use crate::mapping::scope::Scope;
 /// How long a bulk request that was never answered may still be worked off: only then is it safe to send anything newer.
 const SETTLED_AFTER: Duration = Duration::from_secs(30);
 
-/// If it waits for longer until it may leave, that is counted from then on.
+/// While it waits until it may leave, that is counted anew so often.
 const LATE: Duration = Duration::from_secs(5);
 
 /// Attempts after which objects go by themselves when the target says "not now" of all together.
@@ -92,7 +93,6 @@ impl BulkDelivery {
         let keys: Vec<String> = self.items.iter().map(|item| item.delivery.idempotency_key()).collect();
         let key = format!("tw-bulk-{}", sha256_hex(keys.join("\n").as_bytes()).get(..40).unwrap_or_default());
         self.target.open(&self.object, &request, Some(&self.unsent)).await;
-        let mut begun = Instant::now();
         self.ledger.writer().write(self.attempts(&request, &keys, &key)).await?;
         for item in &self.items {
             if let Some(reason) = item.delivery.lost_a_value(&item.request).await? {
@@ -101,17 +101,7 @@ impl BulkDelivery {
             }
         }
         let Some(first) = self.items.first() else { return Ok(()) };
-        let permit = loop {
-            let permit = self.target.permit(&self.object, &request, Some(&self.unsent)).await;
-            if begun.elapsed() < LATE {
-                break permit;
-            }
-            // No permit waits for a commit: this one is lost.
-            drop(permit);
-            let leaving = CallWrite::Leaving { key: key.clone(), settled_after: SETTLED_AFTER };
-            self.ledger.writer().write(Batch { calls: vec![leaving], ..Batch::default() }).await?;
-            begun = Instant::now();
-        };
+        let permit = self.permit(&request, &key).await?;
         self.unsent.leave();
         let outcome = first.delivery.send_with(permit, &request, &key).await?;
         let batch = match outcome.class {
@@ -137,6 +127,20 @@ impl BulkDelivery {
         self.ledger.writer().write(ended(batch, &key, is_running)).await?;
         self.job.filter(|_| is_running).into_iter().for_each(Beginning::runs);
         Ok(())
+    }
+
+    /// Waits for the permit; meanwhile the time until its outcome must be known is put off.
+    async fn permit(&self, request: &Request, key: &str) -> Result<Permit, LedgerError> {
+        let mut permit = std::pin::pin!(self.target.permit(&self.object, request, Some(&self.unsent)));
+        loop {
+            tokio::select! {
+                biased;
+                permit = &mut permit => return Ok(permit),
+                () = sleep(LATE) => {}
+            }
+            let waiting = CallWrite::Waiting { key: key.to_owned(), settled_after: SETTLED_AFTER };
+            self.ledger.writer().write(Batch { calls: vec![waiting], ..Batch::default() }).await?;
+        }
     }
 
     fn request(&self, bulk: &Bulk) -> Result<Request, EvaluationError> {

@@ -36,10 +36,13 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    /// A delivery that has not begun.
+    /// A delivery that has not begun. `enough`: with so many held back no more of its kind are begun.
     #[must_use]
-    pub fn new(ledger: Ledger, target: Arc<Target>, due: Due) -> Self {
-        let waiting = Some(target.unsent.enter());
+    pub fn new(ledger: Ledger, target: Arc<Target>, due: Due, enough: Option<usize>) -> Self {
+        let waiting = Some(match enough {
+            Some(enough) => target.unsent.enter_held_back(&due.lane.object, enough),
+            None => target.unsent.enter(),
+        });
         Self { ledger, target, due, waiting }
     }
 
@@ -70,10 +73,10 @@ impl Delivery {
         let sent = Instant::now();
         let result = self.ledger.tenure().during(self.target.way.send(request, key)).await;
         let result = result.ok_or(LedgerError::Fenced)?;
-        drop(permit);
         let (outcome, answer) = self.judge(&request.step, result);
         let Outcome { class, retry_after, .. } = outcome;
         self.target.note(&Note { object, request, sent, class, answer: answer.as_ref(), retry_after });
+        drop(permit);
         Ok(outcome)
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use jiff::SignedDuration;
 use serde_json::Value;
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
@@ -19,7 +20,7 @@ use crate::connector::classify::Class;
 use crate::connector::request::Request;
 use crate::ledger::batch::{Batch, CallWrite, RetryWrite};
 use crate::ledger::calls::{Running, running};
-use crate::ledger::outbox::by_ids;
+use crate::ledger::outbox::{Due, by_ids};
 use crate::ledger::{Ledger, LedgerError};
 use crate::mapping::scope::Scope;
 use crate::ops::pulse::Pulse;
@@ -30,6 +31,8 @@ const ASKED: i64 = 100;
 const LOOK: Duration = Duration::from_secs(2);
 /// Longest time between two looks at a job.
 const MOST_APART: Duration = Duration::from_secs(60);
+/// An attempt so much later is another one, whatever the clocks are like.
+const SENT_AGAIN: SignedDuration = SignedDuration::from_mins(1);
 /// A job the vendor does not know is given up when it is so old: it may need a moment to be found.
 const UNKNOWN_AFTER: Duration = Duration::from_secs(60);
 
@@ -175,7 +178,7 @@ impl JobFollower {
 
     /// Writes what became of each of a job's deliveries. `None`: nobody knows.
     async fn end(&self, running: Running, results: Option<Value>) -> Result<(), LedgerError> {
-        let Running { key, object, way, deliveries, .. } = running;
+        let Running { key, object, way, deliveries, sent_at, .. } = running;
         let dues = by_ids(self.ledger.reader(), &deliveries).await?;
         let reader = self.target.connector.object(&object).and_then(|object| object.bulk.get(way));
         let results = results.as_ref().and_then(Value::as_array).cloned().unwrap_or_default();
@@ -187,8 +190,10 @@ impl JobFollower {
         let mut batch = Batch::default();
         let mut keys = Vec::new();
         for (id, outcome) in deliveries.iter().zip(outcomes) {
-            // One that is not open any more was settled by a person meanwhile.
-            let Some(due) = dues.get(id).filter(|due| due.uncertain) else { continue };
+            // One that is not open any more was settled by a person meanwhile; one that was sent again has an outcome of its own.
+            let sent_again =
+                |due: &Due| due.last_attempt_at.is_some_and(|at| at.duration_since(sent_at) > SENT_AGAIN);
+            let Some(due) = dues.get(id).filter(|due| due.uncertain && !sent_again(due)) else { continue };
             let delivery = Delivery::one_of_many(self.ledger.clone(), self.target.clone(), due.clone());
             let request = due.request.as_ref().and_then(Request::from_json);
             match request {

@@ -110,7 +110,7 @@ impl Dispatcher {
     /// Runs until the ledger fails, or until it is told to stop and nothing is in flight. Cancelled, it abandons requests
     /// in flight: they are in doubt, which the ledger knows.
     pub async fn run(mut self) -> Result<(), LedgerError> {
-        let outbox = Outbox::prepare(self.ledger.reader()).await?;
+        let outbox = Outbox::prepare(self.ledger.outbox()).await?;
         self.go_live().await?;
         self.objects = owed_objects(self.ledger.reader(), &self.target.name).await?;
         for object in &self.target.connector.objects {
@@ -292,11 +292,7 @@ impl Dispatcher {
     /// `enough`: with so many held back no more of its kind are begun.
     fn spawn(&mut self, due: Due, plan: Plan, enough: Option<usize>) {
         let done = Done { object: due.lane.object.clone(), shards: vec![due.shard], ids: self.hold(&due) };
-        let object = done.object.clone();
-        let delivery = Delivery::new(self.ledger.clone(), self.target.clone(), due);
-        if let (Some(waiting), Some(enough)) = (&delivery.waiting, enough) {
-            waiting.hold_back(&object, enough);
-        }
+        let delivery = Delivery::new(self.ledger.clone(), self.target.clone(), due, enough);
         self.in_flight.spawn(async move { (done, delivery.run(plan).await) });
     }
 
@@ -325,7 +321,7 @@ impl Dispatcher {
         let may_start = self.room() > 0;
         if may_start {
             let Self { target, objects, shards, .. } = self;
-            let next = outbox.next_due_at(self.ledger.reader(), &target.name, objects, shards).await?;
+            let next = outbox.next_due_at(self.ledger.outbox(), &target.name, objects, shards).await?;
             if let Some(at) = next {
                 let wait: Duration = at.duration_since(Timestamp::now()).try_into().unwrap_or_default();
                 until = until.min(Instant::now() + wait);

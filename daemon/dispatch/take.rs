@@ -18,13 +18,14 @@ impl Dispatcher {
         if self.target.gates.all_open_at(Instant::now()).is_some() {
             return 0;
         }
-        let allowed = match self.target.gates.probing() {
-            Some(_) => 1,
-            None => self.target.connector.concurrency,
-        };
-        // What is held back for one kind of object keeps nobody else from going.
-        let under_way = self.in_flight.len().saturating_sub(self.target.unsent.held_back());
-        allowed.saturating_sub(under_way).min(self.target.room())
+        let (in_flight, concurrency) = (self.in_flight.len(), self.target.connector.concurrency);
+        if self.target.gates.probing().is_some() {
+            return 1_usize.saturating_sub(in_flight).min(self.target.room());
+        }
+        // What is held back for one kind of object leaves at least half of the way to the others.
+        let held_back = self.target.unsent.held_back();
+        let under_way = in_flight.saturating_sub(held_back) + held_back.min(concurrency / 2);
+        concurrency.saturating_sub(under_way).min(self.target.room())
     }
 
     /// Objects that may be spoken of now.
@@ -112,7 +113,7 @@ impl Dispatcher {
         let busy: Vec<i64> = busy.copied().collect();
         let Self { target, shards, .. } = self;
         let wanted = Wanted { target: &target.name, objects, shards, classes, most, busy: &busy };
-        outbox.due(self.ledger.reader(), &wanted).await
+        outbox.due(self.ledger.outbox(), &wanted).await
     }
 
     /// What a delivery cannot do without, and is not at the target.

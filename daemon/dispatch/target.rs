@@ -101,6 +101,8 @@ pub struct Target {
     pub shadow: bool,
     /// Whether it may be spoken to, and about which objects.
     pub gates: Gates,
+    /// Held by the one request that finds out whether it may be spoken to again.
+    pub probe: Arc<Mutex<()>>,
     /// See there.
     pub unsent: Arc<Unsent>,
     /// Jobs of bulk requests.
@@ -124,6 +126,7 @@ impl Target {
     }
 
     async fn pass_gates(&self, object: &str, waiting: Option<&Waiting>) {
+        let waiting = waiting.filter(|waiting| !waiting.is_held_back());
         while let Some(at) = self.gates.opens_at(object, Instant::now()) {
             if self.gates.all_open_at(Instant::now()).is_none() {
                 waiting.inspect(|waiting| waiting.hold_back(object, 1));
@@ -136,13 +139,23 @@ impl Target {
     /// Waits until a request may leave: the gates are open and the quotas grant it. Called last of all, so that permits
     /// cannot gather behind a slow commit and then leave together.
     pub async fn permit(&self, object: &str, request: &Request, waiting: Option<&Waiting>) -> Permit {
+        let mut probe = None;
         loop {
             self.pass_gates(object, waiting).await;
-            let permit = self.quotas.permit(object, request, waiting).await;
+            let mut permit = self.quotas.permit(object, request, waiting).await;
             // The target may have asked for a pause while the quotas were waited for.
-            if self.gates.opens_at(object, Instant::now()).is_none() {
-                return permit;
+            if self.gates.opens_at(object, Instant::now()).is_some() {
+                continue;
             }
+            let is_probe = self.gates.probing().is_some() || self.gates.probing_object(object);
+            if is_probe && probe.is_none() {
+                // The others, which were on their way when the gate closed, wait for what this one finds out.
+                drop(permit);
+                probe = Some(self.probe.clone().lock_owned().await);
+                continue;
+            }
+            permit.probe = probe;
+            return permit;
         }
     }
 

@@ -31,7 +31,7 @@ struct HeldBack {
 }
 
 /// Where one of them is.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 enum Place {
     Waiting,
     HeldBack(String),
@@ -51,6 +51,12 @@ impl Waiting {
         self.go(Place::HeldBack(object.to_owned()), enough);
     }
 
+    /// True while it is held back.
+    #[must_use]
+    pub fn is_held_back(&self) -> bool {
+        matches!(*self.place.lock().unwrap_or_else(PoisonError::into_inner), Place::HeldBack(_))
+    }
+
     /// It waits for what all requests need.
     pub fn go_on(&self) {
         self.go(Place::Waiting, 0);
@@ -63,7 +69,7 @@ impl Waiting {
 
     fn go(&self, to: Place, enough: usize) {
         let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
-        if matches!((&*place, &to), (Place::Waiting, Place::Waiting)) {
+        if *place == to {
             return;
         }
         let mut counts = self.unsent.lock();
@@ -109,6 +115,14 @@ impl Unsent {
     pub fn enter(self: &Arc<Self>) -> Waiting {
         self.lock().waiting += 1;
         Waiting { unsent: self.clone(), place: Mutex::new(Place::Waiting) }
+    }
+
+    /// Notes one that is held back from the start.
+    #[must_use]
+    pub fn enter_held_back(self: &Arc<Self>, object: &str, enough: usize) -> Waiting {
+        let waiting = Waiting { unsent: self.clone(), place: Mutex::new(Place::Left) };
+        waiting.hold_back(object, enough);
+        waiting
     }
 
     /// How many wait for what all requests need.

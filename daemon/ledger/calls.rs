@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio_postgres::Client;
 
 use super::LedgerError;
@@ -21,7 +22,9 @@ pub struct Running {
     pub deliveries: Vec<i64>,
     /// The vendor's number of the job.
     pub job: String,
-    /// Since when.
+    /// When it was sent, by the ledger's clock, and how long ago.
+    pub sent_at: Timestamp,
+    /// See there.
     pub age: Duration,
 }
 
@@ -37,7 +40,7 @@ pub async fn running(
                  select o.key from bulk_call o where o.target = $1 and o.state = 'running'
                    and (o.epoch = $2 or exists (select from process p where p.epoch = o.epoch and p.ended_at is not null))
                  order by o.sent_at limit $3)
-               returning key, object, way, deliveries, job, extract(epoch from now() - sent_at)::float8";
+               returning key, object, way, deliveries, job, extract(epoch from now() - sent_at)::float8, sent_at";
     let rows = client.query(sql, &[&target, &epoch, &most]).await?;
     let running = |row: &tokio_postgres::Row| {
         Ok(Running {
@@ -47,6 +50,7 @@ pub async fn running(
             deliveries: row.try_get(3)?,
             job: row.try_get::<_, Option<String>>(4)?.unwrap_or_default(),
             age: Duration::from_secs_f64(row.try_get::<_, f64>(5)?.max(0.0)),
+            sent_at: row.try_get(6)?,
         })
     };
     rows.iter().map(running).collect()
@@ -70,8 +74,8 @@ pub fn call(write: CallWrite, out: &mut Vec<Prepared>) {
         )),
         CallWrite::Running { key, job, patience } => {
             out.push((
-                // Whoever follows the job gives it up first.
-                "update delivery set due_at = now() + make_interval(secs => $2) + interval '10 minutes'
+                // Whoever follows the job gives it up long before.
+                "update delivery set due_at = now() + make_interval(secs => $2) + interval '1 day'
                  where id in (select unnest(deliveries) from bulk_call where key = $1) and state = 'sending'",
                 parameters![key.clone(), patience.as_secs_f64()],
             ));
@@ -80,7 +84,7 @@ pub fn call(write: CallWrite, out: &mut Vec<Prepared>) {
                 parameters![key, job],
             ));
         }
-        CallWrite::Leaving { key, settled_after } => out.push((
+        CallWrite::Waiting { key, settled_after } => out.push((
             "with c as (update bulk_call set sent_at = now() where key = $1 returning deliveries)
              update delivery set due_at = now() + make_interval(secs => $2)
              where id in (select unnest(deliveries) from c) and state = 'sending'",

@@ -121,7 +121,7 @@ fn sending(writes: Vec<SendingWrite>, out: &mut Vec<Prepared>) {
                 due_at = coalesce(now() + make_interval(secs => w.settled), d.due_at),
                 attempted_at = case when d.idempotency_key is distinct from w.key then w.at else d.attempted_at end
          from unnest($1::bigint[], $2::text[], $3::text[], $4::timestamptz[], $5::float8[]) as w(id, key, request, at, settled)
-         where d.id = w.id",
+         where d.id = w.id and d.open",
         parameters![ids, keys, requests, times, settled],
     ));
 }

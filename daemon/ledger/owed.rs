@@ -77,8 +77,8 @@ pub enum CallWrite {
         /// Process that sends it.
         epoch: i64,
     },
-    /// It has waited for long until it may leave, and leaves now.
-    Leaving {
+    /// It still waits until it may leave.
+    Waiting {
         /// Its key.
         key: String,
         /// If nothing is heard of it, its deliveries are resolved no sooner than that.

@@ -64,6 +64,8 @@ pub struct Refusal {
     pub changed: bool,
     /// It was on its way when another one was refused.
     pub tells_nothing: bool,
+    /// How long the target asks us to wait.
+    pub told: Option<Duration>,
     /// It pauses for so long and no longer: what was sent is nearly what the target takes.
     pub brief: Option<Duration>,
 }
@@ -250,7 +252,7 @@ impl LimitState {
         let before = self.refused_at.map(|at| now.duration_since(at));
         if self.refused_at.is_some_and(|at| refused.sent < at) {
             told.inspect(|told| self.pause(key, now + *told, now));
-            return Refusal { tells_nothing: told.is_none(), ..Refusal::default() };
+            return Refusal { tells_nothing: told.is_none(), told, ..Refusal::default() };
         }
         let seen = self.seen(key, now).zip(self.rates().first().map(Rate::per_second));
         let is_calm = before.is_none_or(|before| before >= CALM);
@@ -261,7 +263,7 @@ impl LimitState {
         self.eased_at = Some(now);
         // One that says how much is left needs no guess.
         if report.remaining.is_some() {
-            return Refusal::default();
+            return Refusal { told, ..Refusal::default() };
         }
         self.growth = FIRST_GROWTH;
         if !is_slight {
@@ -275,7 +277,7 @@ impl LimitState {
         };
         self.cut = cut.max(LEAST);
         self.buckets.clear();
-        Refusal { changed: true, brief, tells_nothing: false }
+        Refusal { changed: true, told, brief, tells_nothing: false }
     }
 
     fn window(&self) -> Duration {

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::unsent::Waiting;
@@ -115,6 +115,8 @@ pub struct Quotas {
 /// A request that may leave; dropped when its answer is there.
 pub struct Permit {
     _at_once: Vec<OwnedSemaphorePermit>,
+    /// It is the only one that may leave until its answer is there.
+    pub probe: Option<OwnedMutexGuard<()>>,
 }
 
 impl Quotas {
@@ -154,7 +156,7 @@ impl Quotas {
             self.pass_as_they_change(&demands).await;
             // The target may have asked for a pause meanwhile.
             if paused_until(&demands).is_none() {
-                return Permit { _at_once: at_once };
+                return Permit { _at_once: at_once, probe: None };
             }
         }
     }
@@ -195,22 +197,13 @@ impl Quotas {
 
     /// Passes all limits once; what was taken of some when the wait is given up is lost, which is on the safe side.
     async fn pass(&self, demands: &Demands<'_>) {
-        loop {
-            while let Some(until) = paused_until(demands) {
-                sleep_until(until).await;
-            }
-            // Redis gives permits for exact times: another bucket behind it would only add delays.
-            if !self.take_shared(demands).await {
-                let passed = demands.iter().flat_map(|(limited, demand)| limited.state().buckets(demand));
-                let mut buckets: Vec<_> = passed.collect();
-                buckets.sort_by_key(|bucket| std::cmp::Reverse(bucket.window));
-                for bucket in buckets {
-                    bucket.take().await;
-                }
-            }
-            // The target may have asked for a pause meanwhile.
-            if paused_until(demands).is_none() {
-                return;
+        // Redis gives permits for exact times: another bucket behind it would only add delays.
+        if !self.take_shared(demands).await {
+            let passed = demands.iter().flat_map(|(limited, demand)| limited.state().buckets(demand));
+            let mut buckets: Vec<_> = passed.collect();
+            buckets.sort_by_key(|bucket| std::cmp::Reverse(bucket.window));
+            for bucket in buckets {
+                bucket.take().await;
             }
         }
     }
@@ -265,7 +258,7 @@ impl Quotas {
                 changed |= refusal.changed;
                 pauses = match refusal.tells_nothing {
                     true => Pauses::Nothing,
-                    false if limited.is_first => Pauses::Target(refused.wait.or(refusal.brief)),
+                    false if limited.is_first => Pauses::Target(refusal.told.or(refusal.brief)),
                     false => Pauses::Limit,
                 };
             } else if refused.is_none() {
