@@ -76,15 +76,16 @@ impl Rate {
     /// Burst and refill interval of a bucket that never lets more than `requests` pass in any window.
     ///
     /// A bucket of burst b refilled at rate r lets b + r·w pass in a window w, so r = (requests − b) / w. A hundredth of the
-    /// quota is left as burst, of a long window a fifth, for nobody's day is even; where the network bunches requests up, one
-    /// more is held back: a refusal costs more than what is left unused.
+    /// quota is left as burst, of a long window a fifth, for nobody's day is even; where the network bunches requests up, two
+    /// hundredths more are held back: a refusal costs more than what is left unused.
     #[must_use]
     pub fn bucket(&self) -> (NonZeroU32, Duration) {
         let burst = match self.window.as_secs() {
             ..3_600 => (self.requests.get() / 100).clamp(1, 50),
             _ => (self.requests.get() / 5).max(1),
         };
-        let refill = self.requests.get().saturating_sub(burst + 1).max(1);
+        let spare = (self.requests.get() / 50).max(1);
+        let refill = self.requests.get().saturating_sub(burst + spare).max(1);
         (NonZeroU32::new(burst).unwrap_or(NonZeroU32::MIN), self.window / refill + ROUNDED_UP)
     }
 }

@@ -154,7 +154,7 @@ impl Target {
                 probe = Some(self.probe.clone().lock_owned().await);
                 continue;
             }
-            permit.probe = probe;
+            permit.probe = probe.filter(|_| is_probe);
             return permit;
         }
     }
@@ -169,7 +169,6 @@ impl Target {
         let permit = self.permit(object, request, None).await;
         let sent = Instant::now();
         let result = tenure.during(self.way.send(request, "")).await.ok_or(LedgerError::Fenced)?;
-        drop(permit);
         let Ok(answer) = result else {
             self.note(&Note {
                 object,
@@ -184,6 +183,7 @@ impl Target {
         let (class, _) = answer.classify(&request.step, &self.connector.outcomes);
         let retry_after = answer.retry_after(Timestamp::now());
         self.note(&Note { object, request, sent, class, answer: Some(&answer), retry_after });
+        drop(permit);
         Ok((class == Class::Applied).then_some(answer.body))
     }
 

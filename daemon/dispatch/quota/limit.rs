@@ -256,7 +256,7 @@ impl LimitState {
         }
         let seen = self.seen(key, now).zip(self.rates().first().map(Rate::per_second));
         let is_calm = before.is_none_or(|before| before >= CALM);
-        let is_slight = told.is_none() && is_calm && seen.is_some_and(|(seen, rate)| seen >= NEARLY * rate);
+        let is_slight = is_calm && seen.is_some_and(|(seen, rate)| seen >= NEARLY * rate);
         let brief = is_slight.then(|| (self.window() / BRIEF).min(PAUSE));
         self.pause(key, now + told.or(brief).unwrap_or(PAUSE), now);
         self.refused_at = Some(now);

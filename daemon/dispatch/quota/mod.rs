@@ -144,8 +144,8 @@ impl Quotas {
     /// together.
     pub async fn permit(&self, object: &str, request: &Request, waiting: Option<&Waiting>) -> Permit {
         let demands = self.demands(object, request);
-        self.hold_back(object, &demands, waiting);
         loop {
+            place(object, &demands, waiting);
             while let Some(until) = paused_until(&demands) {
                 sleep_until(until).await;
             }
@@ -164,17 +164,11 @@ impl Quotas {
     /// Waits while `request` is about a limit that pauses: its attempt is not even written down.
     pub async fn unpaused(&self, object: &str, request: &Request, waiting: Option<&Waiting>) {
         let demands = self.demands(object, request);
-        self.hold_back(object, &demands, waiting);
+        place(object, &demands, waiting);
         while let Some(until) = paused_until(&demands) {
             sleep_until(until).await;
         }
-    }
-
-    /// What waits for a limit that is not about all requests counts with its kind of object alone.
-    fn hold_back(&self, object: &str, demands: &Demands<'_>, waiting: Option<&Waiting>) {
-        if let (Some(enough), Some(waiting)) = (enough(demands), waiting) {
-            waiting.hold_back(object, enough);
-        }
+        place(object, &demands, waiting);
     }
 
     /// With how many like `request` held back no more are begun; `None` when it is not held back.
@@ -319,10 +313,25 @@ impl Quotas {
     }
 }
 
-/// As many as leave soon; `None` when all of these are about all requests.
+/// As many as leave soon of what is slower than the target as a whole, or one while that pauses; `None` where the target as a whole
+/// is the slowest: then what is most urgent goes first, of whatever kind it is.
 fn enough(demands: &Demands<'_>) -> Option<usize> {
-    let narrow = demands.iter().any(|(limited, _)| !limited.is_about_all());
-    demands.iter().map(|(limited, _)| limited.ahead()).min().filter(|_| narrow)
+    let (wide, narrow): (Demands<'_>, Demands<'_>) =
+        demands.iter().cloned().partition(|(limited, _)| limited.is_about_all());
+    if paused_until(&narrow).is_some() {
+        return Some(1);
+    }
+    let ahead = |demands: &Demands<'_>| demands.iter().map(|(limited, _)| limited.ahead()).min();
+    ahead(&narrow).filter(|narrow| *narrow < ahead(&wide).unwrap_or(usize::MAX))
+}
+
+/// What waits for a limit that is slower than the target as a whole counts with its kind of object alone.
+fn place(object: &str, demands: &Demands<'_>, waiting: Option<&Waiting>) {
+    match (waiting, enough(demands)) {
+        (Some(waiting), Some(enough)) => waiting.hold_back(object, enough),
+        (Some(waiting), None) => waiting.go_on(),
+        (None, _) => {}
+    }
 }
 
 fn paused_until(demands: &Demands<'_>) -> Option<Instant> {
