@@ -27,11 +27,7 @@ async fn world() -> (World, VendorServer<Plain>) {
     let mut routes = String::from("format: 1\nroutes:\n");
     for (kind, text) in connectors() {
         world.add_connector(kind, &text);
-        let key = world.directory.path().join("stripe.key").display().to_string();
-        world.add_settings(&format!(
-            "[targets.{kind}]\nconnector = \"{kind}\"\nbase_url = \"{}\"\napi_key = {{ file = \"{key}\" }}\nquota = \"100000/s\"",
-            vendor.url()
-        ));
+        world.add_target(kind, &vendor.url(), "quota = \"100000/s\"");
         routes += &format!("  - {{ event: customer.v1, system: {kind}, object: thing, when: \"true\" }}\n");
     }
     std::fs::write(world.directory.path().join("mappings/routes/routes.yaml"), routes).unwrap();

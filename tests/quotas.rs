@@ -212,11 +212,7 @@ async fn what_waits_for_a_limit_of_its_own_holds_up_nothing_else() {
     let limit = Limit { requests: 1_000, window_s: 1.0 };
     let vendor = VendorServer::start(Plain::default(), limit).await.unwrap();
     world.add_connector("two-speeds", TWO_SPEEDS);
-    let key = world.directory.path().join("stripe.key").display().to_string();
-    world.add_settings(&format!(
-        "[targets.vendor]\nconnector = \"two-speeds\"\nbase_url = \"{}\"\napi_key = {{ file = \"{key}\" }}",
-        vendor.url()
-    ));
+    world.add_target("two-speeds", &vendor.url(), "");
     let route = |object: &str| {
         format!("  - {{ event: customer.v1, system: two-speeds, object: {object}, when: \"true\" }}\n")
     };

@@ -192,11 +192,7 @@ async fn what_is_in_doubt_is_resolved_by_a_person_and_what_waited_for_it_goes_on
     let mappings = world.own_mappings();
     world.add_connector("desk", DESK);
     std::fs::write(mappings.join("routes/default.yaml"), DESK_ROUTES).unwrap();
-    let key = world.directory.path().join("stripe.key").display().to_string();
-    world.add_settings(&format!(
-        "[targets.desk]\nconnector = \"desk\"\nbase_url = \"{}\"\napi_key = {{ file = \"{key}\" }}\nquota = \"100/s\"",
-        vendor.url()
-    ));
+    world.add_target("desk", &vendor.url(), "quota = \"100/s\"");
     let _daemon = world.daemon();
     world.streaming().await;
     let mut odoo = world.odoo().await;

@@ -30,8 +30,8 @@ use crate::mapping::scope::Scope;
 /// How long a bulk request that was never answered may still be worked off: only then is it safe to send anything newer.
 const SETTLED_AFTER: Duration = Duration::from_secs(30);
 
-/// While it waits until it may leave, that is counted anew so often.
-const LATE: Duration = Duration::from_secs(5);
+/// How often that is counted anew while the request waits until it may leave.
+const PUT_OFF_EVERY: Duration = Duration::from_secs(5);
 
 /// Attempts after which objects go by themselves when the target says "not now" of all together.
 const PATIENT: i32 = 3;
@@ -136,7 +136,7 @@ impl BulkDelivery {
             tokio::select! {
                 biased;
                 permit = &mut permit => return Ok(permit),
-                () = sleep(LATE) => {}
+                () = sleep(PUT_OFF_EVERY) => {}
             }
             let waiting = CallWrite::Waiting { key: key.to_owned(), settled_after: SETTLED_AFTER };
             self.ledger.writer().write(Batch { calls: vec![waiting], ..Batch::default() }).await?;

@@ -2,6 +2,7 @@
 
 pub mod documents;
 pub mod expected;
+mod files;
 pub mod images;
 pub mod nats;
 pub mod plain;
