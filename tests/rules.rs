@@ -4,6 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use proptest::prelude::*;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use tailwater::config::node::{Node, Problems};
 use tailwater::connector::classify::Answer;
 use tailwater::connector::limit::{Limit, Rate, read_limits};
@@ -55,6 +57,31 @@ fn a_gate_closes_after_failures_in_a_row_only_and_no_longer_than_its_bound() {
     assert_eq!(opens_at(now + Duration::from_secs(15)), None);
     gates.answered("customer");
     assert_eq!(gates.probing(), None);
+}
+
+#[test]
+fn an_hour_without_the_target_costs_few_requests_and_its_end_is_soon_seen() {
+    let began = Instant::now();
+    for seed in 0..20 {
+        let mut random = StdRng::seed_from_u64(seed);
+        let gates = Gates::default();
+        let (mut at, mut requests, mut longest) = (began, 0, Duration::ZERO);
+        while at < began + Duration::from_secs(3_600) {
+            gates.silent(at, random.random_range(0.0..1.0));
+            requests += 1;
+            let next = gates.opens_at("customer", at).unwrap_or(at + Duration::from_millis(1));
+            if at < began + Duration::from_secs(600) {
+                longest = longest.max(next - at);
+            }
+            at = next;
+        }
+        println!("{requests} requests in an hour; at most {longest:?} between two in ten minutes");
+        assert!((100..=333).contains(&requests), "{requests}");
+        assert!(longest <= Duration::from_secs(15), "{longest:?}");
+        gates.answered("customer");
+        (0..8).for_each(|_| gates.silent(at, 0.0));
+        assert!(gates.opens_at("customer", at).unwrap() - at <= Duration::from_secs(5), "a new outage");
+    }
 }
 
 #[test]

@@ -13,8 +13,11 @@ use super::retry::jittered;
 
 /// Failures in a row after which the breaker opens.
 const OPEN_AFTER: u32 = 3;
-/// Longest time the breaker stays open between probes.
+/// Longest time the breaker stays open between probes, at first; then it is a part of the time that the target has been away, so that
+/// an hour without it costs some 260 requests, and the end of ten minutes is still seen within fifteen seconds.
 const MAX_OPEN: Duration = Duration::from_secs(5);
+const PART_OF_OUTAGE: u32 = 40;
+const MAX_OPEN_EVER: Duration = Duration::from_secs(30);
 /// First time it stays open.
 const FIRST_OPEN: Duration = Duration::from_millis(250);
 /// First pause after a 429 that does not say how long; it doubles with each further one.
@@ -54,6 +57,8 @@ struct Gate {
     until: Option<Instant>,
     why: Option<Closed>,
     failures: u32,
+    /// Since when it has been failing without a break.
+    failing_since: Option<Instant>,
 }
 
 impl Gate {
@@ -66,10 +71,17 @@ impl Gate {
         self.until = Some(self.until.map_or(until, |earlier| earlier.max(until)));
     }
 
+    fn is_well(&mut self) {
+        self.why = None;
+        self.failures = 0;
+        self.failing_since = None;
+    }
+
     /// How often it has failed so, this time included.
     fn count(&mut self, why: Closed) -> u32 {
         if self.why.is_some_and(|before| before != why) {
             self.failures = 0;
+            self.failing_since = None;
         }
         self.failures = self.failures.saturating_add(1);
         self.failures
@@ -77,8 +89,11 @@ impl Gate {
 
     fn failed(&mut self, now: Instant, draw: f64) {
         let failures = self.count(Closed::Failing);
+        let since = *self.failing_since.get_or_insert(now);
         if failures >= OPEN_AFTER {
-            let open = doubled(FIRST_OPEN, failures - OPEN_AFTER, MAX_OPEN);
+            let away = now.saturating_duration_since(since);
+            let most = (away / PART_OF_OUTAGE).clamp(MAX_OPEN, MAX_OPEN_EVER);
+            let open = doubled(FIRST_OPEN, failures - OPEN_AFTER, most);
             self.close(Closed::Failing, now + jittered(open, draw));
         }
     }
@@ -143,8 +158,7 @@ impl Gates {
     /// The target answered.
     pub fn answered(&self, object: &str) {
         let mut gates = self.lock();
-        gates.0.why = None;
-        gates.0.failures = 0;
+        gates.0.is_well();
         gates.1.remove(object);
     }
 
@@ -182,8 +196,7 @@ impl Gates {
     pub fn failed(&self, object: &str, now: Instant, draw: f64) {
         let mut gates = self.lock();
         // Whoever says so is there, and knows us.
-        gates.0.why = None;
-        gates.0.failures = 0;
+        gates.0.is_well();
         gates.1.entry(object.to_owned()).or_default().failed(now, draw);
     }
 }
