@@ -2,6 +2,9 @@
 CARGO ?= cargo
 PREFIX ?= /usr
 DESTDIR ?=
+# A figure that fails shall fail `make bench`, whatever comes behind it in a pipe.
+SHELL = /bin/bash
+.SHELLFLAGS = -o pipefail -c
 BINARY = $(or $(CARGO_TARGET_DIR),target)/release/tailwater
 
 .PHONY: demo test test-matrix lint bench bench-convergence soak fuzz install release dependencies
