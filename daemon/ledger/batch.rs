@@ -204,6 +204,13 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// Rows that it writes, about.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        let quiet: usize = self.quiet.iter().map(|write| write.rows.len()).sum();
+        self.images.len() + quiet + self.spilled.len() + self.deliveries.len() + self.applied.len()
+    }
+
     /// The index of the entry that is added next.
     #[must_use]
     pub fn next_entry(&self) -> EntryIndex {

@@ -23,6 +23,7 @@ pub mod recent;
 pub mod spill;
 pub mod standing;
 pub mod statements;
+mod statistics;
 pub mod status;
 pub mod tree;
 mod turn;
@@ -38,6 +39,7 @@ use crate::pg::{ConnectError, Database, describe};
 use membership::{Ambition, Membership};
 pub use process::is_served;
 use process::{Process, Role, Tenure};
+use statistics::Growth;
 use turn::Turn;
 use writer::Writer;
 
@@ -55,7 +57,10 @@ const WRITER_LOCK: i64 = 0x5441_494C_5741_5452;
 
 /// What the daemon asks is a handful of rows, however large the tables are; a planner without statistics would rather read
 /// everything.
-const READER_SETTINGS: &str = "set enable_bitmapscan = off";
+const READER_SETTINGS: &str = "set enable_bitmapscan = off; set random_page_cost = 1.1";
+
+/// What a batch is about was written or read a moment ago: a look into an index does not cost a seek.
+const WRITER_SETTINGS: &str = "set random_page_cost = 1.1";
 
 /// What is due is found step by step, each by one look into an index. A planner that does not know how few there are would
 /// rather join whole tables: half a second instead of one millisecond with a hundred thousand deliveries.
@@ -162,10 +167,11 @@ impl Ledger {
         reader.batch_execute(READER_SETTINGS).await?;
         let outbox = Arc::new(database.connect("tailwater-ledger-outbox").await?);
         outbox.batch_execute(OUTBOX_SETTINGS).await?;
+        client.batch_execute(WRITER_SETTINGS).await?;
         let sealer = commit::Sealer::new(membership.as_ref().map(|membership| membership.process.epoch));
         let session = commit::Session::new(client);
         let turn = Turn::new(&session, membership.as_ref().map(Membership::standing));
-        let writer = Writer::start(session, sealer, turn, lost_tx);
+        let writer = Writer::start(session, sealer, turn, Growth::begin(database.clone()), lost_tx);
         Ok(Self { reader, outbox, writer, lost, membership, tenure })
     }
 

@@ -17,6 +17,7 @@ use super::LedgerError;
 use super::batch::Batch;
 use super::commit::{Sealed, Sealer, Session};
 use super::statements::to_microseconds;
+use super::statistics::Growth;
 use super::turn::Turn;
 
 /// Batches waiting for the writer; beyond that the senders wait.
@@ -41,11 +42,18 @@ pub struct Writer {
 impl Writer {
     /// Starts the tasks; `lost` becomes true when the session is gone.
     #[must_use]
-    pub fn start(session: Session, sealer: Sealer, turn: Turn, lost: Arc<watch::Sender<bool>>) -> Self {
+    pub fn start(
+        session: Session,
+        sealer: Sealer,
+        turn: Turn,
+        growth: Growth,
+        lost: Arc<watch::Sender<bool>>,
+    ) -> Self {
         let (queue, requests) = mpsc::channel(QUEUE);
         let (hand_over, sealed) = mpsc::channel(1);
         let under_way = Arc::new(watch::Sender::new(0));
-        let sealing = Sealing { sealer, turn, under_way: under_way.subscribe(), noted: under_way.clone() };
+        let sealing =
+            Sealing { sealer, turn, growth, under_way: under_way.subscribe(), noted: under_way.clone() };
         tokio::spawn(async move {
             if let Err(error) = sealing.run(requests, hand_over).await {
                 tracing::error!(%error, "nothing more can be sealed");
@@ -76,6 +84,7 @@ type Gathered = (Sealed, Waiting);
 struct Sealing {
     sealer: Sealer,
     turn: Turn,
+    growth: Growth,
     /// Batches handed over and not yet committed.
     under_way: watch::Receiver<usize>,
     noted: Arc<watch::Sender<usize>>,
@@ -110,6 +119,7 @@ impl Sealing {
                 let full = merged.entries.len().max(merged.images.len()) >= MAX_GATHERED;
                 next = if full { None } else { requests.try_recv().ok() };
             }
+            self.growth.grew(merged.rows());
             let sealed =
                 self.sealer.seal(merged, to_microseconds(Timestamp::now()), !self.turn.is_alone())?;
             self.noted.send_modify(|under_way| *under_way += 1);
