@@ -17,6 +17,9 @@ fn from_environment(name: &str, otherwise: usize) -> usize {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
 }
 
+/// After so many kills everything is brought to its end and counted, so that what is owed does not grow with the campaign.
+const A_ROUND: usize = 50;
+
 /// A world whose rows go to vendors of all four kinds.
 async fn world() -> (World, VendorServer<Plain>) {
     let world =
@@ -97,24 +100,28 @@ async fn kills_at_random_instants_lose_nothing_and_double_nothing() {
     let (world, vendor) = world().await;
     // Long enough under way that a kill finds some of them there.
     vendor.set_faults(Faults { latency: Duration::from_millis(15), ..Faults::default() });
-    let mut rows = 0;
-    for _ in 0..kills {
-        let mut daemon = world.daemon();
-        let dies_at = Instant::now() + Duration::from_millis(random.random_range(50..1_800));
-        while Instant::now() < dies_at {
-            let more = random.random_range(1..4);
-            insert(&world, rows + 1, rows + more).await;
-            rows += more;
-            sleep(Duration::from_millis(random.random_range(0..20))).await;
+    let (mut rows, mut killed, mut in_doubt) = (0, 0, 0);
+    while killed < kills {
+        for _ in 0..A_ROUND.min(kills - killed) {
+            let mut daemon = world.daemon();
+            let dies_at = Instant::now() + Duration::from_millis(random.random_range(50..1_800));
+            while Instant::now() < dies_at {
+                let more = random.random_range(1..4);
+                insert(&world, rows + 1, rows + more).await;
+                rows += more;
+                sleep(Duration::from_millis(random.random_range(0..20))).await;
+            }
+            daemon.kill();
+            killed += 1;
         }
-        daemon.kill();
+        let mut daemon = world.daemon();
+        world.streaming().await;
+        world.settled(Duration::from_secs(180)).await;
+        println!("# {killed} kills, {rows} rows at four vendors");
+        in_doubt = assert_once(&world, &vendor, rows).await;
+        assert!(daemon.terminate().success());
     }
-    let mut daemon = world.daemon();
-    world.streaming().await;
-    world.settled(Duration::from_secs(180)).await;
-    println!("# {kills} kills, {rows} rows at four vendors");
-    assert!(assert_once(&world, &vendor, rows).await > 0, "some kills came while requests were under way");
-    assert!(daemon.terminate().success());
+    assert!(in_doubt > 0, "some kills came while requests were under way");
     world.verify();
 }
 
