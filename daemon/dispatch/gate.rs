@@ -16,7 +16,9 @@ const OPEN_AFTER: u32 = 3;
 /// Longest time the breaker stays open between probes, at first; then it is a part of the time that the target has been away, so that
 /// an hour without it costs some 260 requests, and the end of ten minutes is still seen within fifteen seconds.
 const MAX_OPEN: Duration = Duration::from_secs(5);
+/// One of so many parts of it.
 const PART_OF_OUTAGE: u32 = 40;
+/// Longest time between probes, however long it has been away.
 const MAX_OPEN_EVER: Duration = Duration::from_secs(30);
 /// First time it stays open.
 const FIRST_OPEN: Duration = Duration::from_millis(250);
