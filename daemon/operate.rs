@@ -1,8 +1,8 @@
 //! Commands that act on a source: recover, reread, and reading a slot for measurement.
 
-use std::collections::HashMap;
 use std::io::{IsTerminal, Write as _};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::sleep;
@@ -88,12 +88,12 @@ pub fn operator() -> String {
 /// `tailwater recover`.
 pub async fn recover(config: Config, name: &str, accept_new_cluster: bool) -> ExitCode {
     let source = match source_named(&config.sources, Some(name)) {
-        Ok(source) => Source::new(source.clone(), Default::default(), HashMap::new(), Waves::default()),
+        Ok(source) => Source::new(source.clone(), Arc::default(), None, Waves::default()),
         Err(code) => return code,
     };
     let work = async {
         let ledger = Ledger::open(&config.ledger).await?;
-        let position = Position::load(ledger.reader(), &source.name).await?;
+        let position = Position::load(ledger.reader(), &source.flow.name).await?;
         let position = position.ok_or_else(|| {
             Refusal(EX_USAGE, format!("source \"{name}\" was never read\nnext: tailwater run"))
         })?;

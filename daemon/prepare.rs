@@ -7,8 +7,11 @@ use tokio::sync::Mutex;
 
 use crate::cache::{Cache, CacheSettings};
 use crate::capture::Source;
+use crate::capture::flow::{Flow, Ways};
+use crate::capture::mass::MassGuard;
+use crate::capture::poll::PollSource;
 use crate::config::secret::Secret;
-use crate::config::{Config, TargetConfig};
+use crate::config::{Config, PollConfig, SourceConfig, TargetConfig};
 use crate::connector::Transport;
 use crate::dispatch::Target;
 use crate::dispatch::dedup::Dedup;
@@ -22,8 +25,10 @@ use crate::target::{HttpTarget, NatsTarget, RedisStreamTarget, Way};
 
 /// Sources and targets, ready to run.
 pub struct Prepared {
-    /// Sources.
+    /// Sources that are followed by their logical replication.
     pub sources: Vec<Arc<Source>>,
+    /// Sources that are polled.
+    pub polls: Vec<PollSource>,
     /// Targets.
     pub targets: Vec<Arc<Target>>,
     /// The ledger's database.
@@ -37,18 +42,52 @@ pub fn prepare(config: Config, waves: &Waves) -> Result<Prepared, String> {
         by_system.entry(target.connector.system.clone()).or_default().push(target.name.clone());
     }
     let routes = Arc::new(config.routes);
-    let sources = config.sources.into_iter();
     let upcasters = Arc::new(config.upcasters);
-    let source =
-        |source| Source::new(source, (routes.clone(), upcasters.clone()), by_system.clone(), waves.clone());
-    let sources = sources.map(|config| Arc::new(source(config)));
-    let sources = sources.collect();
+    let ways = Arc::new(Ways { routes: routes.clone(), upcasters: upcasters.clone(), targets: by_system });
+    let twins: HashMap<String, String> = config
+        .targets
+        .iter()
+        .filter_map(|target| Some((target.twin.as_ref()?.0.clone(), target.name.clone())))
+        .collect();
+    let source = |config: SourceConfig| {
+        let twin = twins.get(&config.name).cloned();
+        Arc::new(Source::new(config, ways.clone(), twin, waves.clone()))
+    };
+    let sources = config.sources.into_iter().map(source).collect();
     let versions = Versions { routes: routes.clone(), upcasters: upcasters.clone() };
     let cache = Arc::new(Cache::new(config.redis));
     let prepare = |target| prepare_target(target, &cache, versions.clone());
     let targets = config.targets.into_iter().map(prepare);
-    let targets = targets.collect::<Result<_, String>>()?;
-    Ok(Prepared { sources, targets, ledger: config.ledger })
+    let targets = targets.collect::<Result<Vec<_>, String>>()?;
+    let poll = |config| prepare_poll(config, &ways, &targets, waves);
+    let polls = config.polls.into_iter().filter_map(poll).collect();
+    Ok(Prepared { sources, polls, targets, ledger: config.ledger })
+}
+
+/// A source that is polled; its target is among the prepared ones.
+fn prepare_poll(
+    config: PollConfig,
+    ways: &Arc<Ways>,
+    targets: &[Arc<Target>],
+    waves: &Waves,
+) -> Option<PollSource> {
+    let target = targets.iter().find(|target| target.name == config.target)?.clone();
+    let flow = Flow {
+        name: config.name,
+        mapping: Arc::new(config.mapping),
+        ways: ways.clone(),
+        twin: Some(config.target),
+        mass: config.mass,
+        mass_guard: MassGuard::default(),
+        waves: waves.clone(),
+    };
+    Some(PollSource {
+        flow: Arc::new(flow),
+        target,
+        share: config.share,
+        every: config.every,
+        from: config.from,
+    })
 }
 
 fn prepare_target(

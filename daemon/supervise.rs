@@ -15,9 +15,11 @@ use tokio::time::{sleep, timeout};
 
 use crate::app::{EX_CONFIG, fail};
 use crate::capture::error::CaptureError;
+use crate::capture::flow::Flow;
 use crate::capture::follow::Follower;
 use crate::capture::guard::Guard;
 use crate::capture::mass::MassGuard;
+use crate::capture::poll::Poller;
 use crate::config::Config;
 use crate::dispatch::Dispatcher;
 use crate::dispatch::job::JobFollower;
@@ -207,18 +209,36 @@ impl Supervisor<'_> {
                 source: source.clone(),
                 ledger: ledger.clone(),
                 wake: wake.clone(),
-                pulse: self.pulses.register(&format!("source {}", source.name)),
+                pulse: self.pulses.register(&format!("source {}", source.flow.name)),
                 streaming: is_streaming,
             };
             followers.spawn(follow_in_turn(membership.clone(), follower));
         }
+        let polls = if self.role.captures() { self.prepared.polls.as_slice() } else { &[] };
+        for source in polls {
+            let (is_streaming, watched) = watch::channel(false);
+            streaming.push(watched);
+            let poller = Poller {
+                source: source.clone(),
+                ledger: ledger.clone(),
+                wake: wake.clone(),
+                pulse: self.pulses.register(&format!("source {}", source.flow.name)),
+                streaming: is_streaming,
+            };
+            followers.spawn(poll_in_turn(membership.clone(), poller));
+        }
         (followers, streaming)
+    }
+
+    /// Of all sources.
+    fn flows(&self) -> impl Iterator<Item = &Flow> {
+        let followed = self.prepared.sources.iter().map(|source| &*source.flow);
+        followed.chain(self.prepared.polls.iter().map(|source| &*source.flow))
     }
 
     /// What is done about what operators change.
     fn watched(&self) -> Watched {
-        let guards: Vec<MassGuard> =
-            self.prepared.sources.iter().map(|source| source.mass_guard.clone()).collect();
+        let guards: Vec<MassGuard> = self.flows().map(|flow| flow.mass_guard.clone()).collect();
         let targets = if self.role.dispatches() { self.prepared.targets.clone() } else { Vec::new() };
         let shown = targets.clone();
         Watched {
@@ -256,8 +276,8 @@ impl Supervisor<'_> {
     }
 
     fn describe(&self, epoch: i64) -> Value {
-        let Prepared { sources, targets, .. } = self.prepared;
-        let sources = sources.iter().map(|source| (source.name.clone(), json!(source.mapping.sha256)));
+        let targets = &self.prepared.targets;
+        let sources = self.flows().map(|flow| (flow.name.clone(), json!(flow.mapping.sha256)));
         let targets: Vec<&str> = targets.iter().map(|target| target.name.as_str()).collect();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -275,11 +295,24 @@ async fn follow_in_turn(membership: Membership, follower: Follower) -> Result<()
     source.stands_by.store(!membership.standing().borrow().single.contains(CAPTURE), Ordering::Relaxed);
     follower.pulse.clone().during(membership.has(CAPTURE)).await;
     source.stands_by.store(false, Ordering::Relaxed);
-    if source.mass.is_set() {
-        let events = recent::events(ledger.reader(), &source.name, source.mass.window).await?;
-        source.mass_guard.resume(events);
-    }
+    resume(ledger, &source.flow).await?;
     follower.run().await
+}
+
+/// Polls a source once this process is the one that does.
+async fn poll_in_turn(membership: Membership, poller: Poller) -> Result<(), CaptureError> {
+    poller.pulse.clone().during(membership.has(CAPTURE)).await;
+    resume(&poller.ledger, &poller.source.flow).await?;
+    poller.run().await
+}
+
+/// Takes up what changed before this process followed the source.
+async fn resume(ledger: &Ledger, flow: &Flow) -> Result<(), LedgerError> {
+    if flow.mass.is_set() {
+        let events = recent::events(ledger.reader(), &flow.name, flow.mass.window).await?;
+        flow.mass_guard.resume(events);
+    }
+    Ok(())
 }
 
 /// Tells each target among how many processes it is divided.

@@ -29,6 +29,7 @@ mod loads;
 mod mapping;
 mod mass;
 mod orders;
+mod polling;
 mod processes;
 mod properties;
 mod publish;

@@ -319,5 +319,5 @@ fn the_reference_of_events_is_current() {
         .unwrap();
     let asyncapi: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(asyncapi["asyncapi"], "3.0.0");
-    assert_eq!(asyncapi["channels"].as_object().unwrap().len(), 13);
+    assert_eq!(asyncapi["channels"].as_object().unwrap().len(), 15);
 }

@@ -74,7 +74,7 @@ impl Follower {
             }
             failures += 1;
             let wait = backoff(failures, rand::random()).min(Duration::from_secs(10));
-            tracing::warn!(source_name = %self.source.name, reason, wait_ms = %wait.as_millis(), "source is away");
+            tracing::warn!(source_name = %self.source.flow.name, reason, wait_ms = %wait.as_millis(), "source is away");
             self.pulse.beat();
             tokio::select! {
                 () = sleep(wait) => {}
@@ -86,8 +86,10 @@ impl Follower {
     /// Leaves out the mapping files that do not count for this database, and makes the indexes that the others need.
     async fn narrow(&mut self) -> Result<(), CaptureError> {
         let client = self.source.database.connect("tailwater-source").await?;
-        let known = loads::relations(self.ledger.reader(), &self.source.name).await?.into_keys().collect();
-        let Source { mapping, publication, .. } = &*self.source;
+        let known =
+            loads::relations(self.ledger.reader(), &self.source.flow.name).await?.into_keys().collect();
+        let Source { flow, publication, .. } = &*self.source;
+        let mapping = &flow.mapping;
         let presence = Presence::of(&client, mapping, publication, known).await?;
         for Finding { subject, what, remedy, .. } in presence.findings(mapping, publication) {
             tracing::warn!(subject, what, remedy, "a mapping file is left out");
@@ -95,7 +97,7 @@ impl Follower {
         let mapping = presence.narrow(mapping);
         images::create_indexes(self.ledger.reader(), &mapping.lookup_columns()).await?;
         let types: Vec<&str> = mapping.events.iter().map(|event| event.event_type.as_str()).collect();
-        tracing::info!(source_name = %self.source.name, events = types.join(", "), "mapping");
+        tracing::info!(source_name = %self.source.flow.name, events = types.join(", "), "mapping");
         self.source = Arc::new(self.source.with_mapping(mapping));
         Ok(())
     }
@@ -131,7 +133,7 @@ impl Follower {
     /// Connects and checks; nothing is changed yet.
     async fn open(&self) -> Result<(Client, ReplicationConnection, Cluster, Option<Position>), CaptureError> {
         let client = self.source.database.connect("tailwater-source").await?;
-        let known = Position::load(self.ledger.reader(), &self.source.name).await?;
+        let known = Position::load(self.ledger.reader(), &self.source.flow.name).await?;
         watch::check(&self.source, &self.ledger, &client, known.is_some()).await?;
         let mut connection = ReplicationConnection::open(&self.source.database).await?;
         let cluster = slot::identify(&mut connection).await?;
@@ -156,9 +158,10 @@ impl Follower {
         let sql = slot::start_statement(slot, publication, position.end_lsn, *binary);
         let streaming = connection.start_streaming(&sql).await?;
         let ledgered = (position.commit_lsn, position.ordinal);
-        let assembler = Assembler::new(self.source.mapping.clone(), types, SliceLimits::default(), ledgered);
+        let assembler =
+            Assembler::new(self.source.flow.mapping.clone(), types, SliceLimits::default(), ledgered);
         let stream = Stream::start(streaming, assembler, position.end_lsn, interval);
-        tracing::info!(source_name = %self.source.name, from = %position.end_lsn, "streaming");
+        tracing::info!(source_name = %self.source.flow.name, from = %position.end_lsn, "streaming");
         let wake = self.wake.clone();
         let wake = Arc::new(move || wake.send_modify(|count| *count = count.wrapping_add(1)));
         let tail = Tail::new(&self.source, &self.ledger, position, loading, stream.confirmer(), wake);
@@ -183,7 +186,7 @@ impl Follower {
             slot::drop(client, slot_name).await?;
         }
         let mut position = Position {
-            source: self.source.name.clone(),
+            source: self.source.flow.name.clone(),
             cluster: cluster.clone(),
             slot: slot_name.clone(),
             phase: Phase::Creating,
@@ -327,7 +330,7 @@ impl Follower {
             looked.loads = Instant::now();
             let mut backfills = Vec::new();
             let look = async {
-                backfills = command::backfills(self.ledger.reader(), &self.source.name).await?;
+                backfills = command::backfills(self.ledger.reader(), &self.source.flow.name).await?;
                 Ok(())
             };
             self.yielding(stream, urgent, answered(look)).await?;

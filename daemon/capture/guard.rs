@@ -190,7 +190,7 @@ impl Guard {
             return;
         }
         self.said = Some((level, now));
-        let source_name = &self.source.name;
+        let source_name = &self.source.flow.name;
         match level {
             Level::Fine => tracing::info!(%source_name, text, "WAL guard: fine again"),
             Level::Warn => tracing::warn!(%source_name, text, "WAL guard: warning"),

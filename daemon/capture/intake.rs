@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::Source;
+use super::flow::Flow;
 use super::mass::LEAST;
 use super::way::{Way, ways};
 use crate::event::{Cluster, EventRecord, Operation, Origin, Transaction};
@@ -17,6 +17,7 @@ use crate::ledger::entry::{EntryKind, NewEntry};
 use crate::ledger::spill::Spilled;
 use crate::ledger::{Ledger, LedgerError, images};
 use crate::mapping::{EventKind, EventSpec};
+use crate::pg::Database;
 use crate::source::postgres::chunk::{ChunkError, read_back};
 
 /// Rounds of loading after which something must be wrong: each round resolves one level of joins.
@@ -51,7 +52,9 @@ pub enum Prepared {
 
 /// Works out slices of one source over its images.
 pub struct Intake {
-    source: Arc<Source>,
+    flow: Arc<Flow>,
+    /// Where rows are read again of which a column was not sent.
+    database: Option<Database>,
     name: Arc<str>,
     origin: Arc<Origin>,
     ledger: Ledger,
@@ -66,13 +69,14 @@ pub struct Intake {
 impl Intake {
     /// Nothing is cached yet.
     #[must_use]
-    pub fn new(source: Arc<Source>, cluster: Cluster, ledger: Ledger) -> Self {
-        let images = Images::new(&source.mapping.lookup_columns());
-        let mapping_sha256 = source.mapping.sha256.clone();
-        let origin = Arc::new(Origin { source: source.name.clone(), cluster, mapping_sha256 });
+    pub fn new(flow: Arc<Flow>, database: Option<Database>, cluster: Cluster, ledger: Ledger) -> Self {
+        let images = Images::new(&flow.mapping.lookup_columns());
+        let mapping_sha256 = flow.mapping.sha256.clone();
+        let origin = Arc::new(Origin { source: flow.name.clone(), cluster, mapping_sha256 });
         Self {
-            name: source.name.as_str().into(),
-            source,
+            name: flow.name.as_str().into(),
+            flow,
+            database,
             origin,
             ledger,
             images,
@@ -130,9 +134,9 @@ impl Intake {
         }
         self.rounds = 0;
         let mut batch = Batch { images: self.image_writes(&changes), ..Batch::default() };
-        for (spec, roots) in self.source.mapping.events.iter().zip(touched) {
+        for (spec, roots) in self.flow.mapping.events.iter().zip(touched) {
             let write = |(key, touch): (String, Touch)| SpillWrite {
-                source: self.source.name.clone(),
+                source: self.flow.name.clone(),
                 event_type: spec.event_type.clone(),
                 root: spec.table.to_string(),
                 key,
@@ -179,13 +183,13 @@ impl Intake {
         self.count_known(&events).await?;
         let known = |event_type: &str| self.known.get(event_type).map(|(known, _)| *known);
         let events = events.iter().map(|emitted| &emitted.event);
-        self.source.mass_guard.note(&self.source.mass, events, known);
+        self.flow.mass_guard.note(&self.flow.mass, events, known);
         Ok(None)
     }
 
     fn projection(&self) -> Projection<'_> {
         let cluster = &self.origin.cluster;
-        Projection { mapping: &self.source.mapping, source: &self.source.name, cluster }
+        Projection { mapping: &self.flow.mapping, source: &self.flow.name, cluster }
     }
 
     fn needs(&mut self, missing: Missing) -> Result<Prepared, IntakeError> {
@@ -208,10 +212,10 @@ impl Intake {
         if !missing.is_empty() {
             return self.needs(missing);
         }
-        let source = self.source.clone();
-        let moved = source.waves.moved();
+        let flow = self.flow.clone();
+        let moved = flow.waves.moved();
         let ways: Vec<Vec<Way<'_>>> =
-            emitted.iter().map(|emitted| ways(&source, &emitted.event, &moved)).collect();
+            emitted.iter().map(|emitted| ways(&flow, &emitted.event, &moved)).collect();
         // Only of these it matters whether they are owed already.
         let asked: Vec<Lane> = ways
             .iter()
@@ -229,7 +233,7 @@ impl Intake {
         batch.images = self.image_writes(&changes);
         for Drift { event_type, id, fields } in &changes.drifts {
             tracing::warn!(%id, fields = fields.join(", "), "the source changed what it does not own");
-            let fields = json!({"source": self.source.name, "type": event_type, "id": id, "fields": fields});
+            let fields = json!({"source": self.flow.name, "type": event_type, "id": id, "fields": fields});
             batch.entry(NewEntry::new(EntryKind::Drift, None, fields));
         }
         self.images.absorb(changes);
@@ -238,21 +242,21 @@ impl Intake {
 
     /// Counts the objects of each type of which there may be a mass, when a share of them matters.
     async fn count_known(&mut self, emitted: &[Emitted]) -> Result<(), IntakeError> {
-        if self.source.mass.percent.is_none() {
+        if self.flow.mass.percent.is_none() {
             return Ok(());
         }
-        for spec in &self.source.mapping.events {
+        for spec in &self.flow.mapping.events {
             let of_type = |emitted: &&Emitted| {
                 emitted.event.event_type == spec.event_type
                     && (!emitted.event.snapshot || emitted.event.operation == Operation::Delete)
             };
             let more = u64::try_from(emitted.iter().filter(of_type).count()).unwrap_or(u64::MAX);
-            let count = self.source.mass_guard.count(&spec.event_type);
+            let count = self.flow.mass_guard.count(&spec.event_type);
             let fresh = self.known.get(&spec.event_type).is_some_and(|(_, at)| at.elapsed() < COUNTED);
             // Counting takes a look at all of them.
             if more > 0 && count + more > LEAST && !fresh {
                 let reader = self.ledger.reader();
-                let known = images::objects(reader, &self.source.name, &spec.table, &spec.event_type).await?;
+                let known = images::objects(reader, &self.flow.name, &spec.table, &spec.event_type).await?;
                 self.known.insert(spec.event_type.clone(), (known, Instant::now()));
             }
         }
@@ -278,7 +282,9 @@ impl Intake {
 
     /// Reads rows from the source, by key: a value that was not sent has not changed, so it is there as it was.
     async fn read_back(&mut self, unsent: &HashSet<RowId>) -> Result<(), IntakeError> {
-        let mut found = read_back(&self.source.database, &self.source.mapping, unsent).await?;
+        // Only PostgreSQL leaves columns out.
+        let Some(database) = &self.database else { return Ok(()) };
+        let mut found = read_back(database, &self.flow.mapping, unsent).await?;
         for id in unsent {
             self.images.insert_read_back(id.clone(), found.remove(id));
         }
@@ -305,7 +311,7 @@ impl Intake {
     ) -> Batch {
         let mut newly_owed: HashSet<Lane> = HashSet::new();
         let mut batch = Batch::default();
-        let Source { mass, mass_guard, .. } = &*self.source;
+        let Flow { mass, mass_guard, .. } = &*self.flow;
         let known = |event_type: &str| self.known.get(event_type).map(|(known, _)| *known);
         let mut verdicts = Vec::with_capacity(emitted.len());
         for transaction in emitted.chunk_by(|a, b| a.event.position.commit_lsn == b.event.position.commit_lsn)
@@ -343,7 +349,7 @@ impl Intake {
                     lane,
                     event: entry,
                     operation: if event.operation == Operation::Delete { "delete" } else { "upsert" },
-                    fact: route.every || self.source.kind_of(&event.event_type) == EventKind::Fact,
+                    fact: route.every || self.flow.kind_of(&event.event_type) == EventKind::Fact,
                     priority: route.priority_of(&event),
                     requires,
                     parked,

@@ -1,48 +1,43 @@
 //! One source on its way into the ledger: loads, stream, reconnect. Joins `source`, `image`, `mapping` and `ledger`.
 
 pub mod error;
+pub mod flow;
 pub mod follow;
 pub mod guard;
 pub mod intake;
 pub mod load;
 pub mod mass;
 mod patience;
+pub mod poll;
 pub mod recover;
 pub mod tail;
 pub mod watch;
 mod way;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use crate::config::{GuardSettings, LoadSettings, MassSettings, SourceConfig};
-use crate::mapping::route::Route;
-use crate::mapping::upcast::Upcasters;
-use crate::mapping::{EventKind, SourceMapping};
+use crate::config::{GuardSettings, LoadSettings, SourceConfig};
+use crate::event::Cluster;
+use crate::ledger::Ledger;
+use crate::mapping::SourceMapping;
 use crate::ops::commands::Waves;
 use crate::pg::Database;
+use flow::{Flow, Ways};
+use intake::Intake;
 
-/// A source as it is configured.
+/// A source that is followed by its logical replication, as it is configured.
 #[derive(Clone)]
 pub struct Source {
-    /// Name in the settings.
-    pub name: String,
+    /// Its mapping, and where its events go.
+    pub flow: Arc<Flow>,
     /// The ERP's database.
     pub database: Database,
     /// Replication slot.
     pub slot: String,
     /// Publication.
     pub publication: String,
-    /// Mapping files.
-    pub mapping: Arc<SourceMapping>,
-    /// Routes.
-    pub routes: Arc<Vec<Route>>,
-    /// Older events in the form of newer versions.
-    pub upcasters: Arc<Upcasters>,
-    /// Target names by connector.
-    pub targets: HashMap<String, Vec<String>>,
     /// How tables are read.
     pub load: LoadSettings,
     /// When the WAL held back is too much.
@@ -51,12 +46,6 @@ pub struct Source {
     pub recheck: Duration,
     /// Values come in binary.
     pub binary: bool,
-    /// When a change is too large to go without a person.
-    pub mass: MassSettings,
-    /// What has changed of late; it outlives connections.
-    pub mass_guard: mass::MassGuard,
-    /// Waves that have been moved.
-    pub waves: Waves,
     /// The slot is being let go of.
     pub releasing: guard::Releasing,
     /// Another process follows it.
@@ -64,43 +53,42 @@ pub struct Source {
 }
 
 impl Source {
-    /// A source of the settings, with the routes and the targets of each connector.
+    /// A source of the settings. `twin`: the target that is the same system.
     #[must_use]
-    pub fn new(
-        config: SourceConfig,
-        (routes, upcasters): (Arc<Vec<Route>>, Arc<Upcasters>),
-        targets: HashMap<String, Vec<String>>,
-        waves: Waves,
-    ) -> Self {
-        Self {
+    pub fn new(config: SourceConfig, ways: Arc<Ways>, twin: Option<String>, waves: Waves) -> Self {
+        let flow = Flow {
             name: config.name,
+            mapping: Arc::new(config.mapping),
+            ways,
+            twin,
+            mass: config.mass,
+            mass_guard: mass::MassGuard::default(),
+            waves,
+        };
+        Self {
+            flow: Arc::new(flow),
             database: config.database,
             slot: config.slot,
             publication: config.publication,
-            mapping: Arc::new(config.mapping),
-            routes,
-            upcasters,
-            targets,
             load: config.load,
             guard: config.guard,
             recheck: config.recheck,
             binary: config.binary,
-            mass: config.mass,
-            mass_guard: mass::MassGuard::default(),
-            waves,
             releasing: guard::Releasing::default(),
             stands_by: Arc::default(),
         }
     }
 
+    /// Works out what comes from it.
+    #[must_use]
+    pub fn intake(&self, cluster: Cluster, ledger: &Ledger) -> Intake {
+        Intake::new(self.flow.clone(), Some(self.database.clone()), cluster, ledger.clone())
+    }
+
     /// The same with only those mapping files that count for what the source has.
     #[must_use]
     pub fn with_mapping(&self, mapping: SourceMapping) -> Self {
-        Self { mapping: Arc::new(mapping), ..self.clone() }
-    }
-
-    fn kind_of(&self, event_type: &str) -> EventKind {
-        let spec = self.mapping.events.iter().find(|spec| spec.event_type == event_type);
-        spec.map_or(EventKind::Fact, |spec| spec.kind)
+        let flow = Flow { mapping: Arc::new(mapping), ..(*self.flow).clone() };
+        Self { flow: Arc::new(flow), ..self.clone() }
     }
 }

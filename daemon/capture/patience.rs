@@ -61,7 +61,7 @@ impl Follower {
             done = &mut work => return done,
             () = wanted => {}
         }
-        tracing::warn!(source_name = %self.source.name, "the ledger is slow; the connection is closed, so that the server need not wait");
+        tracing::warn!(source_name = %self.source.flow.name, "the ledger is slow; the connection is closed, so that the server need not wait");
         *stream = None;
         tokio::select! {
             done = work => done,

@@ -36,17 +36,18 @@ impl Recovery<'_> {
         position: Position,
     ) -> Result<Position, CaptureError> {
         let (source, ledger) = (self.source, self.ledger);
-        let tables: Vec<String> = source.mapping.tables.iter().map(|table| table.name.to_string()).collect();
+        let tables: Vec<String> =
+            source.flow.mapping.tables.iter().map(|table| table.name.to_string()).collect();
         let reason = self.problem.to_string();
         let mut batch = Batch::default();
         let fields = json!({
-            "source": source.name, "relations": tables, "reason": reason, "requested_by": self.requested_by,
+            "source": source.flow.name, "relations": tables, "reason": reason, "requested_by": self.requested_by,
             "from": position.end_lsn.to_string(), "system_identifier": cluster.system_identifier,
             "timeline": cluster.timeline,
         });
         batch.entry(NewEntry::new(EntryKind::Gap, None, fields));
         let asked = Request {
-            source: source.name.clone(),
+            source: source.flow.name.clone(),
             kind: LoadKind::Recover,
             relations: tables,
             lower: None,
@@ -56,7 +57,7 @@ impl Recovery<'_> {
             reason,
             requested_by: self.requested_by.to_owned(),
         };
-        if let Some((open, _)) = current(ledger.reader(), &source.name, false).await? {
+        if let Some((open, _)) = current(ledger.reader(), &source.flow.name, false).await? {
             batch.loads.push(LoadWrite::End { load: open.id, refused: true });
         }
         batch.loads.push(LoadWrite::Ask(asked));

@@ -38,7 +38,7 @@ pub async fn recheck(source: &Source, ledger: &Ledger, client: &Client) -> Resul
 }
 
 async fn found(source: &Source, client: &Client) -> Result<Vec<Finding>, tokio_postgres::Error> {
-    catalog::check(client, &source.mapping, &source.publication, &source.slot).await
+    catalog::check(client, &source.flow.mapping, &source.publication, &source.slot).await
 }
 
 fn forbids(finding: &Finding, known: bool) -> bool {
@@ -59,26 +59,26 @@ async fn refuse(
     if known {
         note_missed(source, ledger, client).await?;
     }
-    Err(CaptureError::Unsafe { source_name: source.name.clone(), findings })
+    Err(CaptureError::Unsafe { source_name: source.flow.name.clone(), findings })
 }
 
 /// Tables that are not published any more: what was changed since is missing, so they are read again once they are back.
 async fn note_missed(source: &Source, ledger: &Ledger, client: &Client) -> Result<(), CaptureError> {
-    let published = identities(client, &source.mapping.tables, &source.publication).await?;
+    let published = identities(client, &source.flow.mapping.tables, &source.publication).await?;
     let published: BTreeSet<&str> = published.iter().map(|identity| &*identity.table).collect();
-    let loaded = loads::relations(ledger.reader(), &source.name).await?;
+    let loaded = loads::relations(ledger.reader(), &source.flow.name).await?;
     let missed: Vec<&String> = loaded.keys().filter(|name| !published.contains(name.as_str())).collect();
     if missed.is_empty() {
         return Ok(());
     }
     let mut batch = Batch::default();
     let fields = json!({
-        "source": source.name, "relations": missed,
+        "source": source.flow.name, "relations": missed,
         "reason": "not in the publication any more; read again once they are back",
     });
     batch.entry(NewEntry::new(EntryKind::Gap, None, fields));
     for relation in missed {
-        batch.loads.push(LoadWrite::Forget { source: source.name.clone(), relation: relation.clone() });
+        batch.loads.push(LoadWrite::Forget { source: source.flow.name.clone(), relation: relation.clone() });
     }
     ledger.writer().write(batch).await?;
     Ok(())
@@ -91,13 +91,13 @@ pub async fn ask_for_what_is_new(
     ledger: &Ledger,
     client: &Client,
 ) -> Result<(), CaptureError> {
-    if loads::current(ledger.reader(), &source.name, false).await?.is_some() {
+    if loads::current(ledger.reader(), &source.flow.name, false).await?.is_some() {
         return Ok(());
     }
-    let loaded = loads::relations(ledger.reader(), &source.name).await?;
+    let loaded = loads::relations(ledger.reader(), &source.flow.name).await?;
     let mut asked = Vec::new();
-    for identity in identities(client, &source.mapping.tables, &source.publication).await? {
-        let wanted = source.mapping.table_named(&identity.table).map(|table| table.columns.clone());
+    for identity in identities(client, &source.flow.mapping.tables, &source.publication).await? {
+        let wanted = source.flow.mapping.table_named(&identity.table).map(|table| table.columns.clone());
         let covers = |columns: &[String]| {
             wanted.iter().flatten().all(|column| columns.iter().any(|known| **known == **column))
         };

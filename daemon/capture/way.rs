@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 
-use super::Source;
+use super::flow::Flow;
 use crate::event::CanonicalEvent;
 use crate::ledger::batch::Lane;
 use crate::mapping::expression::EvaluationError;
@@ -22,9 +22,9 @@ pub(super) struct Way<'a> {
 }
 
 /// Where an event may go.
-pub(super) fn ways<'a>(source: &'a Source, event: &CanonicalEvent, moved: &BTreeSet<String>) -> Vec<Way<'a>> {
+pub(super) fn ways<'a>(flow: &'a Flow, event: &CanonicalEvent, moved: &BTreeSet<String>) -> Vec<Way<'a>> {
     let way = |(lane, route): (Lane, &'a Route)| {
-        let seen = source.upcasters.event(event, &route.event_type)?;
+        let seen = flow.ways.upcasters.event(event, &route.event_type)?;
         let unless_owed = match &seen {
             Ok(seen) => route.takes(seen, false, moved),
             Err(error) => Err(error.clone()),
@@ -35,17 +35,19 @@ pub(super) fn ways<'a>(source: &'a Source, event: &CanonicalEvent, moved: &BTree
         });
         Some(Way { lane, route, lifted, unless_owed })
     };
-    source.lanes(event).filter_map(way).collect()
+    flow.lanes(event).filter_map(way).collect()
 }
 
-impl Source {
+impl Flow {
     /// Where an event may go: each target of each route for its type.
     fn lanes<'a>(&'a self, event: &CanonicalEvent) -> impl Iterator<Item = (Lane, &'a Route)> {
-        let reaches = |route: &&Route| self.upcasters.reaches(&event.event_type, &route.event_type);
-        let routes = self.routes.iter().filter(reaches);
+        let reaches = |route: &&Route| self.ways.upcasters.reaches(&event.event_type, &route.event_type);
+        let routes = self.ways.routes.iter().filter(reaches);
         routes.flat_map(move |route| {
-            let targets = self.targets.get(&route.system).into_iter().flatten();
+            let targets = self.ways.targets.get(&route.system).into_iter().flatten();
             let targets = targets.filter(|target| route.target.as_ref().is_none_or(|only| only == *target));
+            // What a system says is never told to itself.
+            let targets = targets.filter(|target| self.twin.as_ref() != Some(*target));
             targets.map(move |target| {
                 let lane = Lane {
                     target: target.clone(),

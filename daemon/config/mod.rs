@@ -5,12 +5,14 @@ pub mod database;
 pub mod environment;
 pub mod node;
 pub mod parse;
+mod poll;
 mod redis;
 pub mod secret;
 pub mod settings;
 pub mod source;
 mod target;
 
+pub use poll::PollConfig;
 pub use settings::{Config, load};
 pub use source::{GuardSettings, LoadSettings, MassSettings, SourceConfig};
 pub use target::TargetConfig;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::database::read_database;
 use super::environment::overlay;
 use super::node::{At, Fields, Node, Problem, Problems};
+use super::poll::{PollConfig, read_poll};
 use super::redis::read_redis;
 use super::secret::Secret;
 use super::source::{SourceConfig, read_source};
@@ -15,6 +16,7 @@ use crate::connector::Connector;
 use crate::mapping;
 use crate::mapping::SourceMapping;
 use crate::mapping::route::{self, Route};
+use crate::mapping::shape::suggestion;
 use crate::mapping::upcast::Upcasters;
 use crate::pg::Database;
 
@@ -28,8 +30,10 @@ pub struct Config {
     pub ledger: Database,
     /// Redis, for deduplication hints and shared quotas.
     pub redis: CacheSettings,
-    /// Sources.
+    /// Sources that are followed by their logical replication.
     pub sources: Vec<SourceConfig>,
+    /// Sources that are polled.
+    pub polls: Vec<PollConfig>,
     /// Targets.
     pub targets: Vec<TargetConfig>,
     /// Routes.
@@ -64,13 +68,14 @@ fn read(
     let targets = entries(&mut fields, "targets", problems);
     fields.finish(problems);
     let mappings = mappings?;
-    let sources =
-        sources.iter().filter_map(|(name, node)| read_source(name, node, &mappings, problems)).collect();
     let targets: Vec<TargetConfig> =
         targets.iter().filter_map(|(name, node)| read_target(name, node, &mappings, problems)).collect();
+    let names: Vec<&str> = sources.iter().map(|(name, _)| name.as_str()).collect();
+    check_twins(&targets, &names, problems);
+    let (sources, polls) = read_sources(&sources, &targets, &mappings, problems);
     let routes = route::load(&mappings, problems);
     let upcasters = Upcasters::load(&mappings, problems);
-    let config = Config { ledger: ledger?, redis: redis?, sources, targets, routes, upcasters };
+    let config = Config { ledger: ledger?, redis: redis?, sources, polls, targets, routes, upcasters };
     if problems.is_empty() {
         // Only then is known which events and objects there are.
         check_routes(&config, problems);
@@ -81,6 +86,39 @@ fn read(
 fn entries(fields: &mut Fields, key: &'static str, problems: &mut Problems) -> Vec<(String, Node)> {
     let example = if key == "sources" { "[sources.erp]" } else { "[targets.stripe]" };
     fields.required(key, example, problems).map(|node| node.entries(problems)).unwrap_or_default()
+}
+
+/// By their kinds.
+fn read_sources(
+    nodes: &[(String, Node)],
+    targets: &[TargetConfig],
+    mappings: &Path,
+    problems: &mut Problems,
+) -> (Vec<SourceConfig>, Vec<PollConfig>) {
+    let (mut sources, mut polls) = (Vec::new(), Vec::new());
+    for (name, node) in nodes {
+        let mut fields = node.fields(problems);
+        let Some(kind) = fields.required("kind", "\"postgres\"", problems) else { continue };
+        let word = kind.string(problems).unwrap_or_default();
+        if word == "poll" {
+            polls.extend(read_poll(name, fields, targets, mappings, problems));
+            continue;
+        }
+        if word != "postgres" {
+            problems.add(&kind.at, "unknown kind of source", "kind = \"postgres\", or \"poll\"");
+        }
+        sources.extend(read_source(name, fields, mappings, problems));
+    }
+    (sources, polls)
+}
+
+/// A target that is the same system as a source names one that there is.
+fn check_twins(targets: &[TargetConfig], sources: &[&str], problems: &mut Problems) {
+    for (twin, at) in targets.iter().filter_map(|target| target.twin.as_ref()) {
+        if !sources.contains(&twin.as_str()) {
+            problems.add(at, format!("there is no source `{twin}`"), suggestion(twin, sources, "one of"));
+        }
+    }
 }
 
 /// Named in the settings, beside them, installed, or beside the program's own sources.
@@ -149,22 +187,24 @@ pub(super) fn read_secret(node: &Node, problems: &mut Problems) -> Option<Secret
 
 /// Routes must name objects that exist; an event that goes nowhere is allowed, and a system without a target.
 fn check_routes(config: &Config, problems: &mut Problems) {
-    let known: HashSet<&str> = config
-        .sources
+    let polled = config.polls.iter().map(|poll| &poll.mapping);
+    let mappings: Vec<&SourceMapping> =
+        config.sources.iter().map(|source| &source.mapping).chain(polled).collect();
+    let known: HashSet<&str> = mappings
         .iter()
-        .flat_map(|source| source.mapping.events.iter().map(|event| event.event_type.as_str()))
+        .flat_map(|mapping| mapping.events.iter().map(|event| event.event_type.as_str()))
         .collect();
     let made = |event_type: &str| {
-        config.sources.is_empty() || known.iter().any(|known| config.upcasters.reaches(known, event_type))
+        mappings.is_empty() || known.iter().any(|known| config.upcasters.reaches(known, event_type))
     };
     let objects = |system: &str| {
         let target = config.targets.iter().find(|target| target.connector.system == system)?;
         Some(target.connector.objects.iter().map(|object| object.name.clone()).collect())
     };
     route::check(&config.routes, &made, &objects, problems);
-    for source in &config.sources {
+    for mapping in mappings {
         check_ownership(
-            &source.mapping,
+            mapping,
             &config.routes,
             config.targets.iter().map(|target| &target.connector),
             problems,

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::database::read_database;
-use super::node::{Fields, Node, Problems};
+use super::node::{Fields, Problems};
 use crate::mapping::{self, Constants, SourceMapping};
 use crate::pg::Database;
 
@@ -108,19 +108,13 @@ impl Default for MassSettings {
     }
 }
 
-/// Reads `[sources.NAME]`.
+/// Reads `[sources.NAME]` with `kind = "postgres"`.
 pub(super) fn read_source(
     name: &str,
-    node: &Node,
+    mut fields: Fields,
     mappings: &Path,
     problems: &mut Problems,
 ) -> Option<SourceConfig> {
-    let mut fields = node.fields(problems);
-    if let Some(kind) = fields.required("kind", "\"postgres\"", problems)
-        && kind.string(problems).is_some_and(|kind| kind != "postgres")
-    {
-        problems.add(&kind.at, "unknown kind of source", "kind = \"postgres\"");
-    }
     let database = read_database(&mut fields, "postgres://tailwater_src@127.0.0.1:5432/erp", problems);
     let slot = fields.string("slot", "\"tailwater\"", problems);
     let publication = fields.string("publication", "\"tailwater\"", problems);
@@ -161,7 +155,7 @@ fn is_slot_name(name: &str) -> bool {
 }
 
 /// `[sources.NAME.mass]`.
-fn read_mass(fields: &mut Fields, problems: &mut Problems) -> MassSettings {
+pub(super) fn read_mass(fields: &mut Fields, problems: &mut Problems) -> MassSettings {
     let mut settings = MassSettings::default();
     let Some(node) = fields.optional("mass") else { return settings };
     let mut inner = node.fields(problems);
@@ -248,7 +242,7 @@ fn read_guard(fields: &mut Fields, problems: &mut Problems) -> GuardSettings {
     settings
 }
 
-fn read_time(fields: &mut Fields, key: &'static str, problems: &mut Problems) -> Option<Duration> {
+pub(super) fn read_time(fields: &mut Fields, key: &'static str, problems: &mut Problems) -> Option<Duration> {
     let node = fields.optional(key)?;
     let found = parse_time(&node.string(problems)?).filter(|time| !time.is_zero());
     if found.is_none() {

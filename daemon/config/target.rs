@@ -33,6 +33,8 @@ pub struct TargetConfig {
     pub shadow: bool,
     /// Objects that somebody else made there are looked for before one is created.
     pub adopts: bool,
+    /// The source that is the same system, and where that is said.
+    pub twin: Option<(String, At)>,
 }
 
 /// Reads one.
@@ -65,6 +67,8 @@ pub(super) fn read_target(
         }
     });
     let adopts = fields.optional("adopt").and_then(|node| node.boolean(problems)).unwrap_or(false);
+    let twin = fields.optional("source");
+    let twin = twin.and_then(|node| Some((node.string(problems)?, node.at)));
     let at = fields.at.clone();
     fields.finish(problems);
     let connector = connector?;
@@ -93,6 +97,7 @@ pub(super) fn read_target(
         quota: quota?,
         shadow,
         adopts,
+        twin,
     })
 }
 

@@ -90,6 +90,15 @@ impl Answer {
         Value::Object(self.headers.iter().map(|(k, v)| (k.clone(), Value::from(v.clone()))).collect())
     }
 
+    /// What the vendor's clock showed when it answered (`Date`, RFC 9110 section 6.6.1), in milliseconds since 1970; `now` when it
+    /// does not say.
+    #[must_use]
+    pub fn clock_ms(&self, now: Timestamp) -> i64 {
+        let date = self.headers.get("date").and_then(|text| httpdate::parse_http_date(text).ok());
+        let date = date.and_then(|date| Timestamp::try_from(date).ok());
+        date.unwrap_or(now).as_millisecond()
+    }
+
     /// The class of this answer, and the rule's field. What no rule matches is judged by status alone: 2xx is done,
     /// 4xx refused, anything else uncertain.
     #[must_use]

@@ -8,6 +8,7 @@ use super::bulk::{read_bulk, read_jobs};
 use super::classify::{Class, OutcomeRule};
 use super::limit::read_limits;
 use super::request::RequestLine;
+use super::stream::read_reading;
 use super::{
     Adoption, Auth, Connector, Encoding, Find, FollowUp, FollowUpStep, Idempotency, ObjectSpec, Strategy,
     Transport, Unique, Write,
@@ -63,6 +64,7 @@ pub fn load(mappings: &Path, system: &str, problems: &mut Problems) -> Option<Co
         false => read_object(name, node, problems),
     });
     let objects = objects.collect();
+    let reading = read_reading(&mut fields, problems);
     check_evidence(&mut fields, problems);
     fields.finish(problems);
     Some(Connector {
@@ -80,6 +82,7 @@ pub fn load(mappings: &Path, system: &str, problems: &mut Problems) -> Option<Co
         jobs,
         outcomes,
         objects,
+        reading,
     })
 }
 

@@ -7,6 +7,7 @@ pub mod classify;
 pub mod file;
 pub mod limit;
 pub mod request;
+pub mod stream;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use bulk::{Bulk, Jobs};
 use classify::OutcomeRule;
 use limit::Limit;
 use request::RequestLine;
+use stream::Reading;
 
 /// How requests get to the system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -202,6 +204,8 @@ pub struct Connector {
     pub outcomes: Vec<OutcomeRule>,
     /// Objects by name.
     pub objects: Vec<ObjectSpec>,
+    /// What can be read of the system.
+    pub reading: Reading,
 }
 
 impl Connector {

@@ -4,13 +4,15 @@ use std::io;
 use std::path::Path;
 
 /// Path below `mappings/`, and content.
-pub const FILES: [(&str, &str); 35] = [
+pub const FILES: [(&str, &str); 44] = [
     ("README.md", include_str!("../../mappings/README.md")),
     ("canonical/contact.v1.json", include_str!("../../mappings/canonical/contact.v1.json")),
     ("canonical/credit_note.v1.json", include_str!("../../mappings/canonical/credit_note.v1.json")),
     ("canonical/customer.v1.json", include_str!("../../mappings/canonical/customer.v1.json")),
+    ("canonical/dispute.v1.json", include_str!("../../mappings/canonical/dispute.v1.json")),
     ("canonical/entitlement.v1.json", include_str!("../../mappings/canonical/entitlement.v1.json")),
     ("canonical/invoice.v1.json", include_str!("../../mappings/canonical/invoice.v1.json")),
+    ("canonical/invoice_status.v1.json", include_str!("../../mappings/canonical/invoice_status.v1.json")),
     ("canonical/merge.v1.json", include_str!("../../mappings/canonical/merge.v1.json")),
     ("canonical/order.v1.json", include_str!("../../mappings/canonical/order.v1.json")),
     ("canonical/payment.v1.json", include_str!("../../mappings/canonical/payment.v1.json")),
@@ -58,6 +60,19 @@ pub const FILES: [(&str, &str); 35] = [
     ),
     ("sources/odoo/support.yaml", include_str!("../../mappings/sources/odoo/support.yaml")),
     ("sources/odoo/usage.yaml", include_str!("../../mappings/sources/odoo/usage.yaml")),
+    ("sources/stripe/customers.yaml", include_str!("../../mappings/sources/stripe/customers.yaml")),
+    (
+        "sources/stripe/examples/payments.yaml",
+        include_str!("../../mappings/sources/stripe/examples/payments.yaml"),
+    ),
+    (
+        "sources/stripe/examples/subscription_life.yaml",
+        include_str!("../../mappings/sources/stripe/examples/subscription_life.yaml"),
+    ),
+    ("sources/stripe/invoices.yaml", include_str!("../../mappings/sources/stripe/invoices.yaml")),
+    ("sources/stripe/payments.yaml", include_str!("../../mappings/sources/stripe/payments.yaml")),
+    ("sources/stripe/refunds.yaml", include_str!("../../mappings/sources/stripe/refunds.yaml")),
+    ("sources/stripe/subscriptions.yaml", include_str!("../../mappings/sources/stripe/subscriptions.yaml")),
 ];
 
 /// Writes them below `directory`.

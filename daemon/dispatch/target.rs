@@ -166,6 +166,17 @@ impl Target {
         request: &Request,
         tenure: &Tenure,
     ) -> Result<Option<Value>, LedgerError> {
+        let answered = self.ask(object, request, tenure).await?;
+        Ok(answered.filter(|(class, _)| *class == Class::Applied).map(|(_, answer)| answer.body))
+    }
+
+    /// The same with whatever the target answers; `None` when it does not.
+    pub async fn ask(
+        &self,
+        object: &str,
+        request: &Request,
+        tenure: &Tenure,
+    ) -> Result<Option<(Class, Answer)>, LedgerError> {
         let permit = self.permit(object, request, None).await;
         let sent = Instant::now();
         let result = tenure.during(self.way.send(request, "")).await.ok_or(LedgerError::Fenced)?;
@@ -184,7 +195,7 @@ impl Target {
         let retry_after = answer.retry_after(Timestamp::now());
         self.note(&Note { object, request, sent, class, answer: Some(&answer), retry_after });
         drop(permit);
-        Ok((class == Class::Applied).then_some(answer.body))
+        Ok(Some((class, answer)))
     }
 
     /// Notes that the target does not take bulk requests of an object.

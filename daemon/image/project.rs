@@ -101,7 +101,8 @@ impl Projection<'_> {
         let stamp = Stamp {
             position: transaction.position(touch.ordinal),
             committed_at: transaction.committed_at,
-            xid: (!transaction.snapshot).then_some(transaction.xid),
+            // PostgreSQL gives no transaction the number 0; what was polled has none.
+            xid: (!transaction.snapshot && transaction.xid != 0).then_some(transaction.xid),
             snapshot: transaction.snapshot,
         };
         if spec.on_delete {

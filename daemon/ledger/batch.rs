@@ -12,6 +12,7 @@ pub use super::owed::{
 
 use super::entry::NewEntry;
 use super::loads::{Part, Request};
+use super::polls::PollWrite;
 use super::position::Position;
 use crate::event::{self, Row};
 use crate::image::Image;
@@ -177,6 +178,8 @@ pub struct Batch {
     pub deliveries: Vec<DeliveryWrite>,
     /// Where a source stands afterwards.
     pub positions: Vec<Position>,
+    /// Where streams of polled systems stand afterwards.
+    pub polls: Vec<PollWrite>,
     /// Values that somebody else holds at a target, as it told the lane that wanted them.
     pub foreign: Vec<(Lane, String)>,
     /// Unique values and wishes.
@@ -211,6 +214,13 @@ impl Batch {
         self.images.len() + quiet + self.spilled.len() + self.deliveries.len() + self.applied.len()
     }
 
+    /// True when there is nothing to be written.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        let source = self.entries.is_empty() && self.images.is_empty() && self.loads.is_empty();
+        source && self.rows() == 0 && self.polls.is_empty() && self.positions.is_empty()
+    }
+
     /// The index of the entry that is added next.
     #[must_use]
     pub fn next_entry(&self) -> EntryIndex {
@@ -240,6 +250,7 @@ impl Batch {
             write
         }));
         self.positions.extend(other.positions);
+        self.polls.extend(other.polls);
         self.foreign.extend(other.foreign);
         self.claims.extend(other.claims);
         self.commands.extend(other.commands);

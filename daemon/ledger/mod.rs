@@ -17,6 +17,7 @@ pub mod loads;
 pub mod membership;
 pub mod outbox;
 pub mod owed;
+pub mod polls;
 pub mod position;
 pub mod process;
 pub mod recent;

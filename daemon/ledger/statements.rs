@@ -11,6 +11,7 @@ use super::LedgerError;
 use super::batch::{Batch, DeliveryWrite, EntryIndex, ImageWrite};
 use super::entry::SealedEntry;
 use super::load_statements::{load, quiet};
+use super::polls::poll;
 use super::position::Position;
 use super::spill::spill;
 use super::tree::Tree;
@@ -98,6 +99,7 @@ pub fn source_statements(batch: &mut Batch, seq_of: &dyn Fn(EntryIndex) -> i64, 
     for position in batch.positions.drain(..) {
         out.push(position_statement(position));
     }
+    batch.polls.drain(..).for_each(|write| poll(write, out));
 }
 
 fn images(batch: &mut Batch, out: &mut Vec<Prepared>) {

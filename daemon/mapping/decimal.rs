@@ -68,6 +68,41 @@ pub fn minor_units(args: &[Value]) -> Answer {
     Ok(Value::from(whole))
 }
 
+/// Digits of currencies that have not two (ISO 4217).
+const DIGITS: [(&str, u32); 21] = [
+    ("BHD", 3),
+    ("BIF", 0),
+    ("CLP", 0),
+    ("DJF", 0),
+    ("GNF", 0),
+    ("IQD", 3),
+    ("JOD", 3),
+    ("JPY", 0),
+    ("KMF", 0),
+    ("KRW", 0),
+    ("KWD", 3),
+    ("LYD", 3),
+    ("OMR", 3),
+    ("PYG", 0),
+    ("RWF", 0),
+    ("TND", 3),
+    ("UGX", 0),
+    ("VND", 0),
+    ("XAF", 0),
+    ("XOF", 0),
+    ("XPF", 0),
+];
+
+/// The amount of a whole number of the currency's smallest unit: 1230 of `usd` is `"12.30"`.
+pub fn major_units(args: &[Value]) -> Answer {
+    let [value, Value::String(currency)] = args else { return Err("takes an amount and a currency") };
+    let Some(amount) = parse(value)? else { return Ok(Value::Null) };
+    let currency = currency.to_uppercase();
+    let digits = DIGITS.iter().find(|(name, _)| *name == currency).map_or(2, |(_, digits)| *digits);
+    let whole = i64::try_from(amount.mantissa()).ok().filter(|_| amount.scale() == 0);
+    Ok(print(Decimal::new(whole.ok_or("is not a whole number")?, digits)))
+}
+
 /// The sum of a list; nulls count nothing, an empty list is 0.
 pub fn sum(args: &[Value]) -> Answer {
     let [Value::Array(items)] = args else { return Err("takes a list") };

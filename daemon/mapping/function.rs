@@ -46,6 +46,8 @@ functions! {
     entries(1) = entries;
     filled(1) = filled;
     first(1) = first;
+    from_unix(1) = from_unix;
+    major_units(2) = decimal::major_units;
     minor_units(2) = decimal::minor_units;
     minus(2) = decimal::minus;
     money(2) = decimal::money;
@@ -193,6 +195,18 @@ fn utc(args: &[Value]) -> Answer {
             Ok(Value::String(at.timestamp().to_string()))
         }
         _ => Err("takes a date with a time"),
+    }
+}
+
+/// Seconds since 1970, as many APIs write times, as RFC 3339.
+fn from_unix(args: &[Value]) -> Answer {
+    match args {
+        [Value::Null] => Ok(Value::Null),
+        [Value::Number(seconds)] => {
+            let at = seconds.as_i64().and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
+            Ok(Value::String(at.ok_or("is not a time")?.to_string()))
+        }
+        _ => Err("takes seconds since 1970"),
     }
 }
 

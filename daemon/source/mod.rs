@@ -1,3 +1,4 @@
 //! Where changes come from.
 
+pub mod poll;
 pub mod postgres;

@@ -10,8 +10,10 @@ use crate::connector::classify::Answer;
 use crate::connector::request::Request;
 use crate::connector::{Auth, Connector};
 
-/// Answers are read up to here; the rest cannot matter for the outcome.
+/// Answers to writes are read up to here; the rest cannot matter for the outcome.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
+/// What is read counts as a whole: a page that is longer than this is no answer.
+const MAX_PAGE_BYTES: usize = 16 << 20;
 
 /// What is known when no answer came.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -69,6 +71,12 @@ impl HttpTarget {
         })
     }
 
+    /// Where it is.
+    #[must_use]
+    pub fn base_url(&self) -> &str {
+        &self.base_url
+    }
+
     /// Sends `request` once.
     pub async fn send(&self, request: &Request, idempotency_key: &str) -> Result<Answer, SendError> {
         let not_sent = |reason: String| SendError::NotSent(reason);
@@ -91,7 +99,10 @@ impl HttpTarget {
             .iter()
             .filter_map(|(name, value)| Some((name.as_str().to_owned(), value.to_str().ok()?.to_owned())))
             .collect();
-        let body = read_body(response).await?;
+        let body = match request.method.as_str() {
+            "GET" => read_page(response).await?,
+            _ => read_body(response).await?,
+        };
         Ok(Answer { status, headers, body })
     }
 
@@ -133,6 +144,20 @@ async fn read_body(mut response: reqwest::Response) -> Result<Value, SendError> 
     {
         if bytes.len() + chunk.len() > MAX_ANSWER_BYTES {
             break;
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(serde_json::from_slice(&bytes).unwrap_or(Value::Null))
+}
+
+/// A page is read to its end.
+async fn read_page(mut response: reqwest::Response) -> Result<Value, SendError> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) =
+        response.chunk().await.map_err(|error| SendError::NoAnswer(error.without_url().to_string()))?
+    {
+        if bytes.len() + chunk.len() > MAX_PAGE_BYTES {
+            return Err(SendError::NoAnswer("the answer is longer than 16 MB".into()));
         }
         bytes.extend_from_slice(&chunk);
     }

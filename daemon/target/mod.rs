@@ -28,6 +28,15 @@ pub enum Way {
 }
 
 impl Way {
+    /// Where it leads; nothing where requests have no address.
+    #[must_use]
+    pub fn base_url(&self) -> &str {
+        match self {
+            Self::Http(http) => http.base_url(),
+            Self::Nats(_) | Self::RedisStream(_) | Self::Discard => "",
+        }
+    }
+
     /// Sends `request` once.
     pub async fn send(&self, request: &Request, idempotency_key: &str) -> Result<Answer, SendError> {
         match self {

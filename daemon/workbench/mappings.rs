@@ -38,7 +38,7 @@ pub fn read(directory: &Path) -> Result<Files, Vec<Problem>> {
     let mut problems = Problems::default();
     let mut sources = Vec::new();
     for name in directories(&directory.join("sources"), &mut problems) {
-        let mapping = file::load(directory, &name, Constants::of("erp"), &mut problems);
+        let mapping = file::load(directory, &name, Constants::of(source_of(directory, &name)), &mut problems);
         sources.extend(mapping.map(|mapping| {
             let examples = example::load(directory, &name, &mapping, &mut problems);
             (mapping, examples)
@@ -60,6 +60,12 @@ pub fn read(directory: &Path) -> Result<Files, Vec<Problem>> {
         return Ok(Files { sources, connectors, routes, upcasters });
     }
     Err(problems.sorted())
+}
+
+/// What a source with this mapping is called: a system that can be polled as its connector, an ERP as in the manual.
+fn source_of<'a>(directory: &Path, mapping: &'a str) -> &'a str {
+    let polled = directory.join("connectors").join(format!("{mapping}.yaml")).exists();
+    if polled && mapping != "odoo" { mapping } else { "erp" }
 }
 
 fn check_routes(
@@ -138,7 +144,8 @@ pub fn test(directory: &Path) -> ExitCode {
     for (mapping, examples) in &files.sources {
         for example in examples {
             let mut rehearsal = Rehearsal::new(&files.routes, &files.connectors, &files.upcasters);
-            let failures = example.run(mapping, "erp", &mut |emitted| rehearsal.requests(emitted));
+            let source = source_of(directory, &mapping.name);
+            let failures = example.run(mapping, source, &mut |emitted| rehearsal.requests(emitted));
             let name = example.path.file_name().unwrap_or_default().to_string_lossy();
             match failures {
                 Ok(failures) if failures.is_empty() => {

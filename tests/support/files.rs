@@ -29,6 +29,11 @@ impl World {
         std::fs::write(&self.config, format!("{text}\n{section}\n")).unwrap();
     }
 
+    /// One more source.
+    pub fn add_source(&self, name: &str, settings: &str) {
+        self.add_settings(&format!("[sources.{name}]\n{settings}"));
+    }
+
     /// Replaces `from`, which must be there, in the settings file.
     pub fn edit_settings(&self, from: &str, to: &str) {
         let settings = std::fs::read_to_string(&self.config).unwrap();

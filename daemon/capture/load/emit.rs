@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::capture::Source;
 use crate::capture::error::CaptureError;
-use crate::capture::intake::{Intake, IntakeError, Prepared};
+use crate::capture::intake::{IntakeError, Prepared};
 use crate::ledger::Ledger;
 use crate::ledger::batch::{Batch, SpillDone};
 use crate::ledger::images::keys_after;
@@ -28,14 +28,14 @@ pub async fn emit(
     wake: &(dyn Fn() + Sync),
 ) -> Result<Position, CaptureError> {
     let taken_at = Timestamp::now();
-    let mut intake = Intake::new(source.clone(), position.cluster.clone(), ledger.clone());
-    if looks_first(ledger.reader(), &source.name).await? {
+    let mut intake = source.intake(position.cluster.clone(), ledger);
+    if looks_first(ledger.reader(), &source.flow.name).await? {
         intake.look_first();
     }
     let cursor = position.mapped.take().unwrap_or_default();
     let round = cursor.get("round").and_then(serde_json::Value::as_u64).unwrap_or_default();
     let text = |name: &str| cursor.get(name).and_then(|value| value.as_str()).map(str::to_owned);
-    let events = source.mapping.events.iter();
+    let events = source.flow.mapping.events.iter();
     // A type that is mapped no more says nothing of the others: they are gone through again.
     let resumed_type = text("event_type").filter(|name| events.clone().any(|spec| spec.event_type == *name));
     let mut after = resumed_type.as_ref().and_then(|_| text("after"));
@@ -45,7 +45,8 @@ pub async fn emit(
     for spec in skipped {
         loop {
             pulse.beat();
-            let keys = keys_after(ledger.reader(), &source.name, &spec.table, after.as_deref(), KEYS).await?;
+            let keys =
+                keys_after(ledger.reader(), &source.flow.name, &spec.table, after.as_deref(), KEYS).await?;
             let Some(last) = keys.last().cloned() else { break };
             let at = position.commit_lsn;
             let mut batch = loop {
@@ -81,7 +82,7 @@ pub async fn emit(
     position.phase = Phase::Streaming;
     position.mapped = None;
     // Whatever a transaction had spilled before the load is among what was gone through.
-    let unspilled = vec![SpillDone { source: source.name.clone(), of: None, keys: Vec::new() }];
+    let unspilled = vec![SpillDone { source: source.flow.name.clone(), of: None, keys: Vec::new() }];
     ledger.writer().write(Batch { positions: vec![position.clone()], unspilled, ..Batch::default() }).await?;
     tracing::info!("all events of the load are made");
     Ok(position)

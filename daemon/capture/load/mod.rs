@@ -64,11 +64,11 @@ pub async fn begin(
     client: &Client,
     quiet: bool,
 ) -> Result<Option<Loading>, CaptureError> {
-    let mut current = loads::current(ledger.reader(), &source.name, quiet).await?;
+    let mut current = loads::current(ledger.reader(), &source.flow.name, quiet).await?;
     if current.is_none() && quiet {
-        let all = source.mapping.tables.iter().map(|table| table.name.to_string()).collect();
+        let all = source.flow.mapping.tables.iter().map(|table| table.name.to_string()).collect();
         ask(ledger, source, LoadKind::First, all, "the source is new").await?;
-        current = loads::current(ledger.reader(), &source.name, quiet).await?;
+        current = loads::current(ledger.reader(), &source.flow.name, quiet).await?;
     }
     let Some((load, begun)) = current else { return Ok(None) };
     if !begun {
@@ -81,7 +81,7 @@ pub async fn begin(
     }
     let parts = loads::parts(ledger.reader(), load.id).await?.into_iter();
     // A table that is mapped no more is not waited for.
-    let is_open = |part: &Part| !part.done && source.mapping.table_named(&part.relation).is_some();
+    let is_open = |part: &Part| !part.done && source.flow.mapping.table_named(&part.relation).is_some();
     let parts: Vec<Part> = parts.filter(is_open).collect();
     let open_parts = parts.len();
     let to_sweep = if load.is_ranged() { Vec::new() } else { load.relations.clone() };
@@ -104,7 +104,7 @@ pub async fn ask(
     reason: &str,
 ) -> Result<(), LedgerError> {
     let request = Request {
-        source: source.name.clone(),
+        source: source.flow.name.clone(),
         kind,
         relations,
         lower: None,
@@ -124,7 +124,7 @@ async fn write(ledger: &Ledger, write: LoadWrite) -> Result<(), LedgerError> {
 async fn plan(source: &Source, client: &Client, load: &Load) -> Result<Option<Vec<Part>>, CaptureError> {
     let mut parts = Vec::new();
     for relation in &load.relations {
-        let Some(table) = source.mapping.table_named(relation) else {
+        let Some(table) = source.flow.mapping.table_named(relation) else {
             if load.kind == LoadKind::Reread {
                 return Ok(None);
             }
@@ -176,20 +176,20 @@ async fn note(
 ) -> Result<(), CaptureError> {
     let mut batch = Batch::default();
     let fields = json!({
-        "source": source.name, "action": "load", "load": load.id, "kind": load.kind.as_str(),
+        "source": source.flow.name, "action": "load", "load": load.id, "kind": load.kind.as_str(),
         "relations": load.relations, "after": load.lower, "to": load.upper, "requested_by": load.requested_by,
     });
     batch.entry(NewEntry::new(EntryKind::Operator, None, fields));
     batch.loads.push(LoadWrite::Begin { load: load.id, parts });
     if !load.is_ranged() {
         let reads = |table: &&TableSpec| load.relations.iter().any(|name| **name == *table.name);
-        let tables: Vec<TableSpec> = source.mapping.tables.iter().filter(reads).cloned().collect();
+        let tables: Vec<TableSpec> = source.flow.mapping.tables.iter().filter(reads).cloned().collect();
         for Identity { table, oid, member, shape } in
             chunk::identities(client, &tables, &source.publication).await?
         {
             let Some(spec) = tables.iter().find(|spec| spec.name == table) else { continue };
             batch.loads.push(LoadWrite::Relation {
-                source: source.name.clone(),
+                source: source.flow.name.clone(),
                 relation: table.to_string(),
                 oid,
                 member,

@@ -154,7 +154,7 @@ impl Reader {
         loop {
             let next = self.queue.lock().ok().and_then(|mut queue| queue.pop_front());
             let Some(part) = next else { return Ok(()) };
-            let Some(table) = self.source.mapping.table_named(&part.relation) else { continue };
+            let Some(table) = self.source.flow.mapping.table_named(&part.relation) else { continue };
             self.read(&client, table, part).await?;
         }
     }

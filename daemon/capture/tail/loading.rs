@@ -78,7 +78,7 @@ impl Tail {
         } else {
             let pseudo = self.as_transaction(transaction, &part.relation, remainder);
             let mut batch = self.all_worked_out(&[pseudo]).await?;
-            let (source, relation) = (self.source.name.clone(), part.relation.clone());
+            let (source, relation) = (self.source.flow.name.clone(), part.relation.clone());
             batch.loads.push(LoadWrite::Seen { load, source, relation, keys });
             batch
         };
@@ -89,7 +89,7 @@ impl Tail {
     fn quiet_chunk(&self, load: i64, relation: &str, remainder: Remainder) -> QuietWrite {
         let rows = remainder.rows.into_iter().chain(remainder.completed);
         QuietWrite {
-            source: self.source.name.clone(),
+            source: self.source.flow.name.clone(),
             relation: relation.to_owned(),
             load,
             truncated: false,
@@ -101,7 +101,7 @@ impl Tail {
     fn as_transaction(&self, marked: &Transaction, relation: &str, remainder: Remainder) -> Transaction {
         let mut transaction =
             Transaction { marks: Vec::new(), changes: Vec::new(), snapshot: true, ..marked.clone() };
-        let Some(table) = self.source.mapping.table_named(relation) else { return transaction };
+        let Some(table) = self.source.flow.mapping.table_named(relation) else { return transaction };
         let rows = remainder.rows.into_iter().chain(remainder.completed);
         transaction.changes = (0..)
             .zip(rows)
@@ -124,7 +124,7 @@ impl Tail {
         let (load, relations) = (loading.load.id, loading.to_sweep.clone());
         let mut batch = Batch::default();
         if loading.is_quiet() {
-            let source = self.source.name.clone();
+            let source = self.source.flow.name.clone();
             batch.loads.push(LoadWrite::Sweep { load, source, relations });
             self.position.phase = Phase::Mapping;
         } else {
@@ -143,12 +143,13 @@ impl Tail {
 
     /// Rows of a table that the load did not see are deleted, with their events.
     async fn sweep(&mut self, load: i64, relation: &str, ordinal: &mut u64) -> Result<(), CaptureError> {
-        let Some(table) = self.source.mapping.table_named(relation).map(|table| table.name.clone()) else {
+        let Some(table) = self.source.flow.mapping.table_named(relation).map(|table| table.name.clone())
+        else {
             return Ok(());
         };
         loop {
             let reader = self.ledger.reader();
-            let keys = unseen(reader, &self.source.name, relation, load, SWEPT_ROWS).await?;
+            let keys = unseen(reader, &self.source.flow.name, relation, load, SWEPT_ROWS).await?;
             if keys.is_empty() {
                 return Ok(());
             }

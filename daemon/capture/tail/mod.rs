@@ -88,7 +88,7 @@ impl Tail {
         confirmer: Confirmer,
         wake: Arc<dyn Fn() + Send + Sync>,
     ) -> Self {
-        let intake = Intake::new(source.clone(), position.cluster.clone(), ledger.clone());
+        let intake = source.intake(position.cluster.clone(), ledger);
         Self {
             source: source.clone(),
             ledger: ledger.clone(),
@@ -189,7 +189,7 @@ impl Tail {
             let continued = self.is_part(transaction) && transaction.complete;
             self.advance(transaction);
             if continued {
-                batch.entry(tx_end(&self.source.name, transaction));
+                batch.entry(tx_end(&self.source.flow.name, transaction));
             }
             batch.loads.extend(self.noted(transaction));
         }
@@ -201,7 +201,11 @@ impl Tail {
     fn noted(&mut self, transaction: &Transaction) -> Vec<LoadWrite> {
         let Some(current) = &mut self.loading else { return Vec::new() };
         current.windows.note(transaction);
-        if current.is_quiet() { Vec::new() } else { loading::seen(current, &self.source.name, transaction) }
+        if current.is_quiet() {
+            Vec::new()
+        } else {
+            loading::seen(current, &self.source.flow.name, transaction)
+        }
     }
 
     fn advance(&mut self, transaction: &Transaction) {
@@ -255,9 +259,9 @@ impl Tail {
 
     /// The batch of these transactions without events.
     async fn quiet(&mut self, load: i64, transactions: &[Transaction]) -> Result<Batch, CaptureError> {
-        let (mut quiet, moved) = quiet_writes(&self.source.name, load, transactions);
+        let (mut quiet, moved) = quiet_writes(&self.source.flow.name, load, transactions);
         // A row that is gone by now has its own change on the way.
-        let mut found = read_back(&self.source.database, &self.source.mapping, &moved).await?;
+        let mut found = read_back(&self.source.database, &self.source.flow.mapping, &moved).await?;
         for write in &mut quiet {
             let relation: Arc<str> = write.relation.as_str().into();
             for (key, state) in &mut write.rows {

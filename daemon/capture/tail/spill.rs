@@ -45,7 +45,7 @@ impl Tail {
         batch.loads.extend(self.noted(part));
         self.send(batch, None);
         if part.complete {
-            let weighed = self.source.mass.is_set().then(Default::default);
+            let weighed = self.source.flow.mass.is_set().then(Default::default);
             self.draining = Some(Draining { transaction: without_changes(part), next_event: 0, weighed });
         }
         Ok(())
@@ -77,11 +77,12 @@ impl Tail {
             self.draining = Some(draining);
             return Ok(());
         }
-        let mapping = self.source.mapping.clone();
+        let mapping = self.source.flow.mapping.clone();
         while let Some(spec) = mapping.events.get(draining.next_event) {
             let (event_type, root) = (&spec.event_type, &*spec.table);
             let objects =
-                spill::read(self.ledger.reader(), &self.source.name, event_type, root, "", OBJECTS).await?;
+                spill::read(self.ledger.reader(), &self.source.flow.name, event_type, root, "", OBJECTS)
+                    .await?;
             if objects.is_empty() {
                 draining.next_event += 1;
                 continue;
@@ -95,7 +96,7 @@ impl Tail {
                 }
             };
             batch.unspilled.push(SpillDone {
-                source: self.source.name.clone(),
+                source: self.source.flow.name.clone(),
                 of: Some((event_type.clone(), root.to_owned())),
                 keys: objects.into_iter().map(|object| object.key).collect(),
             });
@@ -105,7 +106,7 @@ impl Tail {
         }
         self.advance(&draining.transaction);
         let mut batch = Batch::default();
-        batch.entry(tx_end(&self.source.name, &draining.transaction));
+        batch.entry(tx_end(&self.source.flow.name, &draining.transaction));
         self.send(batch, None);
         Ok(())
     }
@@ -117,11 +118,12 @@ impl Tail {
         transaction: &Transaction,
         (index, after): (usize, String),
     ) -> Result<Option<(usize, String)>, CaptureError> {
-        let mapping = self.source.mapping.clone();
+        let mapping = self.source.flow.mapping.clone();
         let Some(spec) = mapping.events.get(index) else { return Ok(None) };
         let reader = self.ledger.reader();
         let objects =
-            spill::read(reader, &self.source.name, &spec.event_type, &spec.table, &after, OBJECTS).await?;
+            spill::read(reader, &self.source.flow.name, &spec.event_type, &spec.table, &after, OBJECTS)
+                .await?;
         let Some(last) = objects.last().map(|object| object.key.clone()) else {
             return Ok(Some((index + 1, String::new())));
         };

@@ -2,11 +2,13 @@
 //! and count every request and every side effect. The demo and the tests use the same ones; what is lost or doubled is
 //! counted here, not in our own logs.
 
+pub mod event_log;
 pub mod faults;
 pub mod form;
 pub mod journal;
 pub mod server;
 pub mod stripe;
+pub mod stripe_books;
 pub mod zendesk;
 mod zendesk_jobs;
 

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Map, Value, json};
 
+use super::stripe_books::{Books, page};
 use super::{Effect, Incoming, Reply, Vendor, form};
 
 /// Fields of a customer that a request may set; others are `parameter_unknown`.
@@ -43,6 +44,8 @@ pub struct Stripe {
     refused_name: Option<String>,
     /// Invoices made, by `metadata[tailwater_id]`: how often, and when last.
     pub invoices: BTreeMap<String, (u32, f64)>,
+    /// What there is beside customers, and what happened.
+    pub books: Books,
 }
 
 impl Stripe {
@@ -61,6 +64,7 @@ impl Stripe {
             stored_errors: 0,
             refused_name: None,
             invoices: BTreeMap::new(),
+            books: Books::default(),
         }
     }
 
@@ -146,6 +150,9 @@ impl Stripe {
                 let external = tailwater_id(customer);
                 let effect =
                     if *customer == before { Effect::Nil(external) } else { Effect::Changed(external) };
+                if *customer != before {
+                    self.books.events.note("customer.updated", customer);
+                }
                 Reply { effect, ..Reply::plain(200, customer.clone()) }
             }
         }
@@ -161,6 +168,7 @@ impl Stripe {
         let external = tailwater_id(&customer);
         *self.creations.entry(external.clone()).or_default() += 1;
         self.created_at.insert(id.clone(), now_s);
+        self.books.events.note("customer.created", &customer);
         self.customers.insert(id, customer.clone());
         Reply { effect: Effect::Changed(external), ..Reply::plain(200, customer) }
     }
@@ -190,6 +198,7 @@ impl Stripe {
                 *self.deletions.entry(external.clone()).or_default() += 1;
                 *customer = Value::Null;
                 let body = json!({"id": id, "object": "customer", "deleted": true});
+                self.books.events.note("customer.deleted", &body);
                 Reply { effect: Effect::Changed(external), ..Reply::plain(200, body) }
             }
         }
@@ -202,8 +211,15 @@ impl Stripe {
             !customer.is_null()
                 && email.is_none_or(|email| customer.get("email").and_then(Value::as_str) == Some(email))
         });
-        let data: Vec<Value> = found.cloned().collect();
-        Reply::plain(200, json!({"object": "list", "data": data, "has_more": false}))
+        page(found, &request.query)
+    }
+
+    /// Somebody changes members of a customer in Stripe's own pages.
+    pub fn edit(&mut self, id: &str, members: &Value) {
+        if let (Some(customer), Value::Object(members)) = (self.customers.get_mut(id), members) {
+            apply(customer, members);
+            self.books.events.note("customer.updated", customer);
+        }
     }
 
     /// A customer that somebody makes by hand; gives its id.
@@ -213,6 +229,7 @@ impl Stripe {
         let customer = json!({
             "id": id, "object": "customer", "name": "By hand", "email": email, "phone": null, "address": null, "metadata": {},
         });
+        self.books.events.note("customer.created", &customer);
         self.customers.insert(id.clone(), customer);
         id
     }
@@ -236,6 +253,11 @@ impl Stripe {
 
 impl Vendor for Stripe {
     fn handle(&mut self, request: &Incoming, now_s: f64) -> Reply {
+        if request.method == "GET"
+            && let Some(reply) = self.books.read(request)
+        {
+            return reply;
+        }
         let id = request.path.strip_prefix("/v1/customers/").map(str::to_owned);
         match (request.method.as_str(), request.path.as_str(), id) {
             ("GET", "/v1/customers/search", _) => self.search(request, now_s),

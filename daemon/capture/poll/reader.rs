@@ -1,0 +1,327 @@
+//! Asks for page after page, and goes on when the one before is durable.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde_json::json;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::{Handed, Listed, Message, PollSource};
+use crate::connector::classify::{Answer, Class};
+use crate::connector::request::Request;
+use crate::connector::stream::{Listing, Stream, Table};
+use crate::dispatch::Target;
+use crate::dispatch::retry::backoff;
+use crate::ledger::batch::LoadWrite;
+use crate::ledger::loads::{self, Load};
+use crate::ledger::polls::{self, PollWrite};
+use crate::ledger::{Ledger, LedgerError};
+use crate::source::poll::cursor::Expired;
+use crate::source::poll::{Cursor, Page, PageError, Pass};
+
+/// How often it is looked for lists that somebody asked for.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// A stream that finds nothing is asked less often, each time by this much.
+const SLOWER: f64 = 1.5;
+
+/// Keeps all polling of a source within its share of the target's quota.
+#[derive(Default)]
+pub(super) struct Pace(std::sync::Mutex<Option<Instant>>);
+
+impl Pace {
+    /// Waits until a request may be made.
+    pub(super) async fn wait(&self, target: &Target, share: f64) {
+        let rates = target.quotas.show().into_iter().next().map(|shown| shown.rates).unwrap_or_default();
+        let rate = rates.iter().map(crate::connector::limit::Rate::per_second).fold(f64::INFINITY, f64::min);
+        let apart = if rate.is_finite() { 1.0 / (rate * share).max(f64::MIN_POSITIVE) } else { 0.0 };
+        let at = {
+            let mut next = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let at = next.unwrap_or_else(Instant::now).max(Instant::now());
+            *next = Some(at + Duration::from_secs_f64(apart.min(3_600.0)));
+            at
+        };
+        sleep_until(at).await;
+    }
+}
+
+/// Hands something over; gives how many events it made, once they are durable.
+async fn hand(hand_over: &mpsc::Sender<Message>, handed: Handed) -> Result<usize, LedgerError> {
+    let (done, durable) = oneshot::channel();
+    hand_over.send((handed, done)).await.map_err(|_| LedgerError::WriterGone)?;
+    durable.await.map_err(|_| LedgerError::WriterGone)
+}
+
+/// What asking for a page came to.
+enum Asked {
+    /// An answer to be read.
+    Answer(Answer),
+    /// The system says no; what it said is kept for a rule that knows better.
+    Refused(Answer),
+}
+
+/// Asks until there is an answer.
+async fn ask(
+    source: &PollSource,
+    ledger: &Ledger,
+    pace: &Pace,
+    request: &Request,
+) -> Result<Asked, LedgerError> {
+    let mut failures = 0;
+    loop {
+        pace.wait(&source.target, source.share).await;
+        let answered = source.target.ask("poll", request, ledger.tenure()).await?;
+        match answered {
+            Some((Class::Applied, answer)) if !answer.body.is_null() => return Ok(Asked::Answer(answer)),
+            Some((Class::Throttled | Class::Transient | Class::Uncertain | Class::Unauthorised, _))
+            | None => {}
+            Some((_, answer)) => return Ok(Asked::Refused(answer)),
+        }
+        failures += 1;
+        sleep(backoff(failures, rand::random()).min(Duration::from_secs(30))).await;
+    }
+}
+
+/// Reads one stream.
+pub(super) struct StreamReader {
+    pub(super) source: PollSource,
+    pub(super) ledger: Ledger,
+    pub(super) stream: String,
+    pub(super) cursor: Cursor,
+    pub(super) pace: Arc<Pace>,
+    pub(super) hand_over: mpsc::Sender<Message>,
+}
+
+impl StreamReader {
+    /// Pass after pass, until the ledger fails.
+    pub(super) async fn run(mut self) -> Result<(), LedgerError> {
+        let target = self.source.target.clone();
+        let Some(stream) = target.connector.reading.stream(&self.stream) else { return Ok(()) };
+        let (least, most) = self.bounds(stream);
+        let mut pause = least;
+        let mut complained = false;
+        loop {
+            let began = Instant::now();
+            match self.pass(stream, &mut complained).await? {
+                Some(made) if made > 0 => pause = least,
+                Some(_) => pause = pause.mul_f64(SLOWER).min(most),
+                None => pause = most,
+            }
+            sleep_until(began + pause).await;
+        }
+    }
+
+    fn bounds(&self, stream: &Stream) -> (Duration, Duration) {
+        let (least, most) = stream.every;
+        let least = self.source.every.unwrap_or(least);
+        (least, if self.source.every.is_some() { least } else { most.max(least) })
+    }
+
+    /// One pass over the pages; gives how many events it made, or nothing when the system says no.
+    async fn pass(&mut self, stream: &Stream, complained: &mut bool) -> Result<Option<usize>, LedgerError> {
+        let from_ms = self.source.from.as_millisecond();
+        if let Err(why) = self.cursor.begin(stream, from_ms, Timestamp::now()) {
+            return self.lost(why).await.map(Some);
+        }
+        let mut made = 0;
+        loop {
+            let Some(pass) = &self.cursor.pass else { return Ok(Some(made)) };
+            let request = match pass.request("poll", &stream.listing) {
+                Ok(request) => request,
+                Err(error) => return Ok(self.complain(complained, &error.to_string())),
+            };
+            let answer = match ask(&self.source, &self.ledger, &self.pace, &request).await? {
+                Asked::Answer(answer) if stream.is_expired(&answer) => {
+                    return self.lost(Expired::Refused).await.map(Some);
+                }
+                Asked::Answer(answer) => answer,
+                Asked::Refused(answer) if stream.is_expired(&answer) => {
+                    return self.lost(Expired::Refused).await.map(Some);
+                }
+                Asked::Refused(answer) => {
+                    return Ok(self.complain(complained, &format!("status {}", answer.status)));
+                }
+            };
+            let page = match self.read(stream, &answer) {
+                Ok(page) => page,
+                Err(PageError::Stuck) => return self.lost(Expired::Stuck).await.map(Some),
+                Err(error) => return Ok(self.complain(complained, &error.to_string())),
+            };
+            *complained = false;
+            let more = page.more;
+            made += self.hand(page).await?;
+            if !more {
+                return Ok(Some(made));
+            }
+        }
+    }
+
+    /// Moves the cursor over a page.
+    fn read(&mut self, stream: &Stream, answer: &Answer) -> Result<Page, PageError> {
+        let Some(pass) = &mut self.cursor.pass else { return Ok(Page::default()) };
+        let page = pass.take(stream, answer, self.source.target.way.base_url())?;
+        if !page.more {
+            self.cursor.end(stream, answer.clock_ms(Timestamp::now()));
+        }
+        Ok(page)
+    }
+
+    async fn hand(&self, page: Page) -> Result<usize, LedgerError> {
+        let handed = Handed::Page {
+            records: page.records,
+            unreadable: page.unreadable,
+            write: self.write(),
+            listed: None,
+        };
+        hand(&self.hand_over, handed).await
+    }
+
+    fn write(&self) -> PollWrite {
+        PollWrite {
+            source: self.source.flow.name.clone(),
+            stream: self.stream.clone(),
+            // Numbers, texts and times always have a JSON form.
+            cursor: serde_json::to_value(&self.cursor).unwrap_or_default(),
+        }
+    }
+
+    /// Begins anew; what was missed meanwhile is found by reading everything.
+    async fn lost(&mut self, why: Expired) -> Result<usize, LedgerError> {
+        self.cursor = Cursor::default();
+        hand(&self.hand_over, Handed::Lost { stream: self.stream.clone(), why }).await
+    }
+
+    /// Says once that the system does not do as it is told. Nothing is lost: it is asked again.
+    fn complain(&self, complained: &mut bool, reason: &str) -> Option<usize> {
+        if !std::mem::replace(complained, true) {
+            tracing::error!(source_name = %self.source.flow.name, stream = %self.stream, reason,
+                "a stream cannot be read; it is tried again");
+        }
+        None
+    }
+}
+
+/// Reads lists of all objects, as they are asked for.
+pub(super) struct ListReader {
+    pub(super) source: PollSource,
+    pub(super) ledger: Ledger,
+    pub(super) pace: Arc<Pace>,
+    pub(super) hand_over: mpsc::Sender<Message>,
+}
+
+impl ListReader {
+    /// Load after load, until the ledger fails.
+    pub(super) async fn run(self) -> Result<(), LedgerError> {
+        loop {
+            match loads::current(self.ledger.reader(), &self.source.flow.name, false).await? {
+                Some((load, begun)) => self.load(&load, begun).await?,
+                None => sleep(LOOK_INTERVAL).await,
+            }
+        }
+    }
+
+    async fn load(&self, load: &Load, begun: bool) -> Result<(), LedgerError> {
+        let target = self.source.target.clone();
+        let listed = |relation: &String| {
+            let table = target.connector.reading.table(relation)?;
+            self.source.flow.mapping.table_named(relation)?;
+            Some((table, table.list.as_ref()?))
+        };
+        let tables: Vec<(&Table, &Listing)> = load.relations.iter().filter_map(listed).collect();
+        if tables.is_empty() {
+            tracing::error!(
+                load = load.id,
+                "nothing of what is to be read can be listed; the load is refused"
+            );
+            return self.write(LoadWrite::End { load: load.id, refused: true }).await;
+        }
+        if !begun {
+            self.write(LoadWrite::Begin { load: load.id, parts: Vec::new() }).await?;
+            tracing::info!(load = load.id, kind = load.kind.as_str(), tables = tables.len(), "reading lists");
+        }
+        let known = polls::cursors(self.ledger.reader(), &self.source.flow.name).await?;
+        for (index, (table, listing)) in tables.iter().enumerate() {
+            let stored = known.get(&stream_of(table)).map(|polled| &polled.cursor);
+            let of_this = stored.filter(|state| state.get("load") == Some(&json!(load.id)));
+            if of_this.is_some_and(|state| state.get("done") == Some(&json!(true))) {
+                continue;
+            }
+            let pass = of_this.and_then(|state| serde_json::from_value(state.get("pass")?.clone()).ok());
+            let ends_load = index + 1 == tables.len();
+            self.list(
+                load.id,
+                (table, listing),
+                pass.unwrap_or_else(|| Pass::new(0, Timestamp::now())),
+                ends_load,
+            )
+            .await?;
+        }
+        tracing::info!(load = load.id, "all lists of the load are read");
+        Ok(())
+    }
+
+    async fn list(
+        &self,
+        load: i64,
+        (table, listing): (&Table, &Listing),
+        mut pass: Pass,
+        ends_load: bool,
+    ) -> Result<(), LedgerError> {
+        let mut complained = false;
+        loop {
+            let page = match self.page(table, listing, &mut pass).await? {
+                Ok(page) => page,
+                Err(reason) => {
+                    if !std::mem::replace(&mut complained, true) {
+                        tracing::error!(source_name = %self.source.flow.name, table = %table.name, reason,
+                            "a list cannot be read; it is tried again");
+                    }
+                    sleep(Duration::from_secs(30)).await;
+                    pass = Pass::new(0, Timestamp::now());
+                    continue;
+                }
+            };
+            let write = PollWrite {
+                source: self.source.flow.name.clone(),
+                stream: stream_of(table),
+                cursor: json!({"load": load, "pass": pass, "done": !page.more}),
+            };
+            let listed = Listed { load, relation: table.name.clone(), ends: !page.more, ends_load };
+            let (records, unreadable) = (page.records, page.unreadable);
+            hand(&self.hand_over, Handed::Page { records, unreadable, write, listed: Some(listed) }).await?;
+            if !page.more {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn page(
+        &self,
+        table: &Table,
+        listing: &Listing,
+        pass: &mut Pass,
+    ) -> Result<Result<Page, String>, LedgerError> {
+        let request = match pass.request("list", listing) {
+            Ok(request) => request,
+            Err(error) => return Ok(Err(error.to_string())),
+        };
+        let answer = match ask(&self.source, &self.ledger, &self.pace, &request).await? {
+            Asked::Answer(answer) => answer,
+            Asked::Refused(answer) => return Ok(Err(format!("status {}", answer.status))),
+        };
+        let clock = answer.clock_ms(Timestamp::now());
+        let place = (clock, self.source.target.way.base_url());
+        Ok(pass.take_listed(table, listing, &answer, place).map_err(|error| error.to_string()))
+    }
+
+    async fn write(&self, write: LoadWrite) -> Result<(), LedgerError> {
+        let mut batch = crate::ledger::batch::Batch::default();
+        batch.loads.push(write);
+        self.ledger.writer().write(batch).await.map(|_| ())
+    }
+}
+
+fn stream_of(table: &Table) -> String {
+    format!("list {}", table.name)
+}

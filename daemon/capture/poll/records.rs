@@ -1,0 +1,323 @@
+//! Records into the ledger: newer than what is known or not, and what they make.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::PollSource;
+use crate::capture::error::CaptureError;
+use crate::capture::intake::{Intake, IntakeError, Prepared};
+use crate::connector::classify::Class;
+use crate::connector::request::Request;
+use crate::event::{Change, Cluster, Lsn, Row, RowState, Transaction, canonical_bytes};
+use crate::image::{Emitted, Overlay, Projection};
+use crate::ledger::batch::Batch;
+use crate::ledger::loads::unseen;
+use crate::ledger::{Ledger, LedgerError};
+use crate::mapping::scope::Scope;
+use crate::source::poll::Record;
+use crate::source::poll::page::read_record;
+
+/// Records in one ledger transaction.
+const RECORDS: usize = 200;
+/// Column of an image in which it stands when the object was changed, by the vendor's clock; no mapping can name it.
+const AT: &str = "@at";
+
+/// Works records out, one batch after the other.
+pub(super) struct Records {
+    source: PollSource,
+    ledger: Ledger,
+    intake: Intake,
+}
+
+/// What is known of an object, against what a record says.
+#[derive(Debug, PartialEq, Eq)]
+enum Standing {
+    /// It is news, or the same.
+    Counts,
+    /// Something newer is known.
+    Old,
+    /// Two things are said of the same instant, and nobody can tell which of them was last.
+    Unclear,
+}
+
+/// How much a record is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Said {
+    /// A stream told it.
+    Told,
+    /// It was read just now.
+    Read,
+}
+
+impl Records {
+    pub(super) fn new(source: &PollSource, ledger: &Ledger) -> Self {
+        // There is one system behind an address, and it has one history.
+        let cluster = Cluster { system_identifier: format!("poll:{}", source.target.name), timeline: 0 };
+        let intake = Intake::new(source.flow.clone(), None, cluster, ledger.clone());
+        Self { source: source.clone(), ledger: ledger.clone(), intake }
+    }
+
+    /// Takes the records of a page, and then what `last` says; `sweep`: the table of a load that is read to its end. Gives how many
+    /// events were made.
+    pub(super) async fn take(
+        &mut self,
+        records: Vec<Record>,
+        sweep: Option<(i64, String)>,
+        mut last: Batch,
+    ) -> Result<usize, CaptureError> {
+        let mut made = 0;
+        let listed = !last.loads.is_empty();
+        let said = if listed { Said::Read } else { Said::Told };
+        let records: Vec<Record> = records
+            .into_iter()
+            .filter(|record| self.source.flow.mapping.table_named(&record.table).is_some())
+            .collect();
+        let mut chunks = records.chunks(RECORDS).peekable();
+        // A load's marks are set once the rows stand.
+        while let Some(chunk) = chunks.next() {
+            let (mut batch, unclear) = self.batch(chunk, said, listed).await?;
+            made += batch.entries.len();
+            if chunks.peek().is_none() && unclear.is_empty() && sweep.is_none() {
+                batch.append(std::mem::take(&mut last));
+            }
+            self.write(batch).await?;
+            made += self.read_again(unclear).await?;
+        }
+        let ends = std::mem::take(&mut last);
+        if let Some((load, relation)) = sweep {
+            let (seen, end) = split(ends);
+            self.write(seen).await?;
+            made += self.sweep(load, &relation).await?;
+            self.write(end).await?;
+        } else {
+            self.write(ends).await?;
+        }
+        Ok(made)
+    }
+
+    async fn write(&self, batch: Batch) -> Result<(), LedgerError> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.ledger.writer().write(batch).await.map(|_| ())
+    }
+
+    /// The batch of some records, and those of which it is not clear whether they are news.
+    async fn batch(
+        &mut self,
+        records: &[Record],
+        said: Said,
+        snapshot: bool,
+    ) -> Result<(Batch, Vec<Record>), CaptureError> {
+        if self.intake.is_full() {
+            self.intake.age();
+        }
+        let source = self.source.clone();
+        loop {
+            let mut unclear = Vec::new();
+            let prepared = self.intake.prepare(true, |projection, overlay| {
+                Some(emitted(&source, projection, overlay, (records, said, snapshot), &mut unclear))
+            });
+            match prepared.await? {
+                Prepared::Batch(batch) => return Ok((*batch, unclear)),
+                Prepared::Needs(missing) => self.intake.load(missing).await?,
+                Prepared::TooLarge(_) => return Err(IntakeError::Endless.into()),
+            }
+        }
+    }
+
+    /// Reads objects as they are now.
+    async fn read_again(&mut self, unclear: Vec<Record>) -> Result<usize, CaptureError> {
+        let mut made = 0;
+        let mut known = std::collections::BTreeSet::new();
+        for record in unclear {
+            if !known.insert((record.table.clone(), record.key.clone())) {
+                continue;
+            }
+            let change = self.read(&record).await?;
+            let (batch, _) = match change {
+                Some(now) => self.batch(&[now], Said::Read, false).await?,
+                None => (self.gone(&record.table, &[record.key], record.at_ms).await?, Vec::new()),
+            };
+            made += batch.entries.len();
+            self.write(batch).await?;
+        }
+        Ok(made)
+    }
+
+    /// One object as it is now; `None` when it is gone.
+    async fn read(&self, record: &Record) -> Result<Option<Record>, LedgerError> {
+        let target = &self.source.target;
+        let Some(table) = target.connector.reading.table(&record.table) else {
+            return Ok(Some(record.clone()));
+        };
+        let key = Value::from(record.key.as_str());
+        let scope = Scope::new([("key", &key)]);
+        let Some(Ok(request)) = table.read.as_ref().map(|line| Request::bare("read", line, &scope)) else {
+            return Ok(Some(record.clone()));
+        };
+        let mut failures = 0;
+        loop {
+            match target.ask("poll", &request, self.ledger.tenure()).await? {
+                Some((Class::Applied, answer)) => {
+                    let clock = answer.clock_ms(Timestamp::now());
+                    match read_record(table, &answer, clock) {
+                        // What it says of itself may be of the same instant again; it is the newest there is.
+                        Ok(now) => return Ok(Some(Record { at_ms: now.at_ms.max(record.at_ms), ..now })),
+                        Err(reason) => {
+                            tracing::error!(table = %table.name, reason, "an object cannot be read");
+                            return Ok(Some(record.clone()));
+                        }
+                    }
+                }
+                Some((Class::Missing, _)) => return Ok(None),
+                Some((Class::Rejected | Class::Conflict, _)) => return Ok(Some(record.clone())),
+                _ => {
+                    failures += 1;
+                    let wait = crate::dispatch::retry::backoff(failures, rand::random());
+                    tokio::time::sleep(wait.min(std::time::Duration::from_secs(30))).await;
+                }
+            }
+        }
+    }
+
+    /// Objects that a list of all of them did not show are gone.
+    async fn sweep(&mut self, load: i64, relation: &str) -> Result<usize, CaptureError> {
+        let mut made = 0;
+        loop {
+            let most = i64::try_from(RECORDS).unwrap_or(i64::MAX);
+            let keys = unseen(self.ledger.reader(), &self.source.flow.name, relation, load, most).await?;
+            if keys.is_empty() {
+                return Ok(made);
+            }
+            let batch = self.gone(relation, &keys, Timestamp::now().as_millisecond()).await?;
+            made += batch.entries.len();
+            self.write(batch).await?;
+        }
+    }
+
+    async fn gone(&mut self, table: &str, keys: &[String], at_ms: i64) -> Result<Batch, CaptureError> {
+        let source = self.source.clone();
+        loop {
+            let prepared = self.intake.prepare(true, |projection, overlay| {
+                let table = &source.flow.mapping.table_named(table)?.name;
+                let gone = |key: &String| {
+                    let change = Change::new(table, key, digest(key.as_bytes()), RowState::Absent);
+                    projection.transaction(overlay, &transaction(change, at_ms, true), usize::MAX)
+                };
+                Some(keys.iter().filter_map(gone).flatten().collect())
+            });
+            match prepared.await? {
+                Prepared::Batch(batch) => return Ok(*batch),
+                Prepared::Needs(missing) => self.intake.load(missing).await?,
+                Prepared::TooLarge(_) => return Err(IntakeError::Endless.into()),
+            }
+        }
+    }
+}
+
+/// What marks rows as seen, and what comes when all that was not seen is gone.
+fn split(mut batch: Batch) -> (Batch, Batch) {
+    let (ends, seen) = std::mem::take(&mut batch.loads)
+        .into_iter()
+        .partition(|write| matches!(write, crate::ledger::batch::LoadWrite::End { .. }));
+    let first = Batch { loads: seen, ..Batch::default() };
+    batch.loads = ends;
+    (first, batch)
+}
+
+/// The events of records, in their order.
+fn emitted(
+    source: &PollSource,
+    projection: &Projection<'_>,
+    overlay: &mut Overlay<'_>,
+    (records, said, snapshot): (&[Record], Said, bool),
+    unclear: &mut Vec<Record>,
+) -> Vec<Emitted> {
+    let mut found = Vec::new();
+    for record in records {
+        let Some(table) = source.flow.mapping.table_named(&record.table) else { continue };
+        let Some(known) = overlay.row(&table.name, &record.key) else { continue };
+        let row = row_of(&table.columns, record);
+        let readable =
+            source.target.connector.reading.table(&record.table).is_some_and(|table| table.read.is_some());
+        match standing(known.as_deref(), &row, record.at_ms, said) {
+            Standing::Old => continue,
+            Standing::Unclear if readable => {
+                unclear.push(record.clone());
+                continue;
+            }
+            Standing::Unclear | Standing::Counts => {}
+        }
+        let ordinal = digest(&canonical_bytes(&Value::Object(
+            row.iter().map(|(name, value)| (name.to_string(), value.clone())).collect(),
+        )));
+        let change = Change::new(&table.name, &record.key, ordinal, RowState::Present(row.into()));
+        let transaction = transaction(change, record.at_ms, snapshot);
+        found.extend(projection.transaction(overlay, &transaction, usize::MAX).unwrap_or_default());
+    }
+    found
+}
+
+fn standing(known: Option<&Row>, row: &Row, at_ms: i64, said: Said) -> Standing {
+    let Some(known) = known else { return Standing::Counts };
+    let known_ms = known.get(AT).and_then(Value::as_i64).unwrap_or(i64::MIN);
+    match at_ms.cmp(&known_ms) {
+        std::cmp::Ordering::Less => Standing::Old,
+        std::cmp::Ordering::Greater => Standing::Counts,
+        std::cmp::Ordering::Equal if said == Said::Read || known == row => Standing::Counts,
+        std::cmp::Ordering::Equal => Standing::Unclear,
+    }
+}
+
+/// The mapped members of an object; what it does not have is null.
+fn row_of(columns: &[Arc<str>], record: &Record) -> Row {
+    let member = |name: &Arc<str>| {
+        let value = record.object.get(&**name).map(storable).unwrap_or_default();
+        (name.clone(), value)
+    };
+    let at = (AT.into(), Value::from(record.at_ms));
+    columns.iter().map(member).chain([at]).collect()
+}
+
+/// PostgreSQL's jsonb holds no NUL.
+fn storable(value: &Value) -> Value {
+    match value {
+        Value::String(text) if text.contains('\0') => Value::String(text.replace('\0', "\u{FFFD}")),
+        Value::Array(items) => Value::Array(items.iter().map(storable).collect()),
+        Value::Object(map) => Value::Object(
+            map.iter().map(|(key, value)| (key.replace('\0', "\u{FFFD}"), storable(value))).collect(),
+        ),
+        other => other.clone(),
+    }
+}
+
+/// What a record says, as if a transaction had written it: its place is the time of the change, and a digest of what it says
+/// (INV-4), so that it has the same identity whenever it is read.
+fn transaction(change: Change, at_ms: i64, snapshot: bool) -> Transaction {
+    let place = Lsn(u64::try_from(at_ms).unwrap_or_default());
+    let last_ordinal = change.ordinal;
+    Transaction {
+        commit_lsn: place,
+        end_lsn: place,
+        committed_at: Timestamp::from_millisecond(at_ms).unwrap_or(Timestamp::UNIX_EPOCH),
+        xid: 0,
+        changes: vec![change],
+        truncated: Vec::new(),
+        row_changes: 1,
+        last_ordinal,
+        complete: true,
+        marks: Vec::new(),
+        snapshot,
+    }
+}
+
+/// The first 52 bits of a SHA-256: a number that JSON holds exactly.
+fn digest(bytes: &[u8]) -> u64 {
+    let digest = Sha256::digest(bytes);
+    let head = digest.iter().take(8).fold(0_u64, |number, byte| (number << 8) | u64::from(*byte));
+    head >> 12
+}
