@@ -1,6 +1,6 @@
 //! Turns settings into what runs.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use tokio::sync::Mutex;
@@ -20,6 +20,7 @@ use crate::dispatch::job::JobCount;
 use crate::dispatch::quota::Quotas;
 use crate::dispatch::quota::shared::SharedBuckets;
 use crate::dispatch::target::Versions;
+use crate::mapping::{EventKind, SourceMapping};
 use crate::ops::commands::Waves;
 use crate::target::{HttpTarget, NatsTarget, RedisStreamTarget, Way};
 
@@ -43,22 +44,43 @@ pub fn prepare(config: Config, waves: &Waves) -> Result<Prepared, String> {
     }
     let routes = Arc::new(config.routes);
     let upcasters = Arc::new(config.upcasters);
-    let ways = Arc::new(Ways { routes: routes.clone(), upcasters: upcasters.clone(), targets: by_system });
-    let twins: HashMap<String, String> = config
+    let shared = shared(
+        config
+            .sources
+            .iter()
+            .map(|source| &source.mapping)
+            .chain(config.polls.iter().map(|poll| &poll.mapping)),
+    );
+    let mut twins: HashMap<String, String> = config
         .targets
         .iter()
         .filter_map(|target| Some((target.twin.as_ref()?.0.clone(), target.name.clone())))
         .collect();
+    twins.extend(config.polls.iter().map(|poll| (poll.name.clone(), poll.target.clone())));
+    let ways = Ways {
+        routes: routes.clone(),
+        upcasters: upcasters.clone(),
+        targets: by_system,
+        shared: shared.clone(),
+    };
+    let ways = Arc::new(ways);
+    let versions = Versions { routes: routes.clone(), upcasters: upcasters.clone() };
+    let cache = Arc::new(Cache::new(config.redis));
+    let prepare = |target: TargetConfig| {
+        let twin = twins.iter().find(|(_, twin)| **twin == target.name).map(|(source, _)| source.clone());
+        prepare_target(target, &cache, versions.clone(), (twin, shared.clone()))
+    };
+    let targets = config.targets.into_iter().map(prepare);
+    let targets = targets.collect::<Result<Vec<_>, String>>()?;
+    let twin = |source: &str| {
+        let name = twins.get(source)?;
+        targets.iter().find(|target| target.name == *name).cloned()
+    };
     let source = |config: SourceConfig| {
-        let twin = twins.get(&config.name).cloned();
+        let twin = twin(&config.name);
         Arc::new(Source::new(config, ways.clone(), twin, waves.clone()))
     };
     let sources = config.sources.into_iter().map(source).collect();
-    let versions = Versions { routes: routes.clone(), upcasters: upcasters.clone() };
-    let cache = Arc::new(Cache::new(config.redis));
-    let prepare = |target| prepare_target(target, &cache, versions.clone());
-    let targets = config.targets.into_iter().map(prepare);
-    let targets = targets.collect::<Result<Vec<_>, String>>()?;
     let poll = |config| prepare_poll(config, &ways, &targets, waves);
     let polls = config.polls.into_iter().filter_map(poll).collect();
     Ok(Prepared { sources, polls, targets, ledger: config.ledger })
@@ -76,7 +98,7 @@ fn prepare_poll(
         name: config.name,
         mapping: Arc::new(config.mapping),
         ways: ways.clone(),
-        twin: Some(config.target),
+        twin: Some(target.clone()),
         mass: config.mass,
         mass_guard: MassGuard::default(),
         waves: waves.clone(),
@@ -90,10 +112,31 @@ fn prepare_poll(
     })
 }
 
+/// Types of events that several sources make.
+fn shared<'a>(mappings: impl Iterator<Item = &'a SourceMapping>) -> BTreeSet<String> {
+    let (mut once, mut shared) = (BTreeSet::new(), BTreeSet::new());
+    for mapping in mappings {
+        let types: BTreeSet<&str> = mapping.events.iter().map(|event| event.event_type.as_str()).collect();
+        let facts = |event_type: &&str| {
+            mapping
+                .events
+                .iter()
+                .any(|event| event.event_type == **event_type && event.kind == EventKind::Fact)
+        };
+        for event_type in types.into_iter().filter(|event_type| !facts(event_type)) {
+            if !once.insert(event_type.to_owned()) {
+                shared.insert(event_type.to_owned());
+            }
+        }
+    }
+    shared
+}
+
 fn prepare_target(
     target: TargetConfig,
     cache: &Arc<Cache>,
     versions: Versions,
+    (twin, shared_types): (Option<String>, BTreeSet<String>),
 ) -> Result<Arc<Target>, String> {
     // A secret that cannot be read now would only be found out at the first delivery.
     let failed = |error: String| format!("target \"{}\": {error}", target.name);
@@ -126,6 +169,8 @@ fn prepare_target(
         dedup: Dedup::new(cache.clone()),
         shadow: target.shadow,
         versions,
+        twin,
+        shared: shared_types,
         adopts: target.adopts,
         adopting: Mutex::new(()),
         gates: Gates::default(),

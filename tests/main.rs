@@ -44,5 +44,6 @@ mod systemd;
 mod tls;
 mod unique_values;
 mod versions;
+mod way_back;
 mod wire;
 mod work_list;

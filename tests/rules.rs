@@ -304,6 +304,7 @@ fn a_refusal_is_about_the_limit_that_the_answer_names_and_requests_about_those_t
         body: None,
         sha256: None,
         holds: Vec::new(),
+        says: None,
     };
     let find = request("find", "GET /v1/customers/search");
     let applies: Vec<_> = limits.iter().map(|limit| limit.applies("customer", &find)).collect();

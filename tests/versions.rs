@@ -28,7 +28,7 @@ fn owners(directory: &Path, owners: &str) {
 }
 
 #[test]
-fn writing_what_the_target_or_somebody_else_owns_is_refused_at_load() {
+fn an_owner_of_what_no_event_has_is_refused_at_load() {
     let directory = TemporaryDirectory::new("tailwater-versions").unwrap();
     shipped::write(directory.path()).unwrap();
     let check = |said: &str, expected: &[&str]| {
@@ -42,9 +42,7 @@ fn writing_what_the_target_or_somebody_else_owns_is_refused_at_load() {
     };
     check("{ customer: { name: odoo } }", &[]);
     check("{ customer: { website: stripe } }", &[]);
-    let stripe = "`stripe` owns `customer.email`, but stripe's `customer` is made of what odoo says of it";
-    check("{ customer: { email: stripe } }", &[stripe]);
-    check("{ customer: { tags: stripe } }", &["zendesk's `organization` is made of what odoo says of it"]);
+    check("{ customer: { email: stripe } }", &[]);
     check("{ custmer: { email: stripe } }", &["no event is about `custmer`"]);
     check("{ customer: { emial: odoo } }", &["did you mean `email`?"]);
 }

@@ -1,10 +1,11 @@
 //! What any source has, whatever it is read by: its mapping, and where its events go.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::mass::MassGuard;
 use crate::config::MassSettings;
+use crate::dispatch::Target;
 use crate::mapping::route::Route;
 use crate::mapping::upcast::Upcasters;
 use crate::mapping::{EventKind, SourceMapping};
@@ -20,7 +21,7 @@ pub struct Flow {
     /// Routes, and the targets that they lead to.
     pub ways: Arc<Ways>,
     /// The target that is the same system as this source, when there is one: its events do not go back there.
-    pub twin: Option<String>,
+    pub twin: Option<Arc<Target>>,
     /// When a change is too large to go without a person.
     pub mass: MassSettings,
     /// What has changed of late; it outlives connections.
@@ -38,9 +39,18 @@ pub struct Ways {
     pub upcasters: Arc<Upcasters>,
     /// Target names by connector.
     pub targets: HashMap<String, Vec<String>>,
+    /// Types of events that several sources make.
+    pub shared: BTreeSet<String>,
 }
 
 impl Flow {
+    /// True when the source may say that such an object is there, and that it has gone.
+    #[must_use]
+    pub fn leads(&self, event_type: &str) -> bool {
+        let object = event_type.rsplit_once(".v").map_or("", |(object, _)| object);
+        self.mapping.ownership.may_say(&self.mapping.name, object, "*")
+    }
+
     /// Whether only the newest event of an object counts.
     #[must_use]
     pub fn kind_of(&self, event_type: &str) -> EventKind {

@@ -9,7 +9,9 @@ use tokio::time::Instant;
 
 use super::flow::Flow;
 use super::mass::LEAST;
+use super::seen::{Changed, compare};
 use super::way::{Way, ways};
+use super::words::{Together, note, subjects, together};
 use crate::event::{Cluster, EventRecord, Operation, Origin, Transaction};
 use crate::image::{Drift, Emitted, Images, Missing, Overlay, OverlayChanges, Projection, RowId, Touch};
 use crate::ledger::batch::{Batch, DeliveryWrite, ImageWrite, Lane, SpillWrite};
@@ -62,6 +64,10 @@ pub struct Intake {
     rounds: usize,
     /// Objects that are new to the ledger may be known to the targets.
     look_first: bool,
+    /// When the system was asked for what is worked out now, where it was asked.
+    pub asked_at: Option<jiff::Timestamp>,
+    /// Rows that were read before the system was last told something of them.
+    pub outdated: Vec<RowId>,
     /// Objects by type, as last counted.
     known: HashMap<String, (u64, Instant)>,
 }
@@ -82,6 +88,8 @@ impl Intake {
             images,
             rounds: 0,
             look_first: false,
+            asked_at: None,
+            outdated: Vec::new(),
             known: HashMap::new(),
         }
     }
@@ -214,8 +222,16 @@ impl Intake {
         }
         let flow = self.flow.clone();
         let moved = flow.waves.moved();
-        let ways: Vec<Vec<Way<'_>>> =
-            emitted.iter().map(|emitted| ways(&flow, &emitted.event, &moved)).collect();
+        let seen: Vec<Changed> = self.shown(&changes);
+        if !settled && (!seen.is_empty() || !subjects(&flow, &emitted).is_empty()) {
+            return Ok(Prepared::Needs(missing));
+        }
+        let together = together(&flow, &self.ledger, &emitted).await?;
+        let ways = |(emitted, together): (&Emitted, &Option<Together>)| match together {
+            Some(seen) => ways(&flow, &seen.event, seen.partial, &moved),
+            None => ways(&flow, &emitted.event, false, &moved),
+        };
+        let ways: Vec<Vec<Way<'_>>> = emitted.iter().zip(&together).map(ways).collect();
         // Only of these it matters whether they are owed already.
         let asked: Vec<Lane> = ways
             .iter()
@@ -229,9 +245,11 @@ impl Intake {
         self.rounds = 0;
         let owed = images::owed(self.ledger.reader(), &asked).await?;
         self.count_known(&emitted).await?;
-        let mut batch = self.batch(emitted, ways, &owed, &moved);
+        let mut batch = self.batch(emitted, &together, ways, &owed, &moved);
+        self.outdated = compare(&flow, &self.ledger, &seen, self.asked_at, &mut batch).await?;
         batch.images = self.image_writes(&changes);
-        for Drift { event_type, id, fields } in &changes.drifts {
+        // With a twin it is known what was told to the system, and what it shows is compared with that.
+        for Drift { event_type, id, fields } in changes.drifts.iter().filter(|_| flow.twin.is_none()) {
             tracing::warn!(%id, fields = fields.join(", "), "the source changed what it does not own");
             let fields = json!({"source": self.flow.name, "type": event_type, "id": id, "fields": fields});
             batch.entry(NewEntry::new(EntryKind::Drift, None, fields));
@@ -291,6 +309,20 @@ impl Intake {
         Ok(())
     }
 
+    /// Changed rows of which the twin was told.
+    fn shown(&self, changes: &OverlayChanges) -> Vec<Changed> {
+        let Some(twin) = &self.flow.twin else { return Vec::new() };
+        let tables = twin.connector.objects.iter().filter_map(|object| object.shown.as_ref());
+        let tables: HashSet<&str> = tables.map(|shown| shown.table.as_str()).collect();
+        let rows = changes.rows().filter(|((table, _), changed)| changed.row && tables.contains(&**table));
+        let changed = |(id, changed): (&RowId, &crate::image::Changed)| Changed {
+            id: id.clone(),
+            before: self.images.row(id),
+            after: changed.image.row.clone(),
+        };
+        rows.map(changed).collect()
+    }
+
     fn image_writes(&self, changes: &OverlayChanges) -> Vec<ImageWrite> {
         let write = |((relation, key), changed): (&(Arc<str>, String), &crate::image::Changed)| ImageWrite {
             source: self.name.clone(),
@@ -305,6 +337,7 @@ impl Intake {
     fn batch(
         &self,
         emitted: Vec<Emitted>,
+        together: &[Option<Together>],
         ways: Vec<Vec<Way<'_>>>,
         owed: &HashSet<Lane>,
         moved: &BTreeSet<String>,
@@ -320,23 +353,26 @@ impl Intake {
             mass_guard.note(mass, events(), known);
             verdicts.extend(events().map(|event| mass_guard.judge(mass, event, known(&event.event_type))));
         }
-        for ((Emitted { event, fault, heals }, ways), held) in emitted.into_iter().zip(ways).zip(verdicts) {
+        let told = emitted.into_iter().zip(together);
+        for (((Emitted { event, fault, heals }, together), ways), held) in told.zip(ways).zip(verdicts) {
             let entry = batch.next_entry();
+            let as_seen = together.as_ref().map_or(&event, |together| &together.event);
             if heals {
                 batch.healed.extend(ways.iter().map(|way| (way.lane.clone(), entry)));
             }
-            for Way { lane, route, lifted, unless_owed } in ways {
+            for Way { lane, route, lifted, partial, unless_owed } in ways {
                 let seen = match &lifted {
-                    Ok(lifted) => Ok(lifted.as_ref().unwrap_or(&event)),
+                    Ok(lifted) => Ok(lifted.as_ref().unwrap_or(as_seen)),
                     Err(error) => Err(error.clone()),
                 };
                 let takes = match owed.contains(&lane) || newly_owed.contains(&lane) {
+                    true if partial => Ok(true),
                     true => seen.clone().and_then(|event| route.takes(event, true, moved)),
                     false => unless_owed,
                 };
                 let (takes, requires, parked) = match &fault {
                     Some(fault) => (true, Vec::new(), Some(fault.clone())),
-                    None => match (takes, seen.and_then(|event| route.requirements(event))) {
+                    None => match (takes, seen.and_then(|event| route.requirements(event, partial))) {
                         (Ok(takes), Ok(requires)) => (takes, requires, None),
                         (Err(error), _) | (_, Err(error)) => (true, Vec::new(), Some(error.to_string())),
                     },
@@ -349,7 +385,8 @@ impl Intake {
                     lane,
                     event: entry,
                     operation: if event.operation == Operation::Delete { "delete" } else { "upsert" },
-                    fact: route.every || self.flow.kind_of(&event.event_type) == EventKind::Fact,
+                    fact: !route.newest
+                        && (route.every || self.flow.kind_of(&event.event_type) == EventKind::Fact),
                     priority: route.priority_of(&event),
                     requires,
                     parked,
@@ -360,6 +397,7 @@ impl Intake {
             if let Some(fault) = &fault {
                 tracing::warn!(event = %event.event_id, object = %event.id, reason = %fault, "a document is held back");
             }
+            note(&self.flow, &event, together.as_ref(), entry, &mut batch);
             let origin = self.origin.clone();
             batch.entry(NewEntry::event(EventRecord { event, origin, fault, heals }));
         }

@@ -10,15 +10,18 @@ pub mod mass;
 mod patience;
 pub mod poll;
 pub mod recover;
+mod seen;
 pub mod tail;
 pub mod watch;
 mod way;
+mod words;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use crate::config::{GuardSettings, LoadSettings, SourceConfig};
+use crate::dispatch::Target;
 use crate::event::Cluster;
 use crate::ledger::Ledger;
 use crate::mapping::SourceMapping;
@@ -55,7 +58,7 @@ pub struct Source {
 impl Source {
     /// A source of the settings. `twin`: the target that is the same system.
     #[must_use]
-    pub fn new(config: SourceConfig, ways: Arc<Ways>, twin: Option<String>, waves: Waves) -> Self {
+    pub fn new(config: SourceConfig, ways: Arc<Ways>, twin: Option<Arc<Target>>, waves: Waves) -> Self {
         let flow = Flow {
             name: config.name,
             mapping: Arc::new(config.mapping),

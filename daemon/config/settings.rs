@@ -1,6 +1,6 @@
 //! Reads the settings file; see `tailwater.example.toml` for every key.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
 use super::database::read_database;
@@ -12,7 +12,6 @@ use super::secret::Secret;
 use super::source::{SourceConfig, read_source};
 use super::target::{TargetConfig, read_target};
 use crate::cache::CacheSettings;
-use crate::connector::Connector;
 use crate::mapping;
 use crate::mapping::SourceMapping;
 use crate::mapping::route::{self, Route};
@@ -66,6 +65,7 @@ fn read(
     let redis = read_redis(&mut fields, problems);
     let sources = entries(&mut fields, "sources", problems);
     let targets = entries(&mut fields, "targets", problems);
+    let flows = fields.optional("flows").map(|node| node.list(problems)).unwrap_or_default();
     fields.finish(problems);
     let mappings = mappings?;
     let targets: Vec<TargetConfig> =
@@ -73,7 +73,8 @@ fn read(
     let names: Vec<&str> = sources.iter().map(|(name, _)| name.as_str()).collect();
     check_twins(&targets, &names, problems);
     let (sources, polls) = read_sources(&sources, &targets, &mappings, problems);
-    let routes = route::load(&mappings, problems);
+    let mut routes = route::load(&mappings, problems);
+    keep_flows(&mut routes, flows, problems);
     let upcasters = Upcasters::load(&mappings, problems);
     let config = Config { ledger: ledger?, redis: redis?, sources, polls, targets, routes, upcasters };
     if problems.is_empty() {
@@ -86,6 +87,21 @@ fn read(
 fn entries(fields: &mut Fields, key: &'static str, problems: &mut Problems) -> Vec<(String, Node)> {
     let example = if key == "sources" { "[sources.erp]" } else { "[targets.stripe]" };
     fields.required(key, example, problems).map(|node| node.entries(problems)).unwrap_or_default()
+}
+
+/// Routes that are part of a flow count only where `flows` names it.
+fn keep_flows(routes: &mut Vec<Route>, named: Vec<Node>, problems: &mut Problems) {
+    let known: BTreeSet<String> = routes.iter().filter_map(|route| route.flow.clone()).collect();
+    let known: Vec<&str> = known.iter().map(String::as_str).collect();
+    let mut wanted = HashSet::new();
+    for node in named {
+        let Some(name) = node.string(problems) else { continue };
+        if !known.contains(&name.as_str()) {
+            problems.add(&node.at, format!("there is no flow `{name}`"), suggestion(&name, &known, "one of"));
+        }
+        wanted.insert(name);
+    }
+    routes.retain(|route| route.flow.as_ref().is_none_or(|flow| wanted.contains(flow)));
 }
 
 /// By their kinds.
@@ -202,38 +218,18 @@ fn check_routes(config: &Config, problems: &mut Problems) {
         Some(target.connector.objects.iter().map(|object| object.name.clone()).collect())
     };
     route::check(&config.routes, &made, &objects, problems);
-    for mapping in mappings {
-        check_ownership(
-            mapping,
-            &config.routes,
-            config.targets.iter().map(|target| &target.connector),
-            problems,
-        );
-    }
+    check_ownership(&mappings, problems);
 }
 
-/// No target is told by a source what somebody else owns.
-pub fn check_ownership<'a>(
-    mapping: &SourceMapping,
-    routes: &[Route],
-    connectors: impl Iterator<Item = &'a Connector> + Clone,
-    problems: &mut Problems,
-) {
+/// Owners are of objects and fields that there are.
+pub fn check_ownership(mappings: &[&SourceMapping], problems: &mut Problems) {
     let fields_of = |object: &str| {
-        let spec = mapping.events.iter().find(|spec| spec.object == object)?;
+        let specs = mappings.iter().flat_map(|mapping| &mapping.events);
+        let spec = specs.into_iter().find(|spec| spec.object == object)?;
         Some(spec.schema.fields().to_vec())
     };
-    mapping.ownership.check_names(&fields_of, problems);
-    for route in routes {
-        for connector in connectors.clone().filter(|connector| connector.system == route.system) {
-            let Some(object) = connector.object(&route.object) else { continue };
-            let written: Vec<String> = object
-                .body
-                .expressions()
-                .iter()
-                .flat_map(|expression| expression.members_of("event"))
-                .collect();
-            mapping.ownership.check_route(&mapping.name, route, &written, problems);
-        }
+    // They all have the same file.
+    if let Some(mapping) = mappings.first() {
+        mapping.ownership.check_names(&fields_of, problems);
     }
 }

@@ -3,12 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use serde_json::{Map, Value};
+
 use super::node::{At, Fields, Node, Problems};
 use super::secret::Secret;
 use super::settings::read_secret;
 use crate::connector::limit::{Rate, read_rates};
 use crate::connector::{self, Auth, Connector, Transport};
 use crate::dispatch::quota::QuotaSettings;
+use crate::mapping::shape::suggestion;
 use crate::pg::is_local;
 
 /// Part of what a vendor allows that is ours unless the settings say otherwise, in per cent.
@@ -67,11 +70,13 @@ pub(super) fn read_target(
         }
     });
     let adopts = fields.optional("adopt").and_then(|node| node.boolean(problems)).unwrap_or(false);
+    let set = fields.optional("settings");
     let twin = fields.optional("source");
     let twin = twin.and_then(|node| Some((node.string(problems)?, node.at)));
     let at = fields.at.clone();
     fields.finish(problems);
-    let connector = connector?;
+    let mut connector = connector?;
+    connector.set = read_set(set, &connector, twin.as_ref().map(|(name, _)| name.as_str()), &at, problems);
     if connector.auth == Some(Auth::Basic) && user.is_none() {
         problems.add(
             &at,
@@ -99,6 +104,34 @@ pub(super) fn read_target(
         adopts,
         twin,
     })
+}
+
+/// `settings`: what the connector cannot know.
+fn read_set(
+    node: Option<Node>,
+    connector: &Connector,
+    twin: Option<&str>,
+    at: &At,
+    problems: &mut Problems,
+) -> Value {
+    let given = node.map(|node| node.entries(problems)).unwrap_or_default();
+    let names: Vec<&str> = connector.settings.iter().map(|spec| spec.name.as_str()).collect();
+    for (name, node) in given.iter().filter(|(name, _)| !names.contains(&name.as_str())) {
+        let what = format!("connector `{}` has no setting `{name}`", connector.system);
+        problems.add(&node.at, what, suggestion(name, &names, "one of"));
+    }
+    let mut set = Map::new();
+    for spec in &connector.settings {
+        let found = given.iter().find(|(name, _)| *name == spec.name).map(|(_, node)| node.to_json());
+        if found.is_none() && spec.needed {
+            let what = format!("connector `{}` needs the setting `{}`", connector.system, spec.name);
+            problems.add(at, what, format!("settings = {{ {} = {} }}", spec.name, spec.example));
+        }
+        set.insert(spec.name.clone(), found.unwrap_or_default());
+    }
+    // As canonical ids of the source that is the same system begin.
+    set.insert("source".into(), twin.map_or(Value::Null, |twin| twin.to_uppercase().into()));
+    Value::Object(set)
 }
 
 /// `quota`: rates of the connector's first limit. `quotas`: of others. `share`: the part in per cent of what the connector says

@@ -4,27 +4,19 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::bulk::{read_bulk, read_jobs};
+use super::bulk::read_jobs;
 use super::classify::{Class, OutcomeRule};
 use super::limit::read_limits;
-use super::request::RequestLine;
+use super::object::{read_message, read_object};
 use super::stream::read_reading;
-use super::{
-    Adoption, Auth, Connector, Encoding, Find, FollowUp, FollowUpStep, Idempotency, ObjectSpec, Strategy,
-    Transport, Unique, Write,
-};
-use crate::config::node::{Content, Fields, Node, Problems, nearest};
+use super::{Auth, Connector, Encoding, Idempotency, SettingSpec, Transport};
+use crate::config::node::{Fields, Node, Problems, nearest};
 use crate::mapping::expression::Expression;
 use crate::mapping::file::{check_format, read};
-use crate::mapping::shape::{Variables, open_variables};
-use crate::mapping::template::Template;
+use crate::mapping::shape::open_variables;
 
 /// Variables of outcome rules.
 const ANSWERED: [&str; 4] = ["step", "status", "headers", "body"];
-/// Variables of messages.
-const MESSAGE_VARIABLES: [&str; 2] = ["event", "meta"];
-/// Variables of bodies and paths.
-const WRITE_VARIABLES: [&str; 3] = ["event", "references", "external_id"];
 
 /// Loads one connector file.
 pub fn load(mappings: &Path, system: &str, problems: &mut Problems) -> Option<Connector> {
@@ -43,6 +35,7 @@ pub fn load(mappings: &Path, system: &str, problems: &mut Problems) -> Option<Co
         Some(Transport::Http) => read_auth(&mut fields, problems),
         _ => (None, String::new()),
     };
+    let settings = read_settings(&mut fields, problems);
     let headers = read_headers(&mut fields, problems);
     let encoding =
         one_of(&mut fields, "encoding", &[("form", Encoding::Form), ("json", Encoding::Json)], problems);
@@ -73,6 +66,8 @@ pub fn load(mappings: &Path, system: &str, problems: &mut Problems) -> Option<Co
         base_url,
         auth: if transport == Some(Transport::Http) { Some(auth?) } else { None },
         user_suffix,
+        settings,
+        set: serde_json::Value::Object(serde_json::Map::new()),
         headers,
         encoding: encoding?,
         timeout,
@@ -115,10 +110,24 @@ fn read_auth(fields: &mut Fields, problems: &mut Problems) -> (Option<Auth>, Str
         return (None, String::new());
     };
     let mut inner = node.fields(problems);
-    let auth = one_of(&mut inner, "kind", &[("bearer", Auth::Bearer), ("basic", Auth::Basic)], problems);
+    let kinds = [("bearer", Auth::Bearer), ("basic", Auth::Basic), ("body", Auth::Body)];
+    let auth = one_of(&mut inner, "kind", &kinds, problems);
     let suffix = inner.optional("user_suffix").and_then(|node| node.string(problems)).unwrap_or_default();
     inner.finish(problems);
     (auth, suffix)
+}
+
+/// What only the settings of a target know.
+fn read_settings(fields: &mut Fields, problems: &mut Problems) -> Vec<SettingSpec> {
+    let entries = fields.optional("settings").map(|node| node.entries(problems)).unwrap_or_default();
+    let read = |(name, node): (String, Node)| {
+        let mut inner = node.fields(problems);
+        let example = inner.string("example", "\"odoo19\"", problems);
+        let needed = inner.optional("needed").and_then(|node| node.boolean(problems)).unwrap_or(false);
+        inner.finish(problems);
+        Some(SettingSpec { name, example: example?, needed })
+    };
+    entries.into_iter().filter_map(read).collect()
 }
 
 fn read_headers(fields: &mut Fields, problems: &mut Problems) -> Vec<(String, String)> {
@@ -186,172 +195,4 @@ fn read_rule(node: &Node, variables: &[&str], problems: &mut Problems) -> Option
     }
     fields.finish(problems);
     Some(OutcomeRule { when: when?, class: class?, field })
-}
-
-fn read_object(name: &str, node: &Node, problems: &mut Problems) -> Option<ObjectSpec> {
-    let variables = open_variables(&WRITE_VARIABLES);
-    let mut fields = node.fields(problems);
-    let body = fields.required("body", "{ name: event.name }", problems);
-    let body = body.and_then(|node| Template::compile(&node, &variables, problems));
-    let upsert = read_write(&mut fields, "upsert", &variables, problems);
-    let create = read_write(&mut fields, "create", &variables, problems);
-    let update = read_write(&mut fields, "update", &variables, problems);
-    let find = fields.optional("find").and_then(|node| read_find(&node, &variables, problems));
-    let delete = fields.required("delete", "DELETE /v1/customers/{external_id}", problems);
-    let delete = delete.and_then(|node| RequestLine::compile(&node, &variables, problems));
-    let unique = fields.optional("unique").map(|node| node.entries(problems)).unwrap_or_default();
-    let unique = unique.iter().filter_map(|(path, node)| read_unique(path, node, problems)).collect();
-    let follow_up = fields.optional("follow_up").and_then(|node| read_follow_up(&node, problems));
-    let needs = fields.optional("needs").map(|node| node.strings(problems)).unwrap_or_default();
-    let bulk = fields.optional("bulk");
-    let bulks = bulk.as_ref().map(|node| read_bulk(node, problems)).unwrap_or_default();
-    let adopt = fields.optional("adopt");
-    let adopts = adopt.as_ref().map(|node| node.list(problems)).unwrap_or_default();
-    let adopts = adopts.iter().filter_map(|node| read_adoption(node, problems)).collect();
-    fields.finish(problems);
-    if let (Some(node), None) = (&bulk, &upsert) {
-        let what = "only an object with `upsert` goes with others: what is in doubt of it can be sent again";
-        problems.add(&node.at, what, "leave `bulk` out");
-    }
-    if let (Some(node), Some(_)) = (&adopt, &upsert) {
-        problems.add(
-            &node.at,
-            "only an object with `create` and `update` can be adopted",
-            "leave `adopt` out",
-        );
-    }
-    let strategy = match (upsert, create, update) {
-        (Some(write), None, None) if find.is_none() => Strategy::Upsert(write),
-        (None, Some(create), Some(update)) => {
-            Strategy::CreateOrUpdate { create, update: Box::new(update), find: find.map(Box::new) }
-        }
-        _ => {
-            problems.add(
-                &node.at,
-                format!("object `{name}` needs either `upsert`, or `create` and `update`"),
-                "upsert: …",
-            );
-            return None;
-        }
-    };
-    let (name, adopt) = (name.to_owned(), adopts);
-    Some(ObjectSpec {
-        name,
-        body: body?,
-        strategy,
-        delete: delete?,
-        unique,
-        needs,
-        bulk: bulks,
-        follow_up,
-        adopt,
-    })
-}
-
-/// A kind of message: where it goes, and what is in it.
-fn read_message(name: &str, node: &Node, problems: &mut Problems) -> Option<ObjectSpec> {
-    let variables = open_variables(&MESSAGE_VARIABLES);
-    let mut fields = node.fields(problems);
-    let body = fields.required("body", "{ id: meta.id, data: event }", problems);
-    let body = body.and_then(|node| Template::compile(&node, &variables, problems));
-    let to = fields.required("publish", "POST /tailwater.{meta.type}", problems);
-    fields.finish(problems);
-    let mut lines =
-        to.iter().flat_map(|node| [node, node]).map(|node| RequestLine::compile(node, &variables, problems));
-    let (line, delete) = (lines.next()??, lines.next()??);
-    drop(lines);
-    let answered = Node { at: node.at.clone(), content: Content::Scalar("answer.id".into()) };
-    let id = Expression::compile(&answered, &open_variables(&["answer"]), problems);
-    Some(ObjectSpec {
-        name: name.to_owned(),
-        body: body?,
-        delete,
-        strategy: Strategy::Publish(Write { line, id: id? }),
-        unique: Vec::new(),
-        needs: Vec::new(),
-        bulk: Vec::new(),
-        follow_up: None,
-        adopt: Vec::new(),
-    })
-}
-
-fn read_adoption(node: &Node, problems: &mut Problems) -> Option<Adoption> {
-    let mut fields = node.fields(problems);
-    let by = fields.string("by", "e-mail", problems);
-    let variables = open_variables(&["event"]);
-    let when = fields.required("when", "event.email != null", problems);
-    let when = when.and_then(|node| Expression::compile(&node, &variables, problems));
-    let line = fields.required("request", "GET /v1/customers?email={event.email}", problems);
-    let line = line.and_then(|node| RequestLine::compile(&node, &variables, problems));
-    let ids = fields.required("ids", "answer.data.map(c, c.id)", problems);
-    let variables = open_variables(&["answer", "event"]);
-    let ids = ids.and_then(|node| Expression::compile(&node, &variables, problems));
-    fields.finish(problems);
-    Some(Adoption { by: by?, when: when?, line: line?, ids: ids? })
-}
-
-fn read_write(
-    fields: &mut Fields,
-    key: &'static str,
-    variables: &Variables,
-    problems: &mut Problems,
-) -> Option<Write> {
-    let node = fields.optional(key)?;
-    let mut inner = node.fields(problems);
-    let line = inner.required("request", "POST /v1/customers", problems);
-    let line = line.and_then(|node| RequestLine::compile(&node, variables, problems));
-    let id = inner.required("id", "answer.id", problems);
-    let id = id.and_then(|node| Expression::compile(&node, &open_variables(&["answer"]), problems));
-    inner.finish(problems);
-    Some(Write { line: line?, id: id? })
-}
-
-fn read_find(node: &Node, variables: &Variables, problems: &mut Problems) -> Option<Find> {
-    let mut fields = node.fields(problems);
-    let line = fields.required("request", "GET /v1/customers/search?query={…}", problems);
-    let line = line.and_then(|node| RequestLine::compile(&node, variables, problems));
-    let ids = fields.required("ids", "answer.data.map(c, c.id)", problems);
-    let ids = ids.and_then(|node| Expression::compile(&node, &open_variables(&["answer"]), problems));
-    let fresh_after =
-        fields.required("fresh_after_s", "60", problems).and_then(|node| node.whole(0, problems));
-    fields.finish(problems);
-    Some(Find { line: line?, ids: ids?, fresh_after: Duration::from_secs(fresh_after?) })
-}
-
-fn read_follow_up(node: &Node, problems: &mut Problems) -> Option<FollowUp> {
-    let mut fields = node.fields(problems);
-    let when = fields.required("when", "answer.user.email != sent.user.email", problems);
-    let when = when.and_then(|node| {
-        Expression::compile(&node, &open_variables(&["sent", "answer", "released"]), problems)
-    });
-    let list = fields.required("list", "GET /api/v2/users/{external_id}/identities", problems);
-    let list = list
-        .and_then(|node| RequestLine::compile(&node, &open_variables(&["sent", "external_id"]), problems));
-    let steps =
-        fields.required("then", "a list of `each` and `request`", problems).map(|node| node.list(problems));
-    fields.finish(problems);
-    let steps = steps.unwrap_or_default();
-    let then = steps.iter().filter_map(|node| {
-        let mut fields = node.fields(problems);
-        let each = fields.required("each", "list.identities.map(i, i.id)", problems);
-        let variables = open_variables(&["sent", "list", "released", "external_id"]);
-        let each = each.and_then(|node| Expression::compile(&node, &variables, problems));
-        let line =
-            fields.required("request", "DELETE /api/v2/users/{external_id}/identities/{item}", problems);
-        let variables = open_variables(&["sent", "item", "external_id"]);
-        let line = line.and_then(|node| RequestLine::compile(&node, &variables, problems));
-        fields.finish(problems);
-        Some(FollowUpStep { each: each?, line: line? })
-    });
-    let then = then.collect();
-    Some(FollowUp { when: when?, list: list?, then })
-}
-
-fn read_unique(path: &str, node: &Node, problems: &mut Problems) -> Option<Unique> {
-    let mut fields = node.fields(problems);
-    let otherwise = fields.required("otherwise", "event.name + ' (' + event.id + ')'", problems);
-    let otherwise =
-        otherwise.and_then(|node| Expression::compile(&node, &open_variables(&["event"]), problems));
-    fields.finish(problems);
-    Some(Unique { path: path.split('.').map(str::to_owned).collect(), otherwise: otherwise? })
 }

@@ -6,11 +6,14 @@ pub mod bulk;
 pub mod classify;
 pub mod file;
 pub mod limit;
+mod object;
 pub mod request;
 pub mod stream;
 
 use std::sync::Arc;
 use std::time::Duration;
+
+use serde_json::Value;
 
 use crate::mapping::expression::Expression;
 use crate::mapping::template::Template;
@@ -40,6 +43,8 @@ pub enum Auth {
     Bearer,
     /// Basic, the target's `user` with a suffix, and its `api_key`.
     Basic,
+    /// In the body: wherever [`KEY_IN_BODY`] stands the `api_key` is sent, and nowhere else.
+    Body,
 }
 
 /// How bodies are encoded.
@@ -62,11 +67,27 @@ pub struct Idempotency {
     pub replayed_header: Option<String>,
 }
 
+/// Stands for the key in a body: what is kept of a request never holds it.
+pub const KEY_IN_BODY: &str = "$api_key";
+
+/// Something that only the settings of a target know: the name of a database, the number of a project.
+#[derive(Debug)]
+pub struct SettingSpec {
+    /// Its name there, and in expressions below `settings`.
+    pub name: String,
+    /// What it may look like.
+    pub example: String,
+    /// There is no way without it.
+    pub needed: bool,
+}
+
 /// How an object is found by our own id.
 #[derive(Debug)]
 pub struct Find {
     /// Request.
     pub line: RequestLine,
+    /// Its body.
+    pub body: Option<Template>,
     /// Ids found, a list.
     pub ids: Expression,
     /// How long after a write a search may not show it yet.
@@ -91,8 +112,34 @@ pub struct Adoption {
 pub struct Write {
     /// Method and path.
     pub line: RequestLine,
-    /// The target's own id, from the answer.
+    /// What is sent, over `body` (the object's) and what was asked `before`; the object's body as it is when `None`.
+    pub body: Option<Template>,
+    /// What is asked before, in this order.
+    pub before: Vec<Before>,
+    /// The target's own id, from the answer, or the one that is known.
     pub id: Expression,
+}
+
+/// A request before the one that writes: it changes nothing that matters, and its answer goes into what is written.
+#[derive(Debug)]
+pub struct Before {
+    /// Name of its answer.
+    pub name: String,
+    /// Method and path.
+    pub line: RequestLine,
+    /// Its body.
+    pub body: Option<Template>,
+    /// The target has it so already, over `answer`.
+    pub done: Option<Expression>,
+}
+
+/// How an object goes.
+#[derive(Debug)]
+pub struct Removal {
+    /// Method and path.
+    pub line: RequestLine,
+    /// Its body.
+    pub body: Option<Template>,
 }
 
 impl Transport {
@@ -110,6 +157,13 @@ pub enum Strategy {
     Upsert(Write),
     /// Each event is a message of its own, an end as well; consumers know one that comes again by its id.
     Publish(Write),
+    /// Each event is something of its own that is made once: a note, a payment; in doubt it is found.
+    Post {
+        /// Request.
+        post: Write,
+        /// How to find one whose making is in doubt.
+        find: Option<Box<Find>>,
+    },
     /// Create when the target's id is not known, update when it is; in doubt about a create, find.
     CreateOrUpdate {
         /// Request for a new object.
@@ -150,6 +204,15 @@ pub struct FollowUpStep {
     pub line: RequestLine,
 }
 
+/// How an object looks when it is read.
+#[derive(Debug)]
+pub struct Shown {
+    /// Table of the source that is the same system, whose key is the target's own id.
+    pub table: String,
+    /// The body that would make it what it is, over `record` (the mapped columns).
+    pub body: Expression,
+}
+
 /// One kind of object of a system.
 #[derive(Debug)]
 pub struct ObjectSpec {
@@ -159,14 +222,18 @@ pub struct ObjectSpec {
     pub body: Template,
     /// How it comes to stand.
     pub strategy: Strategy,
-    /// How it goes.
-    pub delete: RequestLine,
+    /// The target's own id of it, where that follows from the event; null where it does not.
+    pub own_id: Option<Expression>,
+    /// How it goes; it stays when `None`.
+    pub delete: Option<Removal>,
     /// What the vendor wants unique.
     pub unique: Vec<Unique>,
     /// Objects without which it cannot be sent: it waits until they stand, not only while they are on their way.
     pub needs: Vec<String>,
     /// How many are written in one request.
     pub bulk: Vec<Bulk>,
+    /// How it looks when it is read.
+    pub shown: Option<Shown>,
     /// What completes a write that did not take in full.
     pub follow_up: Option<FollowUp>,
     /// How an object that was there before us is recognised, surest way first.
@@ -186,6 +253,10 @@ pub struct Connector {
     pub auth: Option<Auth>,
     /// Appended to the user in Basic authentication.
     pub user_suffix: String,
+    /// What only the settings of a target know.
+    pub settings: Vec<SettingSpec>,
+    /// What they say.
+    pub set: Value,
     /// Sent with every request.
     pub headers: Vec<(String, String)>,
     /// Body encoding.

@@ -43,6 +43,8 @@ pub struct Request {
     pub sha256: Option<String>,
     /// Unique values it claims.
     pub holds: Vec<String>,
+    /// What the body says, where it matters what the target is seen to hold later.
+    pub says: Option<Value>,
 }
 
 impl Request {
@@ -57,7 +59,21 @@ impl Request {
             body: None,
             sha256: None,
             holds: Vec::new(),
+            says: None,
         })
+    }
+
+    /// With this body.
+    #[must_use]
+    pub fn with_body(self, encoding: Encoding, body: &Value) -> Self {
+        let (text, content_type) = encode(encoding, body, true);
+        Self { content_type: Some(content_type.to_owned()), body: Some(text), ..self }
+    }
+
+    /// Sent twice it may make two: only what it is for tells.
+    #[must_use]
+    pub fn makes_anew(&self) -> bool {
+        matches!(self.step.as_str(), "create" | "post")
     }
 
     /// As the ledger keeps it.
@@ -65,7 +81,7 @@ impl Request {
     pub fn to_json(&self) -> Value {
         json!({
             "step": self.step, "method": self.method, "path": self.path, "endpoint": self.endpoint, "content_type": self.content_type,
-            "body": self.body, "sha256": self.sha256, "holds": self.holds,
+            "body": self.body, "sha256": self.sha256, "holds": self.holds, "says": self.says,
         })
     }
 
@@ -83,6 +99,7 @@ impl Request {
             body: text("body"),
             sha256: text("sha256"),
             holds: holds.filter_map(Value::as_str).map(str::to_owned).collect(),
+            says: value.get("says").filter(|says| !says.is_null()).cloned(),
         })
     }
 }

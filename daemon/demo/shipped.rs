@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 /// Path below `mappings/`, and content.
-pub const FILES: [(&str, &str); 44] = [
+pub const FILES: [(&str, &str); 45] = [
     ("README.md", include_str!("../../mappings/README.md")),
     ("canonical/contact.v1.json", include_str!("../../mappings/canonical/contact.v1.json")),
     ("canonical/credit_note.v1.json", include_str!("../../mappings/canonical/credit_note.v1.json")),
@@ -25,6 +25,7 @@ pub const FILES: [(&str, &str); 44] = [
     ("connectors/redis-stream.yaml", include_str!("../../mappings/connectors/redis-stream.yaml")),
     ("connectors/stripe.yaml", include_str!("../../mappings/connectors/stripe.yaml")),
     ("connectors/zendesk.yaml", include_str!("../../mappings/connectors/zendesk.yaml")),
+    ("ownership.yaml", include_str!("../../mappings/ownership.yaml")),
     ("routes/bus.yaml", include_str!("../../mappings/routes/bus.yaml")),
     ("routes/default.yaml", include_str!("../../mappings/routes/default.yaml")),
     (

@@ -96,6 +96,7 @@ impl Delivery {
                 Adopted::Settled => Ok(()),
             },
             Plan::Send { request, wishes } => self.send(request, wishes).await,
+            Plan::Prepare { wishes, .. } => self.prepare(wishes).await,
             Plan::Find(request) => self.find(request).await,
         }
     }
@@ -240,7 +241,7 @@ impl Delivery {
     }
 
     /// Ends the delivery without a request.
-    async fn close(
+    pub(super) async fn close(
         &self,
         (state, cause): (&'static str, Option<Cause>),
         reason: String,
@@ -264,6 +265,7 @@ impl Delivery {
                 delivery: self.due.id,
                 external_id: None,
                 sha256: None,
+                body: None,
                 outcome,
                 holds: Vec::new(),
                 grants: self.target.may_grant(),

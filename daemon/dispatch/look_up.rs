@@ -23,7 +23,7 @@ impl Delivery {
         let mut outcome = self.ask(&request, "").await?;
         let object = self.target.connector.object(&self.due.lane.object);
         let find = object.and_then(|object| match &object.strategy {
-            Strategy::CreateOrUpdate { find, .. } => find.as_deref(),
+            Strategy::CreateOrUpdate { find, .. } | Strategy::Post { find, .. } => find.as_deref(),
             Strategy::Upsert(_) | Strategy::Publish(_) => None,
         });
         let ids = find.filter(|_| outcome.class == Class::Applied).map(|find| {
@@ -33,7 +33,11 @@ impl Delivery {
         let mut batch = Batch::default();
         match ids {
             Some((_, Value::Array(ids))) if ids.len() == 1 => {
-                let id = ids.first().and_then(Value::as_str).map(str::to_owned);
+                let id = ids.first().and_then(|id| match id {
+                    Value::String(id) => Some(id.clone()),
+                    Value::Number(id) => Some(id.to_string()),
+                    _ => None,
+                });
                 outcome.reason = "found by our id: it was carried out".into();
                 let index = batch.entry(self.outcome_entry(
                     Class::Applied,

@@ -13,6 +13,7 @@ pub mod lane;
 pub mod look_up;
 mod outcome;
 pub mod plan;
+mod prepare;
 pub mod quota;
 pub mod retry;
 mod shadow;

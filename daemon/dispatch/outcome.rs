@@ -116,7 +116,7 @@ impl Delivery {
                 let wait = outcome.retry_after.unwrap_or_else(|| backoff(attempts, rand::random()));
                 // An answer that the server is broken may be stored under the key and replayed for as long as the key is
                 // kept. What is the same however often it is sent is sent again, the same bytes under a new key.
-                let renew = class == Class::Uncertain && outcome.status.is_some() && request.step != "create";
+                let renew = class == Class::Uncertain && outcome.status.is_some() && !request.makes_anew();
                 let uncertain = self.due.uncertain || class == Class::Uncertain;
                 batch.retries.push(self.retry(wait, outcome, uncertain, renew));
             }
@@ -138,7 +138,7 @@ impl Delivery {
                 // The same bytes are judged the same way by the vendor's own checks. Any other refusal says nothing about an
                 // earlier attempt that may have been carried out: then the lane waits for a person.
                 let judged = matches!(outcome.status, Some(400 | 422));
-                let doubtful = self.due.uncertain && request.step == "create" && !judged;
+                let doubtful = self.due.uncertain && request.makes_anew() && !judged;
                 self.refuse(&mut batch, outcome, if doubtful { "parked" } else { "rejected" });
             }
         }
@@ -184,6 +184,7 @@ impl Delivery {
             lane: self.due.lane.clone(),
             delivery: self.due.id,
             sha256: external_id.as_ref().and(request.sha256.clone()),
+            body: external_id.as_ref().and(request.says.clone()),
             holds: if external_id.is_some() { request.holds.clone() } else { Vec::new() },
             external_id,
             outcome,
@@ -198,11 +199,14 @@ impl Delivery {
         }
         let object = self.target.connector.object(&self.due.lane.object)?;
         let write = match (&object.strategy, request.step.as_str()) {
-            (Strategy::Upsert(write) | Strategy::Publish(write), _) => write,
+            (Strategy::Upsert(write) | Strategy::Publish(write) | Strategy::Post { post: write, .. }, _) => {
+                write
+            }
             (Strategy::CreateOrUpdate { create, .. }, "create") => create,
             (Strategy::CreateOrUpdate { update, .. }, _) => update,
         };
-        let scope = crate::mapping::scope::Scope::new([("answer", answer)]);
+        let known = self.due.external_id.clone().map_or(Value::Null, Value::String);
+        let scope = crate::mapping::scope::Scope::new([("answer", answer), ("external_id", &known)]);
         match write.id.evaluate(&scope) {
             Ok(Value::String(id)) if !id.is_empty() && !id.contains('\0') => Some(id),
             Ok(Value::Number(id)) => Some(id.to_string()),

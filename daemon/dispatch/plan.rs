@@ -4,12 +4,12 @@ use serde_json::{Map, Value, json};
 
 use super::retry::{Doubt, Resolution, resolve};
 use crate::connector::request::{Request, encode, without_nulls};
-use crate::connector::{Connector, ObjectSpec, Strategy, Unique};
+use crate::connector::{Before, Connector, Find, ObjectSpec, Strategy, Unique, Write};
 use crate::event::{canonical_bytes, sha256_hex};
 use crate::ledger::batch::{Cause, Lane};
 use crate::ledger::outbox::Due;
 use crate::mapping::expression::EvaluationError;
-use crate::mapping::scope::Scope;
+use crate::mapping::scope::{Scope, Variable};
 
 /// See the module's text.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,6 +37,13 @@ pub enum Plan {
         /// As for [`Plan::Send`].
         wishes: Vec<String>,
     },
+    /// Ask first what is to be written; then send that.
+    Prepare {
+        /// As for [`Plan::Send`].
+        wishes: Vec<String>,
+        /// What is asked at first.
+        first: Request,
+    },
     /// Look the object up to learn what became of a create.
     Find(Request),
     /// A person decides.
@@ -44,12 +51,21 @@ pub enum Plan {
 }
 
 impl Plan {
+    /// What its body says matters to nobody later.
+    pub fn forget_what_it_says(&mut self) {
+        if let Self::Send { request, .. } | Self::Adopt { request, .. } = self {
+            request.says = None;
+        }
+    }
+
     /// What is sent first; `None` when nothing is.
     #[must_use]
     pub fn first_request(&self) -> Option<&Request> {
         match self {
             Self::Skip { .. } | Self::Park(..) => None,
-            Self::Send { request, .. } | Self::Find(request) => Some(request),
+            Self::Send { request, .. } | Self::Find(request) | Self::Prepare { first: request, .. } => {
+                Some(request)
+            }
             Self::Adopt { look_ups, request, .. } => {
                 Some(look_ups.first().map_or(request, |(_, look_up)| look_up))
             }
@@ -77,7 +93,9 @@ pub fn wanted(connector: &Connector, due: &Due) -> Result<Vec<String>, Obstacle>
     }
     let inputs = Inputs::new(connector, due);
     let scope = inputs.scope();
-    let mut body = object.body.render(&scope)?;
+    let Some(mut body) = object.body.render_without(&scope, "event", &due.unknown)? else {
+        return Ok(Vec::new());
+    };
     let mut wants = Vec::new();
     for unique in &object.unique {
         let Some(wanted) = want(object, unique, &body) else { continue };
@@ -103,15 +121,17 @@ pub fn plan(
     }
     let inputs = Inputs::new(connector, due);
     let scope = inputs.scope();
+    let known = inputs.known();
     let publishes = matches!(object.strategy, Strategy::Publish(_));
     if due.operation == "delete" && !publishes {
-        if due.external_id.is_none() {
-            return Ok(Plan::Skip { reason: "not at the target", claims: None });
-        }
-        let request = Request::bare("delete", &object.delete, &scope)?;
-        return Ok(Plan::Send { request, wishes: Vec::new() });
+        return removal(connector, object, due, &scope);
     }
-    let mut body = object.body.render(&scope)?;
+    if matches!(object.strategy, Strategy::Post { .. }) && due.external_id.is_some() {
+        return Ok(Plan::Skip { reason: "made already", claims: None });
+    }
+    let Some(mut body) = object.body.render_without(&scope, "event", &due.unknown)? else {
+        return Ok(Plan::Skip { reason: "nobody who has a say in it has spoken", claims: None });
+    };
     let (mut holds, mut wishes) = (Vec::new(), Vec::new());
     let is_free = |want: &str| holder(want).is_none_or(|lane| lane == due.lane);
     for unique in &object.unique {
@@ -132,23 +152,23 @@ pub fn plan(
     }
     wishes.extend(due.requires.iter().map(|reference| wish_for(due, reference)));
     let sha256 = sha256_hex(&canonical_bytes(&without_nulls(&body)));
-    if !publishes && due.external_id.is_some() && due.applied_sha256.as_deref() == Some(sha256.as_str()) {
+    let held = due.applied_body.as_ref();
+    let is_so = due.applied_sha256.as_deref() == Some(sha256.as_str())
+        || held.is_some_and(|held| within(&body, held));
+    if !publishes && known && is_so {
         return Ok(Plan::Skip { reason: "unchanged at the target", claims: Some((holds, wishes)) });
     }
-    let (step, line) = match (&object.strategy, &due.external_id) {
-        (Strategy::Publish(write), _) => ("publish", &write.line),
-        (Strategy::Upsert(write), _) => ("upsert", &write.line),
-        (Strategy::CreateOrUpdate { create, .. }, None) => ("create", &create.line),
-        (Strategy::CreateOrUpdate { update, .. }, Some(_)) => ("update", &update.line),
-    };
-    let (text, content_type) = encode(connector.encoding, &body, due.external_id.is_some());
-    let request = Request {
-        content_type: Some(content_type.to_owned()),
-        body: Some(text),
-        sha256: Some(sha256),
-        holds,
-        ..Request::bare(step, line, &scope)?
-    };
+    let (step, write) = write_of(&object.strategy, known);
+    if let Some(first) = write.before.first() {
+        let first = before(connector, due, first, &[])?;
+        return Ok(Plan::Prepare { wishes, first });
+    }
+    let request = written(connector, (step, write), &scope, body, known)?;
+    let says = request.says.map(|body| match held {
+        Some(held) => laid_over(held, &body),
+        None => body,
+    });
+    let request = Request { sha256: Some(sha256), holds, says, ..request };
     if step == "create" && adopts {
         let look_ups = look_ups(object, &scope)?;
         if !look_ups.is_empty() {
@@ -156,6 +176,128 @@ pub fn plan(
         }
     }
     Ok(Plan::Send { request, wishes })
+}
+
+/// What an object is written by.
+fn write_of(strategy: &Strategy, known: bool) -> (&'static str, &Write) {
+    match strategy {
+        Strategy::Publish(write) => ("publish", write),
+        Strategy::Upsert(write) => ("upsert", write),
+        Strategy::Post { post, .. } => ("post", post),
+        Strategy::CreateOrUpdate { update, .. } if known => ("update", update),
+        Strategy::CreateOrUpdate { create, .. } => ("create", create),
+    }
+}
+
+/// The request that writes `body`.
+fn written(
+    connector: &Connector,
+    (step, write): (&str, &Write),
+    scope: &Scope<'_>,
+    body: Value,
+    known: bool,
+) -> Result<Request, EvaluationError> {
+    let bare = Request::bare(step, &write.line, scope)?;
+    let (text, content_type) = match &write.body {
+        // Whoever writes a body of its own says what a null means there.
+        Some(own) => encode(
+            connector.encoding,
+            &own.render(&Scope::with(scope, "body", Variable::Value(&body)))?,
+            true,
+        ),
+        None => encode(connector.encoding, &body, known),
+    };
+    Ok(Request { content_type: Some(content_type.to_owned()), body: Some(text), says: Some(body), ..bare })
+}
+
+/// A request before the one that writes; `answered`: what came of those before it.
+pub fn before(
+    connector: &Connector,
+    due: &Due,
+    before: &Before,
+    answered: &[(&str, Value)],
+) -> Result<Request, EvaluationError> {
+    let inputs = Inputs::new(connector, due);
+    let scope = inputs.with(answered);
+    let request = Request::bare("before", &before.line, &scope)?;
+    match &before.body {
+        Some(body) => Ok(request.with_body(connector.encoding, &body.render(&scope)?)),
+        None => Ok(request),
+    }
+}
+
+/// The request that writes, once everything before it was answered.
+pub fn prepared(connector: &Connector, due: &Due, answered: &[(&str, Value)]) -> Result<Request, Obstacle> {
+    let object = object_of(connector, due)?;
+    let inputs = Inputs::new(connector, due);
+    let scope = inputs.with(answered);
+    let body = object.body.render_without(&scope, "event", &due.unknown)?.unwrap_or_default();
+    let sha256 = sha256_hex(&canonical_bytes(&without_nulls(&body)));
+    let request =
+        written(connector, write_of(&object.strategy, inputs.known()), &scope, body, inputs.known())?;
+    Ok(Request { sha256: Some(sha256), ..request })
+}
+
+/// What is asked before a delivery is written.
+#[must_use]
+pub fn befores<'a>(connector: &'a Connector, due: &Due) -> &'a [Before] {
+    let known = Inputs::new(connector, due).known();
+    connector.object(&due.lane.object).map_or(&[], |object| &write_of(&object.strategy, known).1.before)
+}
+
+fn removal(
+    connector: &Connector,
+    object: &ObjectSpec,
+    due: &Due,
+    scope: &Scope<'_>,
+) -> Result<Plan, Obstacle> {
+    let Some(removal) = &object.delete else {
+        return Ok(Plan::Skip { reason: "it stays there", claims: None });
+    };
+    if due.external_id.is_none() {
+        return Ok(Plan::Skip { reason: "not at the target", claims: None });
+    }
+    let request = Request::bare("delete", &removal.line, scope)?;
+    let request = match &removal.body {
+        Some(body) => request.with_body(connector.encoding, &body.render(scope)?),
+        None => request,
+    };
+    Ok(Plan::Send { request, wishes: Vec::new() })
+}
+
+fn look_up(connector: &Connector, find: &Find, due: &Due) -> Result<Request, EvaluationError> {
+    let inputs = Inputs::new(connector, due);
+    let request = Request::bare("find", &find.line, &inputs.scope())?;
+    match &find.body {
+        Some(body) => Ok(request.with_body(connector.encoding, &body.render(&inputs.scope())?)),
+        None => Ok(request),
+    }
+}
+
+/// True when everything that `body` says is so in `held`.
+fn within(body: &Value, held: &Value) -> bool {
+    match (body, held) {
+        (Value::Object(body), Value::Object(held)) => {
+            body.iter().all(|(name, value)| within(value, held.get(name).unwrap_or(&Value::Null)))
+        }
+        (Value::Object(body), Value::Null) => body.values().all(|value| within(value, held)),
+        (body, held) => body == held,
+    }
+}
+
+/// What is held once it has been told `body`.
+fn laid_over(held: &Value, body: &Value) -> Value {
+    match (held, body) {
+        (Value::Object(held), Value::Object(body)) => {
+            let mut all = held.clone();
+            for (name, value) in body {
+                let known = held.get(name).unwrap_or(&Value::Null);
+                all.insert(name.clone(), laid_over(known, value));
+            }
+            Value::Object(all)
+        }
+        (_, body) => body.clone(),
+    }
 }
 
 /// `ref`: not there, deliver again when it comes. `back`: there, deliver again should it go and come back.
@@ -182,21 +324,19 @@ fn in_doubt(
     now: jiff::Timestamp,
 ) -> Result<Plan, Obstacle> {
     let find = match &object.strategy {
-        Strategy::CreateOrUpdate { find, .. } => find.as_deref(),
+        Strategy::CreateOrUpdate { find, .. } | Strategy::Post { find, .. } => find.as_deref(),
         Strategy::Upsert(_) | Strategy::Publish(_) => None,
     };
     let Some(request_sent) = due.request.as_ref().and_then(Request::from_json) else {
         // Nothing was sent that the ledger knows of; the target is asked.
         return match find {
-            Some(find) if due.request.is_none() => {
-                Ok(Plan::Find(Request::bare("find", &find.line, &Inputs::new(connector, due).scope())?))
-            }
+            Some(find) if due.request.is_none() => Ok(Plan::Find(look_up(connector, find, due)?)),
             _ => Ok(Plan::Park(Cause::Doubt, "the request in doubt is not recorded".into())),
         };
     };
     let age = due.attempted_at.map(|at| now.duration_since(at));
     let doubt = Doubt {
-        repeatable: request_sent.step != "create",
+        repeatable: !request_sent.makes_anew(),
         key_window: connector.idempotency.as_ref().map(|idempotency| idempotency.window),
         age: age.and_then(|age| age.try_into().ok()).unwrap_or_default(),
         attempts: due.attempts,
@@ -205,9 +345,7 @@ fn in_doubt(
     };
     match (resolve(&doubt), find) {
         (Resolution::Resend, _) => Ok(Plan::Send { request: request_sent, wishes: Vec::new() }),
-        (Resolution::Find, Some(find)) => {
-            Ok(Plan::Find(Request::bare("find", &find.line, &Inputs::new(connector, due).scope())?))
-        }
+        (Resolution::Find, Some(find)) => Ok(Plan::Find(look_up(connector, find, due)?)),
         (Resolution::Find | Resolution::Park, _) => {
             Ok(Plan::Park(Cause::Doubt, "it is not known whether the request was carried out".into()))
         }
@@ -216,7 +354,10 @@ fn in_doubt(
 
 /// An object that is not known here can be looked up at the target; an upsert needs no look-up.
 fn looks_up(object: &ObjectSpec) -> bool {
-    matches!(&object.strategy, Strategy::CreateOrUpdate { find: Some(_), .. })
+    matches!(
+        &object.strategy,
+        Strategy::CreateOrUpdate { find: Some(_), .. } | Strategy::Post { find: Some(_), .. }
+    )
 }
 
 fn object_of<'a>(connector: &'a Connector, due: &Due) -> Result<&'a ObjectSpec, Obstacle> {
@@ -225,7 +366,7 @@ fn object_of<'a>(connector: &'a Connector, due: &Due) -> Result<&'a ObjectSpec, 
 
 /// `event`, `references` (object to the target's id, null when it is not there), `external_id`, and `meta` (what is said of the
 /// event: `id`, `type`, `operation`, `time`, `source`, `subject`).
-struct Inputs([(&'static str, Value); 4]);
+struct Inputs([(&'static str, Value); 5]);
 
 impl Inputs {
     fn new(connector: &Connector, due: &Due) -> Self {
@@ -234,7 +375,8 @@ impl Inputs {
             event = Value::Object(Map::new());
         }
         if let Value::Object(map) = &mut event {
-            map.insert("id".into(), Value::String(due.lane.canonical_id.clone()));
+            let id = due.event.get("id").and_then(Value::as_str).unwrap_or(&due.lane.canonical_id);
+            map.insert("id".into(), Value::from(id));
         }
         let mut references: Map<String, Value> =
             connector.objects.iter().map(|object| (object.name.clone(), Value::Null)).collect();
@@ -243,14 +385,41 @@ impl Inputs {
                 references.insert(object.to_owned(), Value::String(external_id.clone()));
             }
         }
-        let external_id = due.external_id.clone().map_or(Value::Null, Value::String);
+        let settings = connector.set.clone();
+        let object = connector.object(&due.lane.object);
+        let own = object.and_then(|object| object.own_id.as_ref()).and_then(|own| {
+            let scope = Scope::new([("event", &event), ("settings", &settings)]);
+            match own.evaluate(&scope).ok()? {
+                Value::String(id) => Some(id),
+                Value::Number(id) => Some(id.to_string()),
+                _ => None,
+            }
+        });
+        let external_id = due.external_id.clone().or(own).map_or(Value::Null, Value::String);
         let said = |path: &str| due.event.pointer(path).cloned().unwrap_or_default();
         let meta = json!({
             "id": said("/event_id"), "type": said("/type"), "operation": said("/op"), "subject": due.lane.canonical_id,
             "time": said("/source/committed_at"), "source": said("/source/name"),
         });
         let references = Value::Object(references);
-        Self([("event", event), ("references", references), ("external_id", external_id), ("meta", meta)])
+        let inputs = [
+            ("event", event),
+            ("references", references),
+            ("external_id", external_id),
+            ("meta", meta),
+            ("settings", settings),
+        ];
+        Self(inputs)
+    }
+
+    /// The target's own id is known.
+    fn known(&self) -> bool {
+        self.0.iter().any(|(name, value)| *name == "external_id" && value.is_string())
+    }
+
+    fn with<'a>(&'a self, answered: &'a [(&str, Value)]) -> Scope<'a> {
+        let own = self.0.iter().map(|(name, value)| (*name, value));
+        Scope::new(own.chain(answered.iter().map(|(name, value)| (*name, value))))
     }
 
     fn scope(&self) -> Scope<'_> {

@@ -35,7 +35,10 @@ impl Delivery {
         }
         self.supersede(&mut batch);
         let (what, request) = match &plan {
-            Plan::Send { request, .. } | Plan::Adopt { request, .. } | Plan::Find(request) => {
+            Plan::Send { request, .. }
+            | Plan::Adopt { request, .. }
+            | Plan::Find(request)
+            | Plan::Prepare { first: request, .. } => {
                 (format!("{} {}", request.method, request.step), Some(request))
             }
             Plan::Skip { reason, .. } => ((*reason).to_owned(), None),

@@ -1,6 +1,6 @@
 //! A target while the daemon runs: its connector, its quotas, its gates.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -97,6 +97,10 @@ pub struct Target {
     pub adopting: Mutex<()>,
     /// Which version of an event its objects are made of.
     pub versions: Versions,
+    /// The source that is the same system, when there is one: what it shows is compared with what was told to the target.
+    pub twin: Option<String>,
+    /// Types of events that several sources make.
+    pub shared: BTreeSet<String>,
     /// Everything is done but the request.
     pub shadow: bool,
     /// Whether it may be spoken to, and about which objects.

@@ -65,6 +65,8 @@ pub struct CanonicalEvent {
     pub id: String,
     /// The whole object after the change; the last known one for a delete.
     pub data: Value,
+    /// Fields that the source has no say in: what stands there in `data` means nothing.
+    pub foreign: Vec<String>,
     /// Where it stands in the source.
     pub position: ChangePosition,
     /// When the source committed it.
@@ -112,6 +114,7 @@ impl EventRecord {
             data: &event.data,
             event_id: &event.event_id,
             fault: self.fault.as_deref(),
+            foreign: &event.foreign,
             heals: self.heals.then_some(true),
             id: &event.id,
             kind,
@@ -158,6 +161,8 @@ struct Body<'a> {
     event_id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     fault: Option<&'a str>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    foreign: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]
     heals: Option<bool>,
     id: &'a str,

@@ -6,6 +6,7 @@ pub mod json;
 pub mod position;
 pub mod priority;
 pub mod row;
+pub mod words;
 
 pub use canonical::{CanonicalEvent, Cause, EventRecord, Operation, Origin};
 pub use change::{Change, RowState, Transaction, key_text, row_key};

@@ -54,13 +54,13 @@ impl Projection<'_> {
             None => (None, None),
             Some((id, data, fault)) => (Some((id, data)), fault),
         };
-        let (now, foreign) = self.own(spec, now);
+        let Own { now, foreign, said } = self.own(spec, now);
         let emission = now.as_ref().map(|(id, data)| Emission {
             event_type: spec.event_type.clone(),
             id: id.clone(),
             sha256: digest(data, fault.as_deref()),
             held: fault.is_some(),
-            foreign,
+            foreign: said,
         });
         if emission == known {
             return Vec::new();
@@ -86,29 +86,35 @@ impl Projection<'_> {
         if let Some((id, data)) = now {
             let operation = if stays { Operation::Update } else { Operation::Create };
             let event = self.event(spec, stamp, (operation, id, data), causes);
+            let event = CanonicalEvent { foreign, ..event };
             emitted.push(Emitted { event, fault, heals: heals && stays });
         }
         overlay.set_emission(&spec.table, key, &spec.event_type, emission);
         emitted
     }
 
-    /// The object without what the source has no say in, and a digest of that.
-    fn own(&self, spec: &EventSpec, now: Option<(String, Value)>) -> (Option<(String, Value)>, String) {
-        let ownership = &self.mapping.ownership;
-        let Some((id, mut data)) = now else { return (None, String::new()) };
-        let mut foreign = Vec::new();
-        if ownership.is_shared(&self.mapping.name, &spec.object)
-            && let Value::Object(map) = &mut data
+    /// The object without what the source has no say in.
+    fn own(&self, spec: &EventSpec, now: Option<(String, Value)>) -> Own {
+        let (ownership, source) = (&self.mapping.ownership, &self.mapping.name);
+        let Some((id, mut data)) = now else { return Own::default() };
+        let (mut foreign, mut said) = (Vec::new(), Vec::new());
+        let shared = ownership.is_shared(source, &spec.object) || spec.says.is_some();
+        if let Value::Object(map) = &mut data
+            && shared
         {
-            for (field, value) in map.iter_mut() {
-                if !ownership.may_say(&self.mapping.name, &spec.object, field) {
-                    let said = sha256_hex(&canonical_bytes(value));
-                    foreign.push(format!("{field}={}", said.get(..8).unwrap_or_default()));
+            for (field, value) in map.iter_mut().filter(|(field, _)| *field != "id") {
+                let silent = spec.says.as_ref().is_some_and(|says| !says.contains(field));
+                if silent || !ownership.may_say(source, &spec.object, field) {
+                    foreign.push(field.clone());
+                    if !silent {
+                        let digest = sha256_hex(&canonical_bytes(value));
+                        said.push(format!("{field}={}", digest.get(..8).unwrap_or_default()));
+                    }
                     *value = Value::Null;
                 }
             }
         }
-        (Some((id, data)), foreign.join(" "))
+        Own { now: Some((id, data)), foreign, said: said.join(" ") }
     }
 
     /// The event of a row that has gone.
@@ -140,6 +146,7 @@ impl Projection<'_> {
             operation,
             id,
             data,
+            foreign: Vec::new(),
             position: stamp.position.clone(),
             committed_at: stamp.committed_at,
             xid: stamp.xid,
@@ -172,6 +179,17 @@ impl Projection<'_> {
             Err(error) => Evaluated::Fault(id, error.to_string()),
         })
     }
+}
+
+/// What a source may say of an object.
+#[derive(Default)]
+struct Own {
+    /// Canonical id and data, without the rest.
+    now: Option<(String, Value)>,
+    /// Fields that are the rest.
+    foreign: Vec<String>,
+    /// A digest of what it says of them all the same.
+    said: String,
 }
 
 /// What a row is.

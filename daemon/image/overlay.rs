@@ -160,6 +160,12 @@ impl Images {
         }
     }
 
+    /// A row as it was before what has not been absorbed yet; `None` when there is none, or it was never asked for.
+    #[must_use]
+    pub fn row(&self, id: &RowId) -> Option<Arc<Row>> {
+        self.image(id)?.row.clone()
+    }
+
     fn image(&self, id: &RowId) -> Option<&Image> {
         self.young.rows.get(id).or_else(|| self.old.rows.get(id))
     }

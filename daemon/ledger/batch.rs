@@ -11,9 +11,11 @@ pub use super::owed::{
 };
 
 use super::entry::NewEntry;
+use super::held::SeenWrite;
 use super::loads::{Part, Request};
 use super::polls::PollWrite;
 use super::position::Position;
+use super::said::SaidWrite;
 use crate::event::{self, Row};
 use crate::image::Image;
 
@@ -176,6 +178,12 @@ pub struct Batch {
     pub healed: Vec<(Lane, EntryIndex)>,
     /// Newly owed.
     pub deliveries: Vec<DeliveryWrite>,
+    /// What sources say of objects that several speak of.
+    pub said: Vec<SaidWrite>,
+    /// Objects at targets that are seen to be something else than we made them.
+    pub seen: Vec<SeenWrite>,
+    /// Objects of which it is looked whether they are what they should be, after everything else.
+    pub checks: Vec<Lane>,
     /// Where a source stands afterwards.
     pub positions: Vec<Position>,
     /// Where streams of polled systems stand afterwards.
@@ -249,6 +257,12 @@ impl Batch {
             write.event = moved(write.event);
             write
         }));
+        self.said.extend(other.said.into_iter().map(|mut write| {
+            write.event = moved(write.event);
+            write
+        }));
+        self.seen.extend(other.seen);
+        self.checks.extend(other.checks);
         self.positions.extend(other.positions);
         self.polls.extend(other.polls);
         self.foreign.extend(other.foreign);

@@ -258,6 +258,7 @@ pub async fn carried_out(
     let held = request.get("holds").and_then(Value::as_array).into_iter().flatten();
     let holds = held.filter_map(Value::as_str).map(str::to_owned).collect();
     Ok(Some(move |outcome| AppliedWrite {
+        body: None,
         lane,
         external_id,
         // How it looks there nobody has compared: what comes next is sent whatever it is.

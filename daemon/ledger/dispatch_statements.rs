@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use jiff::Timestamp;
+
 use super::batch::{
     AppliedWrite, Batch, Cause, ClaimWrite, ClosedWrite, EntryIndex, Lane, RetryWrite, SendingWrite,
     WaitWrite,
@@ -274,6 +276,7 @@ fn applied(writes: Vec<AppliedWrite>, seq_of: &dyn Fn(EntryIndex) -> i64, out: &
         writes.into_iter().map(|write| (write.lane.clone(), write)).collect();
     let (mut targets, mut objects, mut ids) = (vec![], vec![], vec![]);
     let (mut sha256s, mut seqs, mut external_ids, mut deliveries) = (vec![], vec![], vec![], vec![]);
+    let mut bodies = vec![];
     let mut granting = Granting::default();
     for (lane, write) in last {
         if write.grants {
@@ -283,24 +286,27 @@ fn applied(writes: Vec<AppliedWrite>, seq_of: &dyn Fn(EntryIndex) -> i64, out: &
         objects.push(lane.object);
         ids.push(lane.canonical_id);
         sha256s.push(write.sha256);
+        bodies.push(write.body.map(|body| body.to_string()));
         seqs.push(seq_of(write.outcome));
         external_ids.push(write.external_id);
         deliveries.push(write.delivery);
     }
     out.push((
-        "insert into applied (target, object, canonical_id, state, sha256, seq)
-         select target, object, canonical_id, case when present then 'present' else 'absent' end, sha256, seq
-         from unnest($1::text[], $2::text[], $3::text[], $4::boolean[], $5::text[], $6::bigint[])
-              as w(target, object, canonical_id, present, sha256, seq)
+        "insert into applied (target, object, canonical_id, state, sha256, seq, body, told_at)
+         select target, object, canonical_id, case when present then 'present' else 'absent' end, sha256, seq, body::json, $8
+         from unnest($1::text[], $2::text[], $3::text[], $4::boolean[], $5::text[], $6::bigint[], $7::text[])
+              as w(target, object, canonical_id, present, sha256, seq, body)
          on conflict (target, object, canonical_id) do update set
-           state = excluded.state, sha256 = excluded.sha256, seq = excluded.seq",
+           state = excluded.state, sha256 = excluded.sha256, seq = excluded.seq, body = excluded.body, told_at = excluded.told_at",
         parameters![
             targets.clone(),
             objects.clone(),
             ids.clone(),
             external_ids.iter().map(Option::is_some).collect::<Vec<_>>(),
             sha256s,
-            seqs
+            seqs,
+            bodies,
+            Timestamp::now()
         ],
     ));
     if external_ids.iter().any(Option::is_none) {

@@ -26,6 +26,10 @@ pub enum EntryKind {
     Gap,
     /// A source changed what it does not own; that goes nowhere.
     Drift,
+    /// Two sources changed the same field, each without knowing of the other.
+    Conflict,
+    /// What a target holds was compared with what it should.
+    Reconcile,
     /// What a person did.
     Operator,
     /// The daemon started.
@@ -46,6 +50,8 @@ impl EntryKind {
             Self::Config => "config",
             Self::Gap => "gap",
             Self::Drift => "drift",
+            Self::Conflict => "conflict",
+            Self::Reconcile => "reconcile",
             Self::Operator => "operator",
             Self::Start => "start",
             Self::Stop => "stop",

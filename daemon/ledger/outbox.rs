@@ -48,6 +48,8 @@ pub struct Due {
     pub external_id: Option<String>,
     /// Digest of the body the target accepted last.
     pub applied_sha256: Option<String>,
+    /// The body that would make the object what the target holds, where that is known.
+    pub applied_body: Option<Value>,
     /// The target's ids of what this delivery refers to; absent when it is not there.
     pub references: HashMap<String, String>,
     /// Its lane is in this shard.
@@ -60,6 +62,8 @@ pub struct Due {
     pub alone: bool,
     /// What it requires that is still on its way to the target.
     pub waits_for: Option<String>,
+    /// Fields of the event of which nobody who has a say has spoken.
+    pub unknown: Vec<String>,
 }
 
 impl Due {
@@ -84,12 +88,14 @@ impl Due {
             supersedes: Vec::new(),
             external_id: None,
             applied_sha256: None,
+            applied_body: None,
             references: HashMap::new(),
             shard: 0,
             priority: Priority::Profile,
             due_at: Timestamp::UNIX_EPOCH,
             alone: false,
             waits_for: None,
+            unknown: Vec::new(),
         }
     }
 }
@@ -131,7 +137,7 @@ const DUE: &str = "
           where o.target = h.target and o.object = h.object and o.canonical_id = h.canonical_id
             and o.state = 'pending' and o.id >= h.id and o.id < n.id),
          i.external_id, a.sha256, n.last_attempt_at, n.reason, h.class, h.due_at, h.shard,
-         (select r from unnest(n.requires) r where is_on_its_way(n.target, r) limit 1), n.alone
+         (select r from unnest(n.requires) r where is_on_its_way(n.target, r) limit 1), n.alone, a.body
   from head h
   join delivery n on n.id = h.newest
   join entry e on e.seq = n.event_seq
@@ -142,7 +148,7 @@ const DUE: &str = "
 const BY_IDS: &str = "
   select n.id, n.target, n.object, n.canonical_id, n.event_seq, e.body, n.operation, n.state = 'sending', n.round,
          n.attempts, n.requires, n.request, n.idempotency_key, n.attempted_at, null::bigint[],
-         i.external_id, a.sha256, n.last_attempt_at, n.reason, n.class, n.due_at, n.shard, null::text, n.alone
+         i.external_id, a.sha256, n.last_attempt_at, n.reason, n.class, n.due_at, n.shard, null::text, n.alone, a.body
   from delivery n
   join entry e on e.seq = n.event_seq
   left join identity i on i.system = n.target and i.object = n.object and i.canonical_id = n.canonical_id
@@ -264,12 +270,14 @@ async fn read_due(
             supersedes: row.try_get::<_, Option<Vec<i64>>>(14)?.unwrap_or_default(),
             external_id: row.try_get(15)?,
             applied_sha256: row.try_get(16)?,
+            applied_body: row.try_get(24)?,
             references: HashMap::new(),
             priority: Priority::of_number(row.try_get(19)?),
             due_at: row.try_get(20)?,
             shard: row.try_get(21)?,
             waits_for: row.try_get(22)?,
             alone: row.try_get(23)?,
+            unknown: Vec::new(),
         });
     }
     resolve_references(client, target, required, &mut found).await?;

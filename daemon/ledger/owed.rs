@@ -183,6 +183,8 @@ pub struct AppliedWrite {
     pub external_id: Option<String>,
     /// Digest of the body it accepted.
     pub sha256: Option<String>,
+    /// That body, where it matters what the target is seen to hold.
+    pub body: Option<Value>,
     /// The delivery that was accepted.
     pub delivery: i64,
     /// The outcome.

@@ -10,9 +10,11 @@ use tokio_postgres::types::ToSql;
 use super::LedgerError;
 use super::batch::{Batch, DeliveryWrite, EntryIndex, ImageWrite};
 use super::entry::SealedEntry;
+use super::held::{check, seen};
 use super::load_statements::{load, quiet};
 use super::polls::poll;
 use super::position::Position;
+use super::said::said;
 use super::spill::spill;
 use super::tree::Tree;
 use crate::image::{Emission, Image};
@@ -96,6 +98,9 @@ pub fn source_statements(batch: &mut Batch, seq_of: &dyn Fn(EntryIndex) -> i64, 
     if !batch.deliveries.is_empty() {
         deliveries(std::mem::take(&mut batch.deliveries), seq_of, out);
     }
+    said(std::mem::take(&mut batch.said), seq_of, out);
+    seen(std::mem::take(&mut batch.seen), out);
+    check(std::mem::take(&mut batch.checks), out);
     for position in batch.positions.drain(..) {
         out.push(position_statement(position));
     }

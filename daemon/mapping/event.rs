@@ -52,6 +52,8 @@ pub struct EventSpec {
     pub data: Template,
     /// What the data must satisfy.
     pub schema: Schema,
+    /// Fields that the source knows anything of; all when `None`.
+    pub says: Option<Vec<String>>,
 }
 
 impl EventSpec {

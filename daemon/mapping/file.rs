@@ -15,6 +15,7 @@
 //!     joins: { country: { table: res_country, by: country_id } }     # see `join`
 //!     let: { known: "row.name != null" }                   # values that several expressions use
 //!     when: "row.active && known"
+//!     says: [name]                                         # all that the source knows of the object; left out: everything
 //!     data: { name: row.name, country: country.code }      # see `template`
 //! ```
 
@@ -191,8 +192,10 @@ impl EventReader<'_> {
         let lets = fields.optional("let").map(|node| node.entries(problems)).unwrap_or_default();
         let when = fields.required("when", "\"true\"", problems);
         let data = fields.required("data", "{ name: row.name }", problems);
+        let says = fields.optional("says");
         fields.finish(problems);
         let schema = Schema::load(self.mappings, event_type, &body.at, problems);
+        let says = says.map(|node| known_fields(&node, schema.as_ref(), problems));
         let object = object_of(event_type, body, problems)?;
         let table = table?;
         let mut variables = own_variables(table);
@@ -230,6 +233,7 @@ impl EventReader<'_> {
             early,
             data: data?,
             schema: schema?,
+            says,
         })
     }
 
@@ -247,6 +251,18 @@ impl EventReader<'_> {
         }
         lets
     }
+}
+
+/// Fields of the schema, or problems.
+fn known_fields(node: &Node, schema: Option<&Schema>, problems: &mut Problems) -> Vec<String> {
+    let named = node.strings(problems);
+    let known: Vec<&str> =
+        schema.into_iter().flat_map(|schema| schema.fields()).map(String::as_str).collect();
+    for field in named.iter().filter(|field| !known.is_empty() && !known.contains(&field.as_str())) {
+        let what = format!("the event has no field `{field}`");
+        problems.add(&node.at, what, super::shape::suggestion(field, &known, "one of"));
+    }
+    named
 }
 
 /// `customer` of `customer.v1`.

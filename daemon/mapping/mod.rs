@@ -8,6 +8,7 @@ pub mod expression;
 pub mod file;
 pub mod function;
 pub mod join;
+
 pub mod ownership;
 pub mod route;
 pub mod schema;

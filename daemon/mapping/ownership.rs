@@ -8,14 +8,13 @@
 //!     email: stripe
 //! ```
 //!
-//! What a source says of a field that it does not own goes nowhere: the field is null in its events, and a change of it is
-//! written into the ledger as drift. So a connector must not write such a field from such an event; that is refused at load.
+//! What a source says of a field that it does not own goes nowhere: the field is null in its events, which say so (`foreign`), and
+//! nothing that is made of it is written anywhere. A change of it is drift, and put right where the system is a target.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::file::{check_format, read};
-use super::route::Route;
 use super::shape::suggestion;
 use crate::config::node::{At, Node, Problems};
 
@@ -84,22 +83,6 @@ impl Ownership {
                 let what = format!("`{object}` has no field `{field}`");
                 problems.add(at, what, suggestion(field, &known, "one of"));
             }
-        }
-    }
-
-    /// Reports a route whose target would be told, by `source`, what somebody else owns. `written`: fields of the event that the
-    /// target's object is made of.
-    pub fn check_route(&self, source: &str, route: &Route, written: &[String], problems: &mut Problems) {
-        let Some((object, _)) = route.event_type.rsplit_once(".v") else { return };
-        for field in written.iter().filter(|field| !self.may_say(source, object, field)) {
-            let Some((owner, at)) = self.owner(object, field) else { continue };
-            let (system, target) = (&route.system, &route.object);
-            let what = format!(
-                "`{owner}` owns `{object}.{field}`, but {system}'s `{target}` is made of what {source} says of it"
-            );
-            let instead =
-                format!("take event.{field} out of connectors/{system}.yaml, or let {source} own it");
-            problems.add(at, what, instead);
         }
     }
 }

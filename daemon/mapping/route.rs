@@ -9,6 +9,9 @@
 //!     when: "event.active || owed"
 //!     requires: [{ object: organization, id: event.customer }]
 //!     every: false # true: every event, not only the newest state of an object
+//!     subject: event.customer # whose lane it is in: of several that wait for the same one goes; the event's own id by default
+//!     newest: false # true: only the newest of a subject counts, though its events are facts
+//!     flow: standing # only where the settings name this flow
 //!     priority: profile # money, entitlement, profile or backfill; what the event is about by default
 //! ```
 //!
@@ -60,6 +63,12 @@ pub struct Route {
     pub priority: Priority,
     /// Every event, not only the newest state of an object.
     pub every: bool,
+    /// Whose lane it is in, over `event`; the event's own when `None`.
+    pub subject: Option<Expression>,
+    /// Only the newest of a subject counts.
+    pub newest: bool,
+    /// The flow that it is part of.
+    pub flow: Option<String>,
     /// There is a schema of the event.
     pub is_canonical: bool,
 }
@@ -89,6 +98,16 @@ impl Route {
         self.when.holds(&Scope::new(scope))
     }
 
+    /// In whose lane `event` goes; `None` when that is nobody's.
+    #[must_use]
+    pub fn lane_of(&self, event: &CanonicalEvent) -> Option<String> {
+        let Some(subject) = &self.subject else { return Some(event.id.clone()) };
+        match subject.evaluate(&Scope::new([("event", &event.data)])) {
+            Ok(Value::String(subject)) if !subject.is_empty() => Some(subject),
+            _ => None,
+        }
+    }
+
     /// What goes first. What comes with a load can wait: nobody has changed it just now.
     #[must_use]
     pub fn priority_of(&self, event: &CanonicalEvent) -> Priority {
@@ -96,15 +115,23 @@ impl Route {
     }
 
     /// References (`object/canonical id`) that must stand at the target before this event goes there.
-    pub fn requirements(&self, event: &CanonicalEvent) -> Result<Vec<String>, EvaluationError> {
+    ///
+    /// `partial`: not all of the event is known, perhaps not what it refers to.
+    pub fn requirements(
+        &self,
+        event: &CanonicalEvent,
+        partial: bool,
+    ) -> Result<Vec<String>, EvaluationError> {
         if event.operation == Operation::Delete {
             return Ok(Vec::new());
         }
         let scope = Scope::new([("event", &event.data)]);
         let mut references = Vec::new();
         for requirement in &self.requires {
-            if let Value::String(id) = requirement.id.evaluate(&scope)? {
-                references.push(reference(&requirement.object, &id));
+            match requirement.id.evaluate(&scope) {
+                Ok(Value::String(id)) => references.push(reference(&requirement.object, &id)),
+                Err(error) if !partial => return Err(error),
+                Ok(_) | Err(_) => {}
             }
         }
         Ok(references)
@@ -201,7 +228,14 @@ fn read_route(mappings: &Path, node: &Node, waves: &[Arc<Wave>], problems: &mut 
     let listed = fields.optional("requires").map(|node| node.list(problems)).unwrap_or_default();
     let priority = fields.optional("priority").and_then(|node| read_priority(&node, problems));
     let is_canonical = !matches!(shape, Shape::Any);
-    let every = fields.optional("every").and_then(|node| node.boolean(problems)).unwrap_or(false);
+    let mut yes = |key, problems: &mut Problems| {
+        fields.optional(key).and_then(|node| node.boolean(problems)).unwrap_or(false)
+    };
+    let (every, newest) = (yes("every", problems), yes("newest", problems));
+    let subject = fields.optional("subject");
+    let own = [("event".to_owned(), shape.clone())].into();
+    let subject = subject.and_then(|node| Expression::compile(&node, &own, problems));
+    let flow = fields.optional("flow").and_then(|node| node.string(problems));
     fields.finish(problems);
     let requires = listed.iter().filter_map(|item| read_requirement(item, &shape, problems)).collect();
     let (event_type, system, object) = (event_type?, system?, object?);
@@ -217,6 +251,9 @@ fn read_route(mappings: &Path, node: &Node, waves: &[Arc<Wave>], problems: &mut 
         requires,
         priority,
         every,
+        subject,
+        newest,
+        flow,
         is_canonical,
     })
 }

@@ -116,6 +116,30 @@ impl Template {
         }
     }
 
+    /// The same without what reads one of these members of `variable`; `None` when nothing is left.
+    pub fn render_without(
+        &self,
+        scope: &Scope<'_>,
+        variable: &str,
+        members: &[String],
+    ) -> Result<Option<Value>, EvaluationError> {
+        if members.is_empty() {
+            return self.render(scope).map(Some);
+        }
+        let Self::Object(entries) = self else {
+            let read = self.expressions().into_iter().flat_map(|expression| expression.members_of(variable));
+            let reads = read.into_iter().any(|member| members.contains(&member));
+            return if reads { Ok(None) } else { self.render(scope).map(Some) };
+        };
+        let mut map = Map::new();
+        for (key, template) in entries {
+            if let Some(value) = template.render_without(scope, variable, members)? {
+                map.insert(key.clone(), value);
+            }
+        }
+        Ok((!map.is_empty() || entries.is_empty()).then_some(Value::Object(map)))
+    }
+
     /// Every expression in it.
     pub fn expressions(&self) -> Vec<&Expression> {
         match self {

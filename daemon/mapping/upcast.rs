@@ -99,6 +99,7 @@ impl Upcasters {
         let lifted = |data| CanonicalEvent {
             event_type: event_type.to_owned(),
             data,
+            foreign: event.foreign.clone(),
             causes: event.causes.clone(),
             event_id: event.event_id.clone(),
             id: event.id.clone(),

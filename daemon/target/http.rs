@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::config::secret::{Secret, SecretError};
 use crate::connector::classify::Answer;
 use crate::connector::request::Request;
-use crate::connector::{Auth, Connector};
+use crate::connector::{Auth, Connector, KEY_IN_BODY};
 
 /// Answers to writes are read up to here; the rest cannot matter for the outcome.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
@@ -47,7 +47,9 @@ impl HttpTarget {
     ) -> Result<Self, reqwest::Error> {
         let mut headers = HeaderMap::new();
         for (name, value) in &connector.headers {
-            if let (Ok(name), Ok(value)) = (HeaderName::try_from(name.as_str()), HeaderValue::from_str(value))
+            let value = filled(value, &connector.set);
+            if let (Ok(name), Ok(value)) =
+                (HeaderName::try_from(name.as_str()), HeaderValue::from_str(&value))
             {
                 headers.insert(name, value);
             }
@@ -90,7 +92,8 @@ impl HttpTarget {
             builder = builder.header(name, idempotency_key);
         }
         if let (Some(body), Some(content_type)) = (&request.body, &request.content_type) {
-            builder = builder.header(CONTENT_TYPE, content_type).body(body.clone());
+            let body = self.with_key(body).map_err(|error| not_sent(error.to_string()))?;
+            builder = builder.header(CONTENT_TYPE, content_type).body(body);
         }
         let response = builder.send().await.map_err(classify_error)?;
         let status = response.status().as_u16();
@@ -106,10 +109,22 @@ impl HttpTarget {
         Ok(Answer { status, headers, body })
     }
 
+    /// The body as it is sent: only here the key stands where its name stood.
+    fn with_key(&self, body: &str) -> Result<String, SecretError> {
+        match (self.auth, &self.api_key) {
+            (Some(Auth::Body), Some(api_key)) => {
+                let key = serde_json::Value::from(api_key.read()?.expose()).to_string();
+                Ok(body.replace(&format!("\"{KEY_IN_BODY}\""), &key))
+            }
+            _ => Ok(body.to_owned()),
+        }
+    }
+
     fn authorization(&self) -> Result<Option<HeaderValue>, SecretError> {
         let (Some(auth), Some(api_key)) = (self.auth, &self.api_key) else { return Ok(None) };
         let secret = api_key.read()?;
         let text = match auth {
+            Auth::Body => return Ok(None),
             Auth::Bearer => format!("Bearer {}", secret.expose()),
             Auth::Basic => {
                 let pair = format!("{}:{}", self.user.as_deref().unwrap_or_default(), secret.expose());
@@ -120,6 +135,16 @@ impl HttpTarget {
         value.set_sensitive(true);
         Ok(Some(value))
     }
+}
+
+/// `{name}` in a header stands for a setting.
+fn filled(text: &str, settings: &Value) -> String {
+    let mut filled = text.to_owned();
+    for (name, value) in settings.as_object().into_iter().flatten() {
+        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        filled = filled.replace(&format!("{{{name}}}"), &value);
+    }
+    filled
 }
 
 /// A connection that was never made carried nothing; anything later may have.

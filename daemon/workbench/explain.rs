@@ -146,7 +146,7 @@ async fn describe(
             let _ = write!(out, "  -> {} {}: ", lane.target, lane.object);
             let lifted = config.upcasters.event(event, &route.event_type).unwrap_or(Ok(Cow::Borrowed(event)));
             let taken = lifted.and_then(|event| {
-                Ok((route.takes(&event, owed, moved)?, route.requirements(&event)?, event))
+                Ok((route.takes(&event, owed, moved)?, route.requirements(&event, false)?, event))
             });
             match taken {
                 Err(error) => {

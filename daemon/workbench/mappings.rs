@@ -49,9 +49,8 @@ pub fn read(directory: &Path) -> Result<Files, Vec<Problem>> {
     let connectors = names.filter_map(|name| connector::file::load(directory, name, &mut problems)).collect();
     let routes = route::load(directory, &mut problems);
     let connectors: Vec<Connector> = connectors;
-    for (mapping, _) in &sources {
-        check_ownership(mapping, &routes, connectors.iter(), &mut problems);
-    }
+    let mappings: Vec<&SourceMapping> = sources.iter().map(|(mapping, _)| mapping).collect();
+    check_ownership(&mappings, &mut problems);
     let upcasters = Upcasters::load(directory, &mut problems);
     if problems.is_empty() {
         check_routes(&routes, &sources, &connectors, &upcasters, &mut problems);

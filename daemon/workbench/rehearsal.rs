@@ -49,7 +49,7 @@ impl<'a> Rehearsal<'a> {
             let object = (route.system.clone(), route.object.clone(), event.id.clone());
             let owed = self.known.contains(&object);
             let taken = lifted.and_then(|event| {
-                Ok((route.takes(&event, owed, &BTreeSet::new())?, route.requirements(&event)?, event))
+                Ok((route.takes(&event, owed, &BTreeSet::new())?, route.requirements(&event, false)?, event))
             });
             match taken {
                 Ok((false, ..)) => {}
@@ -91,7 +91,12 @@ impl<'a> Rehearsal<'a> {
 pub fn shown(connector: &Connector, due: &Due) -> Option<Value> {
     let system = &connector.system;
     match plan(connector, false, due, Timestamp::UNIX_EPOCH, &|_| None) {
-        Ok(Plan::Send { request, .. } | Plan::Adopt { request, .. } | Plan::Find(request)) => {
+        Ok(
+            Plan::Send { request, .. }
+            | Plan::Adopt { request, .. }
+            | Plan::Find(request)
+            | Plan::Prepare { first: request, .. },
+        ) => {
             let line = format!("{} {}", request.method, request.path);
             let body = request
                 .body

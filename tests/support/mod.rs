@@ -5,6 +5,7 @@ pub mod expected;
 mod files;
 pub mod images;
 pub mod nats;
+pub mod odoo_api;
 pub mod plain;
 pub mod proxy;
 pub mod real_odoo;

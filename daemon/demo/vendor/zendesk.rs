@@ -144,6 +144,25 @@ impl Zendesk {
         written("organization", before, object)
     }
 
+    /// `PUT /organizations/{id}`: fields of `organization_fields` are set one by one.
+    fn set_organization(&mut self, id: u64, body: &[u8]) -> Reply {
+        let body: Value = serde_json::from_slice(body).unwrap_or_default();
+        let Some(before) = self.organizations.get(&id).cloned() else { return missing() };
+        let mut object = before.clone();
+        let fields = body.get("organization").and_then(Value::as_object);
+        let (Some(fields), Value::Object(map)) = (fields, &mut object) else { return malformed() };
+        for (key, value) in fields {
+            match (value, map.get_mut(key)) {
+                (Value::Object(more), Some(Value::Object(known))) => known.extend(more.clone()),
+                _ => {
+                    map.insert(key.clone(), value.clone());
+                }
+            }
+        }
+        self.organizations.insert(id, object.clone());
+        written("organization", Some(before), object)
+    }
+
     fn upsert_user(&mut self, body: &Value) -> Reply {
         let Some(fields) = body.get("user").and_then(Value::as_object) else { return malformed() };
         let external = fields.get("external_id").and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -308,6 +327,9 @@ impl Vendor for Zendesk {
             }
             ("GET", ["job_statuses", "show_many"]) => {
                 self.jobs.show_many(request.query.get("ids").map_or("", String::as_str))
+            }
+            ("PUT", ["organizations", organization]) => {
+                self.set_organization(id(organization), &request.body)
             }
             ("DELETE", ["organizations", organization]) => self.delete_organization(id(organization)),
             ("DELETE", ["users", user]) => self.delete_user(id(user)),

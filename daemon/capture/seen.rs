@@ -1,0 +1,123 @@
+//! What a source shows of objects that its twin, the target which is the same system, was told of. What stands there as we left it is
+//! an echo and goes nowhere. What somebody has changed is noted, and looked at again: what the system has no say in is put right.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde_json::{Map, Value};
+
+use super::flow::Flow;
+use crate::connector::Shown;
+use crate::connector::request::without_nulls;
+use crate::event::{Row, canonical_bytes, sha256_hex};
+use crate::image::RowId;
+use crate::ledger::Ledger;
+use crate::ledger::LedgerError;
+use crate::ledger::batch::{Batch, Lane};
+use crate::ledger::held::{SeenWrite, held};
+use crate::mapping::scope::Scope;
+
+/// A row before and after.
+pub(super) struct Changed {
+    pub id: RowId,
+    pub before: Option<Arc<Row>>,
+    pub after: Option<Arc<Row>>,
+}
+
+/// Compares changed rows with what the twin was told. `asked_at`: when the system was asked; what it was told since then is newer. Gives
+/// the rows of which that is so.
+pub(super) async fn compare(
+    flow: &Flow,
+    ledger: &Ledger,
+    changed: &[Changed],
+    asked_at: Option<Timestamp>,
+    batch: &mut Batch,
+) -> Result<Vec<RowId>, LedgerError> {
+    let Some(twin) = &flow.twin else { return Ok(Vec::new()) };
+    let shown = |changed: &Changed| {
+        let objects = twin.connector.objects.iter();
+        let of_table = objects.filter_map(|object| {
+            let shown = object.shown.as_ref().filter(|shown| *shown.table == *changed.id.0)?;
+            Some((object.name.clone(), shown))
+        });
+        of_table.collect::<Vec<_>>()
+    };
+    let pairs: Vec<(&Changed, String, &Shown)> = changed
+        .iter()
+        .flat_map(|changed| shown(changed).into_iter().map(move |(object, shown)| (changed, object, shown)))
+        .collect();
+    let ids: Vec<(String, String)> =
+        pairs.iter().map(|(changed, object, _)| (object.clone(), changed.id.1.clone())).collect();
+    let known = held(ledger.reader(), &twin.name, &ids).await?;
+    let mut outdated = Vec::new();
+    for (changed, object, shown) in pairs {
+        let Some(held) = known.get(&(object.clone(), changed.id.1.clone())) else { continue };
+        if asked_at.zip(held.told_at).is_some_and(|(asked, told)| told >= asked) {
+            outdated.push(changed.id.clone());
+            continue;
+        }
+        let lane = Lane { target: twin.name.clone(), object, canonical_id: held.canonical_id.clone() };
+        let Some(after) = &changed.after else {
+            batch.checks.push(lane);
+            continue;
+        };
+        let (before, after) =
+            (changed.before.as_deref().map(|row| as_body(shown, row)), as_body(shown, after));
+        let body = overlaid(&held.body, before.as_ref(), &after);
+        if !same(&body, &held.body) {
+            let sha256 = sha256_hex(&canonical_bytes(&without_nulls(&body)));
+            batch.checks.push(lane.clone());
+            batch.seen.push(SeenWrite { lane, body, sha256 });
+        }
+    }
+    Ok(outdated)
+}
+
+/// A row in the form of a body; what cannot be told of it is null.
+fn as_body(shown: &Shown, row: &Row) -> Value {
+    let record = row.iter().map(|(name, value)| (name.to_string(), value.clone()));
+    let record = Value::Object(record.collect::<Map<_, _>>());
+    shown.body.evaluate(&Scope::new([("record", &record)])).unwrap_or_default()
+}
+
+/// `body` with what changed of it from `before` to `after`.
+fn overlaid(body: &Value, before: Option<&Value>, after: &Value) -> Value {
+    match (body, after) {
+        (Value::Object(body), Value::Object(after)) => {
+            let member = |(name, value): (&String, &Value)| {
+                let null = Value::Null;
+                let was = before.map(|before| before.get(name).unwrap_or(&null));
+                let now = match after.get(name) {
+                    Some(now) => overlaid(value, was, now),
+                    // It says nothing of this.
+                    None if was.is_none_or(Value::is_null) => value.clone(),
+                    None => Value::Null,
+                };
+                (name.clone(), now)
+            };
+            Value::Object(body.iter().map(member).collect())
+        }
+        (body, after) if before.is_some_and(|before| same(before, after)) => body.clone(),
+        (_, after) => after.clone(),
+    }
+}
+
+/// Equal but for nulls and the order of texts in lists, which vendors do not keep.
+fn same(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Object(a), Value::Object(b)) => {
+            let null = Value::Null;
+            let names = a.keys().chain(b.keys());
+            names.into_iter().all(|name| same(a.get(name).unwrap_or(&null), b.get(name).unwrap_or(&null)))
+        }
+        (Value::Array(a), Value::Array(b)) => {
+            let sorted = |items: &[Value]| {
+                let mut texts: Vec<String> = items.iter().map(Value::to_string).collect();
+                texts.sort();
+                texts
+            };
+            sorted(a) == sorted(b)
+        }
+        (a, b) => a == b,
+    }
+}

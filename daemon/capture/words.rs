@@ -1,0 +1,87 @@
+//! Objects that several sources speak of: each event is seen as what all of them say together, and what each says is kept.
+
+use std::collections::HashMap;
+
+use jiff::Timestamp;
+use serde_json::json;
+
+use super::flow::Flow;
+use crate::event::words::{Conflict, Word, Words, conflicts, merge};
+use crate::event::{CanonicalEvent, Operation};
+use crate::image::Emitted;
+use crate::ledger::batch::{Batch, EntryIndex};
+use crate::ledger::entry::{EntryKind, NewEntry};
+use crate::ledger::said::{SaidWrite, Subject, words};
+use crate::ledger::{Ledger, LedgerError};
+
+/// An event as all sources together say it.
+pub(super) struct Together {
+    /// With the newest word of each field.
+    pub event: CanonicalEvent,
+    /// Not all of it is known: nobody who has a say has spoken of some fields, and it is for others to say that it is there.
+    pub partial: bool,
+    /// What this source says now.
+    word: Option<Word>,
+    conflicts: Vec<Conflict>,
+}
+
+/// Objects among these events of which several sources speak.
+pub(super) fn subjects(flow: &Flow, emitted: &[Emitted]) -> Vec<Subject> {
+    let shared = emitted.iter().filter(|emitted| flow.ways.shared.contains(&emitted.event.event_type));
+    shared.map(|emitted| (emitted.event.event_type.clone(), emitted.event.id.clone())).collect()
+}
+
+/// How each event is seen; `None` where its source is the only one.
+pub(super) async fn together(
+    flow: &Flow,
+    ledger: &Ledger,
+    emitted: &[Emitted],
+) -> Result<Vec<Option<Together>>, LedgerError> {
+    let mut known = words(ledger.reader(), &subjects(flow, emitted)).await?;
+    let seen = |emitted: &Emitted| {
+        let shared = flow.ways.shared.contains(&emitted.event.event_type) && emitted.fault.is_none();
+        shared.then(|| one(flow, &emitted.event, &mut known))
+    };
+    Ok(emitted.iter().map(seen).collect())
+}
+
+fn one(flow: &Flow, event: &CanonicalEvent, known: &mut HashMap<Subject, Words>) -> Together {
+    let said = known.entry((event.event_type.clone(), event.id.clone())).or_default();
+    let mut event = event.clone();
+    if event.operation == Operation::Delete {
+        said.remove(&flow.name);
+        return Together { event, partial: false, word: None, conflicts: Vec::new() };
+    }
+    let at_ms = (!event.snapshot).then(|| event.committed_at.as_millisecond());
+    let word = Word::now(&event.data, &event.foreign, at_ms, said.get(&flow.name));
+    let conflicts = conflicts(&flow.name, &word, said);
+    said.insert(flow.name.clone(), word.clone());
+    let merged = merge(&mut event.data, &event.foreign, &flow.name, said);
+    let partial = !merged.unknown.is_empty() && !flow.leads(&event.event_type);
+    Together { event, partial, word: Some(word), conflicts }
+}
+
+/// Writes down what the source of `event` says from now on, and what two sources changed without knowing of each other.
+pub(super) fn note(
+    flow: &Flow,
+    event: &CanonicalEvent,
+    seen: Option<&Together>,
+    entry: EntryIndex,
+    batch: &mut Batch,
+) {
+    let Some(seen) = seen else { return };
+    batch.said.push(SaidWrite {
+        subject: (event.event_type.clone(), event.id.clone()),
+        source: flow.name.clone(),
+        event: entry,
+        word: seen.word.clone(),
+    });
+    for Conflict { field, said, by_other: (other, theirs), kept } in &seen.conflicts {
+        tracing::warn!(id = %event.id, field, kept, "two systems changed a field, each without knowing of the other");
+        let fields = json!({
+            "type": event.event_type, "id": event.id, "field": field, "rule": "newest wins", "kept": kept,
+            "values": {flow.name.as_str(): said, other.as_str(): theirs}, "noticed_at": Timestamp::now(),
+        });
+        batch.entry(NewEntry::new(EntryKind::Conflict, Some(event.event_id.clone()), fields));
+    }
+}
