@@ -270,7 +270,7 @@ async fn customers_that_stood_at_the_target_before_are_adopted_and_doubtful_ones
     assert_eq!(twins.iter().filter(|customer| customer["id"] == twin.as_str()).count(), 1, "{twins:?}");
     let status = world.printed(&["status"]);
     let reason =
-        format!("2 objects match by e-mail: {first}, {second}; choose with `tailwater identity link`");
+        format!("2 objects match by e-mail: {second}, {first}; choose with `tailwater identity link`");
     assert!(status.contains(&reason), "{status}");
     let id = format!("ERP-P-{doubtful}");
     world.printed(&["identity", "link", "--target", "stripe", "--object", "customer", &id, &second]);

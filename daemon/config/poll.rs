@@ -61,8 +61,9 @@ pub(super) fn read_poll(
             "a target whose connector can be read",
         );
     }
+    let constants = Constants { settings: target.connector.set.clone(), ..Constants::of(name) };
     let mapping = mapping.unwrap_or_else(|| Some(target.connector.system.clone()))?;
-    let mapping = mapping::file::load(mappings, &mapping, Constants::of(name), problems)?;
+    let mapping = mapping::file::load(mappings, &mapping, constants, problems)?;
     let reading = &target.connector.reading;
     for table in mapping.tables.iter().filter(|table| reading.table(&table.name).is_none()) {
         let known: Vec<&str> = reading.tables.iter().map(|table| table.name.as_str()).collect();

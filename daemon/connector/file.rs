@@ -110,9 +110,10 @@ fn read_auth(fields: &mut Fields, problems: &mut Problems) -> (Option<Auth>, Str
         return (None, String::new());
     };
     let mut inner = node.fields(problems);
-    let kinds = [("bearer", Auth::Bearer), ("basic", Auth::Basic), ("body", Auth::Body)];
+    let kinds = [("bearer", Auth::Bearer), ("basic", Auth::Basic), ("key", Auth::Key), ("body", Auth::Body)];
     let auth = one_of(&mut inner, "kind", &kinds, problems);
-    let suffix = inner.optional("user_suffix").and_then(|node| node.string(problems)).unwrap_or_default();
+    let key = if auth == Some(Auth::Key) { "password" } else { "user_suffix" };
+    let suffix = inner.optional(key).and_then(|node| node.string(problems)).unwrap_or_default();
     inner.finish(problems);
     (auth, suffix)
 }

@@ -43,6 +43,8 @@ pub enum Auth {
     Bearer,
     /// Basic, the target's `user` with a suffix, and its `api_key`.
     Basic,
+    /// Basic, the `api_key` as the user, with a password that is the same for all.
+    Key,
     /// In the body: wherever [`KEY_IN_BODY`] stands the `api_key` is sent, and nowhere else.
     Body,
 }
@@ -251,7 +253,7 @@ pub struct Connector {
     pub base_url: Option<String>,
     /// Authentication, over HTTP.
     pub auth: Option<Auth>,
-    /// Appended to the user in Basic authentication.
+    /// Appended to the user in Basic authentication; the password, where the key is the user.
     pub user_suffix: String,
     /// What only the settings of a target know.
     pub settings: Vec<SettingSpec>,

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 /// Path below `mappings/`, and content.
-pub const FILES: [(&str, &str); 45] = [
+pub const FILES: [(&str, &str); 57] = [
     ("README.md", include_str!("../../mappings/README.md")),
     ("canonical/contact.v1.json", include_str!("../../mappings/canonical/contact.v1.json")),
     ("canonical/credit_note.v1.json", include_str!("../../mappings/canonical/credit_note.v1.json")),
@@ -21,13 +21,28 @@ pub const FILES: [(&str, &str); 45] = [
     ("canonical/subscription.v1.json", include_str!("../../mappings/canonical/subscription.v1.json")),
     ("canonical/support_case.v1.json", include_str!("../../mappings/canonical/support_case.v1.json")),
     ("canonical/usage.v1.json", include_str!("../../mappings/canonical/usage.v1.json")),
+    ("connectors/chargebee.yaml", include_str!("../../mappings/connectors/chargebee.yaml")),
+    ("connectors/freshdesk.yaml", include_str!("../../mappings/connectors/freshdesk.yaml")),
     ("connectors/nats.yaml", include_str!("../../mappings/connectors/nats.yaml")),
+    ("connectors/odoo-rpc.yaml", include_str!("../../mappings/connectors/odoo-rpc.yaml")),
+    ("connectors/odoo.yaml", include_str!("../../mappings/connectors/odoo.yaml")),
     ("connectors/redis-stream.yaml", include_str!("../../mappings/connectors/redis-stream.yaml")),
     ("connectors/stripe.yaml", include_str!("../../mappings/connectors/stripe.yaml")),
     ("connectors/zendesk.yaml", include_str!("../../mappings/connectors/zendesk.yaml")),
     ("ownership.yaml", include_str!("../../mappings/ownership.yaml")),
     ("routes/bus.yaml", include_str!("../../mappings/routes/bus.yaml")),
     ("routes/default.yaml", include_str!("../../mappings/routes/default.yaml")),
+    ("routes/flows.yaml", include_str!("../../mappings/routes/flows.yaml")),
+    ("sources/chargebee/billing.yaml", include_str!("../../mappings/sources/chargebee/billing.yaml")),
+    (
+        "sources/chargebee/examples/billing.yaml",
+        include_str!("../../mappings/sources/chargebee/examples/billing.yaml"),
+    ),
+    (
+        "sources/freshdesk/examples/ticket.yaml",
+        include_str!("../../mappings/sources/freshdesk/examples/ticket.yaml"),
+    ),
+    ("sources/freshdesk/tickets.yaml", include_str!("../../mappings/sources/freshdesk/tickets.yaml")),
     (
         "sources/odoo/examples/customer_with_contact.yaml",
         include_str!("../../mappings/sources/odoo/examples/customer_with_contact.yaml"),
@@ -74,6 +89,12 @@ pub const FILES: [(&str, &str); 45] = [
     ("sources/stripe/payments.yaml", include_str!("../../mappings/sources/stripe/payments.yaml")),
     ("sources/stripe/refunds.yaml", include_str!("../../mappings/sources/stripe/refunds.yaml")),
     ("sources/stripe/subscriptions.yaml", include_str!("../../mappings/sources/stripe/subscriptions.yaml")),
+    (
+        "sources/zendesk/examples/ticket_life.yaml",
+        include_str!("../../mappings/sources/zendesk/examples/ticket_life.yaml"),
+    ),
+    ("sources/zendesk/people.yaml", include_str!("../../mappings/sources/zendesk/people.yaml")),
+    ("sources/zendesk/tickets.yaml", include_str!("../../mappings/sources/zendesk/tickets.yaml")),
 ];
 
 /// Writes them below `directory`.

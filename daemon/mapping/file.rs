@@ -277,7 +277,7 @@ fn object_of(event_type: &str, body: &Node, problems: &mut Problems) -> Option<S
 
 /// What an expression knows before any join.
 fn own_variables(table: &TableSpec) -> Variables {
-    let names = ["source", "language", "company"].map(|name| (name.to_owned(), Shape::Any));
+    let names = ["source", "language", "company", "settings"].map(|name| (name.to_owned(), Shape::Any));
     let row = ("row".to_owned(), row_shape(table, BTreeMap::new()));
     names.into_iter().chain([row]).collect()
 }

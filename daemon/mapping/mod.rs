@@ -79,6 +79,8 @@ pub struct Constants {
     pub language: Value,
     /// `company`: whose values are taken where a row belongs to no company.
     pub company: Value,
+    /// `settings`: what is set for the target that is the same system.
+    pub settings: Value,
     /// Companies whose documents are wanted; all when empty.
     pub companies: Vec<i64>,
 }
@@ -91,13 +93,19 @@ impl Constants {
             source: Value::String(source.to_uppercase()),
             language: Value::from("en_US"),
             company: Value::from(1),
+            settings: Value::Null,
             companies: Vec::new(),
         }
     }
 
-    fn variables(&self) -> [(&'static str, scope::Variable<'_>); 3] {
-        [("source", &self.source), ("language", &self.language), ("company", &self.company)]
-            .map(|(name, value)| (name, scope::Variable::Value(value)))
+    fn variables(&self) -> [(&'static str, scope::Variable<'_>); 4] {
+        [
+            ("source", &self.source),
+            ("language", &self.language),
+            ("company", &self.company),
+            ("settings", &self.settings),
+        ]
+        .map(|(name, value)| (name, scope::Variable::Value(value)))
     }
 }
 

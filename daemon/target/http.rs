@@ -33,6 +33,8 @@ pub struct HttpTarget {
     base_url: String,
     auth: Option<Auth>,
     user: Option<String>,
+    /// Where the key is the user.
+    password: String,
     api_key: Option<Secret>,
     key_header: Option<HeaderName>,
 }
@@ -68,6 +70,7 @@ impl HttpTarget {
             base_url: base_url.trim_end_matches('/').to_owned(),
             auth: connector.auth,
             user: user.map(|user| format!("{user}{}", connector.user_suffix)),
+            password: connector.user_suffix.clone(),
             api_key,
             key_header: key_header.and_then(|name| HeaderName::try_from(name).ok()),
         })
@@ -126,6 +129,10 @@ impl HttpTarget {
         let text = match auth {
             Auth::Body => return Ok(None),
             Auth::Bearer => format!("Bearer {}", secret.expose()),
+            Auth::Key => {
+                let pair = format!("{}:{}", secret.expose(), self.password);
+                format!("Basic {}", base64(pair.as_bytes()))
+            }
             Auth::Basic => {
                 let pair = format!("{}:{}", self.user.as_deref().unwrap_or_default(), secret.expose());
                 format!("Basic {}", base64(pair.as_bytes()))

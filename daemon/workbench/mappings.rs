@@ -38,7 +38,7 @@ pub fn read(directory: &Path) -> Result<Files, Vec<Problem>> {
     let mut problems = Problems::default();
     let mut sources = Vec::new();
     for name in directories(&directory.join("sources"), &mut problems) {
-        let mapping = file::load(directory, &name, Constants::of(source_of(directory, &name)), &mut problems);
+        let mapping = file::load(directory, &name, constants(directory, &name), &mut problems);
         sources.extend(mapping.map(|mapping| {
             let examples = example::load(directory, &name, &mapping, &mut problems);
             (mapping, examples)
@@ -65,6 +65,19 @@ pub fn read(directory: &Path) -> Result<Files, Vec<Problem>> {
 fn source_of<'a>(directory: &Path, mapping: &'a str) -> &'a str {
     let polled = directory.join("connectors").join(format!("{mapping}.yaml")).exists();
     if polled && mapping != "odoo" { mapping } else { "erp" }
+}
+
+/// With settings of which none is set: a mapping must do without them.
+fn constants(directory: &Path, mapping: &str) -> Constants {
+    let connector = connector::file::load(directory, mapping, &mut Problems::default());
+    let names = connector
+        .into_iter()
+        .flat_map(|connector| connector.settings)
+        .map(|spec| (spec.name, serde_json::Value::Null));
+    Constants {
+        settings: serde_json::Value::Object(names.collect()),
+        ..Constants::of(source_of(directory, mapping))
+    }
 }
 
 fn check_routes(
@@ -142,7 +155,8 @@ pub fn test(directory: &Path) -> ExitCode {
     let (mut passed, mut failed) = (0, 0);
     for (mapping, examples) in &files.sources {
         for example in examples {
-            let mut rehearsal = Rehearsal::new(&files.routes, &files.connectors, &files.upcasters);
+            let mut rehearsal =
+                Rehearsal::new(&mapping.name, &files.routes, &files.connectors, &files.upcasters);
             let source = source_of(directory, &mapping.name);
             let failures = example.run(mapping, source, &mut |emitted| rehearsal.requests(emitted));
             let name = example.path.file_name().unwrap_or_default().to_string_lossy();

@@ -18,6 +18,8 @@ use crate::mapping::upcast::Upcasters;
 
 /// See the module's text.
 pub struct Rehearsal<'a> {
+    /// Mapping of the events: what a system says is not told to itself.
+    own: &'a str,
     routes: &'a [Route],
     connectors: &'a [Connector],
     upcasters: &'a Upcasters,
@@ -28,8 +30,13 @@ pub struct Rehearsal<'a> {
 impl<'a> Rehearsal<'a> {
     /// Nothing stands anywhere.
     #[must_use]
-    pub fn new(routes: &'a [Route], connectors: &'a [Connector], upcasters: &'a Upcasters) -> Self {
-        Self { routes, connectors, upcasters, known: HashSet::new() }
+    pub fn new(
+        own: &'a str,
+        routes: &'a [Route],
+        connectors: &'a [Connector],
+        upcasters: &'a Upcasters,
+    ) -> Self {
+        Self { own, routes, connectors, upcasters, known: HashSet::new() }
     }
 
     /// The requests that an event leads to: `system`, `request` and `body`; or `error`.
@@ -39,7 +46,7 @@ impl<'a> Rehearsal<'a> {
             return Vec::new();
         }
         let mut requests = Vec::new();
-        for route in self.routes {
+        for route in self.routes.iter().filter(|route| !is_of(&route.system, self.own)) {
             let Some(lifted) = self.upcasters.event(event, &route.event_type) else { continue };
             // What a bus is told is the event itself, which is shown already.
             let told = |known: &&Connector| known.system == route.system && !known.transport.publishes();
@@ -84,6 +91,11 @@ impl<'a> Rehearsal<'a> {
         let lane = Lane { target: system.clone(), object: name.clone(), canonical_id: id.clone() };
         Due { external_id: stands(name, id), references, ..Due::imagined(lane, event, requires) }
     }
+}
+
+/// True when the connector leads to the system that the mapping is of: `odoo-rpc` to `odoo`.
+fn is_of(system: &str, mapping: &str) -> bool {
+    system.split('-').next() == Some(mapping)
 }
 
 /// The request of a delivery, as people read it; `None` when nothing is to be sent.

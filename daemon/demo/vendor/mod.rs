@@ -10,6 +10,7 @@ pub mod server;
 pub mod stripe;
 pub mod stripe_books;
 pub mod zendesk;
+pub mod zendesk_export;
 mod zendesk_jobs;
 
 use std::collections::BTreeMap;

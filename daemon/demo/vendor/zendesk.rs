@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Map, Value, json};
 
+use super::zendesk_export::Exports;
 use super::zendesk_jobs::{Action, Jobs, result_of};
 use super::{Effect, Incoming, Reply, Vendor};
 
@@ -29,6 +30,8 @@ pub struct Zendesk {
     pub mails: usize,
     /// Bulk requests.
     pub jobs: Jobs,
+    /// Tickets, and what is shown of changes.
+    pub exports: Exports,
 }
 
 impl Zendesk {
@@ -48,6 +51,7 @@ impl Zendesk {
             merged: Vec::new(),
             mails: 0,
             jobs: Jobs::taking(0.3),
+            exports: Exports::default(),
         }
     }
 
@@ -141,6 +145,9 @@ impl Zendesk {
         self.by_name.insert(text(&object, "name").trim().to_lowercase(), id);
         self.by_external.insert(text(&object, "external_id").to_lowercase(), id);
         self.organizations.insert(id, object.clone());
+        if before.as_ref() != Some(&object) {
+            self.exports.note("organizations", id, object.clone());
+        }
         written("organization", before, object)
     }
 
@@ -160,6 +167,9 @@ impl Zendesk {
             }
         }
         self.organizations.insert(id, object.clone());
+        if before != object {
+            self.exports.note("organizations", id, object.clone());
+        }
         written("organization", Some(before), object)
     }
 
@@ -209,6 +219,9 @@ impl Zendesk {
             }
         }
         let shown = self.shown(id, &user);
+        if shown_before.as_ref() != Some(&shown) {
+            self.exports.note("users", id, shown.clone());
+        }
         let mut reply = written("user", shown_before, shown);
         if added.is_some() {
             reply.effect = Effect::Changed(external);
@@ -233,6 +246,31 @@ impl Zendesk {
         user
     }
 
+    /// An e-mail of the user has changed.
+    fn show_user(&mut self, id: u64) {
+        if let Some(user) = self.users.get(&id) {
+            let shown = self.shown(id, user);
+            self.exports.note("users", id, shown);
+        }
+    }
+
+    /// An agent changes members of an organization.
+    pub fn edit_organization(&mut self, external_id: &str, members: &Value) {
+        let Some(id) = self.by_external.get(&external_id.to_lowercase()).copied() else { return };
+        let body = json!({"organization": members});
+        self.set_organization(id, body.to_string().as_bytes());
+    }
+
+    /// An agent changes members of a user.
+    pub fn edit_user(&mut self, external_id: &str, members: &Value) {
+        let known = self.users.iter_mut().find(|(_, user)| text(user, "external_id") == external_id);
+        if let (Some((id, Value::Object(user))), Value::Object(members)) = (known, members) {
+            user.extend(members.clone());
+            let id = *id;
+            self.show_user(id);
+        }
+    }
+
     fn delete_user(&mut self, id: u64) -> Reply {
         match self.users.get_mut(&id) {
             Some(user) if is_active(user) => {
@@ -242,6 +280,7 @@ impl Zendesk {
                 }
                 self.identities.retain(|_, (owner, _, _)| *owner != id);
                 let body = json!({"user": user});
+                self.exports.note("users", id, user.clone());
                 Reply { effect: Effect::Changed(external), ..Reply::plain(200, body) }
             }
             _ => missing(),
@@ -253,6 +292,11 @@ impl Zendesk {
             Some(object) => {
                 self.by_name.remove(&text(&object, "name").trim().to_lowercase());
                 self.by_external.remove(&text(&object, "external_id").to_lowercase());
+                let mut gone = object.clone();
+                if let Value::Object(map) = &mut gone {
+                    map.insert("deleted_at".into(), "2026-01-01T00:00:00Z".into());
+                }
+                self.exports.note("organizations", id, gone);
                 for user in self.users.values_mut() {
                     if user.get("organization_id").and_then(Value::as_u64) == Some(id)
                         && let Value::Object(map) = user
@@ -292,6 +336,7 @@ impl Zendesk {
                         *primary = *id == wanted;
                     }
                 }
+                self.show_user(user);
                 Reply { effect: Effect::Changed(external), ..Reply::plain(200, json!({"identities": []})) }
             }
             ("DELETE", [identity]) => match self.identities.remove(&identity.parse().unwrap_or_default()) {
@@ -309,6 +354,12 @@ impl Vendor for Zendesk {
         let path = request.path.trim_start_matches("/api/v2/").trim_end_matches(".json").to_owned();
         let parts: Vec<&str> = path.split('/').collect();
         let id = |part: &str| part.parse::<u64>().unwrap_or_default();
+        if request.method == "GET"
+            && let Some(reply) = self.exports.read(request, &parts)
+            && parts != ["users", "me"]
+        {
+            return reply;
+        }
         match (request.method.as_str(), parts.as_slice()) {
             ("POST", [kind, "create_or_update"]) => match serde_json::from_slice(&request.body) {
                 Ok(body) if *kind == "organizations" => self.upsert_organization(&body),
