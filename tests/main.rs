@@ -19,6 +19,7 @@ mod bulk;
 mod cache;
 mod crash;
 mod documents;
+mod echo;
 mod faults;
 mod fold;
 mod kinds;

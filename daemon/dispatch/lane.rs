@@ -18,7 +18,7 @@ use super::bulk::{BulkDelivery, Item};
 use super::deliver::Delivery;
 use super::group::{Group, group};
 use super::job::Beginning;
-use super::plan::{Obstacle, Plan, plan, wanted};
+use super::plan::{Obstacle, Plan, own_id, plan, wanted};
 use super::target::Target;
 use super::turn::Turns;
 use crate::event::words::merge;
@@ -249,6 +249,9 @@ impl Dispatcher {
         let subjects: Vec<_> = found.iter().filter_map(subject).collect();
         let known = words(self.ledger.reader(), &subjects).await?;
         for due in &mut found {
+            if due.external_id.is_none() {
+                due.external_id = own_id(&self.target.connector, due);
+            }
             let foreign = due.event.get("foreign").and_then(Value::as_array).into_iter().flatten();
             let foreign: Vec<String> = foreign.filter_map(Value::as_str).map(str::to_owned).collect();
             due.unknown.clone_from(&foreign);

@@ -106,6 +106,18 @@ pub fn wanted(connector: &Connector, due: &Due) -> Result<Vec<String>, Obstacle>
     Ok(wants)
 }
 
+/// The target's own id of the object, where that follows from the event.
+#[must_use]
+pub fn own_id(connector: &Connector, due: &Due) -> Option<String> {
+    let own = connector.object(&due.lane.object)?.own_id.as_ref()?;
+    let inputs = Inputs::new(connector, due);
+    match own.evaluate(&inputs.scope()).ok()? {
+        Value::String(id) => Some(id),
+        Value::Number(id) => Some(id.to_string()),
+        _ => None,
+    }
+}
+
 /// Decides. `adopts`: objects may stand at the target that somebody else has made. `holder` says which object holds a unique
 /// value at the target.
 pub fn plan(
@@ -121,7 +133,7 @@ pub fn plan(
     }
     let inputs = Inputs::new(connector, due);
     let scope = inputs.scope();
-    let known = inputs.known();
+    let known = due.external_id.is_some();
     let publishes = matches!(object.strategy, Strategy::Publish(_));
     if due.operation == "delete" && !publishes {
         return removal(connector, object, due, &scope);
@@ -233,15 +245,15 @@ pub fn prepared(connector: &Connector, due: &Due, answered: &[(&str, Value)]) ->
     let scope = inputs.with(answered);
     let body = object.body.render_without(&scope, "event", &due.unknown)?.unwrap_or_default();
     let sha256 = sha256_hex(&canonical_bytes(&without_nulls(&body)));
-    let request =
-        written(connector, write_of(&object.strategy, inputs.known()), &scope, body, inputs.known())?;
+    let known = due.external_id.is_some();
+    let request = written(connector, write_of(&object.strategy, known), &scope, body, known)?;
     Ok(Request { sha256: Some(sha256), ..request })
 }
 
 /// What is asked before a delivery is written.
 #[must_use]
 pub fn befores<'a>(connector: &'a Connector, due: &Due) -> &'a [Before] {
-    let known = Inputs::new(connector, due).known();
+    let known = due.external_id.is_some();
     connector.object(&due.lane.object).map_or(&[], |object| &write_of(&object.strategy, known).1.before)
 }
 
@@ -386,16 +398,7 @@ impl Inputs {
             }
         }
         let settings = connector.set.clone();
-        let object = connector.object(&due.lane.object);
-        let own = object.and_then(|object| object.own_id.as_ref()).and_then(|own| {
-            let scope = Scope::new([("event", &event), ("settings", &settings)]);
-            match own.evaluate(&scope).ok()? {
-                Value::String(id) => Some(id),
-                Value::Number(id) => Some(id.to_string()),
-                _ => None,
-            }
-        });
-        let external_id = due.external_id.clone().or(own).map_or(Value::Null, Value::String);
+        let external_id = due.external_id.clone().map_or(Value::Null, Value::String);
         let said = |path: &str| due.event.pointer(path).cloned().unwrap_or_default();
         let meta = json!({
             "id": said("/event_id"), "type": said("/type"), "operation": said("/op"), "subject": due.lane.canonical_id,
@@ -410,11 +413,6 @@ impl Inputs {
             ("settings", settings),
         ];
         Self(inputs)
-    }
-
-    /// The target's own id is known.
-    fn known(&self) -> bool {
-        self.0.iter().any(|(name, value)| *name == "external_id" && value.is_string())
     }
 
     fn with<'a>(&'a self, answered: &'a [(&str, Value)]) -> Scope<'a> {

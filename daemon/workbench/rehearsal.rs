@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::redact::redacted;
 use crate::connector::Connector;
-use crate::dispatch::plan::{Plan, plan};
+use crate::dispatch::plan::{Plan, own_id, plan};
 use crate::event::{CanonicalEvent, Operation};
 use crate::image::Emitted;
 use crate::ledger::batch::Lane;
@@ -89,7 +89,13 @@ impl<'a> Rehearsal<'a> {
             })
             .collect();
         let lane = Lane { target: system.clone(), object: name.clone(), canonical_id: id.clone() };
-        Due { external_id: stands(name, id), references, ..Due::imagined(lane, event, requires) }
+        let mut due =
+            Due { external_id: stands(name, id), references, ..Due::imagined(lane, event, requires) };
+        let connector = self.connectors.iter().find(|connector| connector.system == *system);
+        if due.external_id.is_none() {
+            due.external_id = connector.and_then(|connector| own_id(connector, &due));
+        }
+        due
     }
 }
 

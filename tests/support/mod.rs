@@ -9,6 +9,7 @@ pub mod odoo_api;
 pub mod plain;
 pub mod proxy;
 pub mod real_odoo;
+pub mod triangle;
 pub mod workload;
 pub mod world;
 

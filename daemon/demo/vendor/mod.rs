@@ -6,6 +6,7 @@ pub mod event_log;
 pub mod faults;
 pub mod form;
 pub mod journal;
+pub mod odoo;
 pub mod server;
 pub mod stripe;
 pub mod stripe_books;
