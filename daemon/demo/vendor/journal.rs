@@ -17,6 +17,10 @@ pub struct Call {
     pub changed: Option<String>,
     /// It was carried out and changed nothing.
     pub nil: bool,
+    /// Digest of line, query and body: the same for a request that is sent again.
+    pub digest: String,
+    /// Its answer was swallowed.
+    pub swallowed: bool,
 }
 
 /// See the module's text.
@@ -31,6 +35,22 @@ impl Journal {
     #[must_use]
     pub fn nil_effects(&self) -> usize {
         self.calls.iter().filter(|call| call.nil).count()
+    }
+
+    /// Requests that were carried out, changed nothing, and had no reason to be sent: they are no repetition of one whose answer was
+    /// swallowed, or which was sent less than `before_s` before one of these instants.
+    #[must_use]
+    pub fn echoes(&self, kills: &[f64], before_s: f64) -> Vec<&Call> {
+        let in_doubt = |call: &Call| {
+            call.swallowed
+                || call.status == 0
+                || kills.iter().any(|kill| (kill - before_s..=*kill).contains(&call.at_s))
+        };
+        let nil = self.calls.iter().enumerate().filter(|(_, call)| call.nil);
+        let echo = |(index, call): &(usize, &Call)| {
+            !self.calls.iter().take(*index).any(|earlier| earlier.digest == call.digest && in_doubt(earlier))
+        };
+        nil.filter(echo).map(|(_, call)| call).collect()
     }
 
     /// Requests that changed something.

@@ -6,10 +6,10 @@
 #![allow(clippy::indexing_slicing)]
 
 use std::collections::BTreeMap;
+use std::sync::mpsc;
 
 use serde_json::{Map, Value, json};
-use tokio::runtime::Handle;
-use tokio_postgres::Client;
+use tokio_postgres::SimpleQueryMessage;
 
 use super::{Effect, Incoming, Reply, Vendor};
 
@@ -28,7 +28,7 @@ pub struct Invoice {
 
 /// See the module's text.
 pub struct OdooApi {
-    client: Client,
+    session: Session,
     key: String,
     /// User whom the key belongs to.
     user: i32,
@@ -43,12 +43,52 @@ pub struct OdooApi {
     wizards: BTreeMap<i64, (i64, i64, String)>,
 }
 
+/// A statement, and where its first value goes.
+type Asked = (String, mpsc::Sender<Result<Option<String>, String>>);
+
+/// A session with a thread of its own: a vendor answers while it holds on to everything, so nothing that it waits for may need the
+/// threads of the others.
+struct Session(mpsc::Sender<Asked>);
+
+impl Session {
+    fn start(url: &str) -> Result<Self, tokio_postgres::Error> {
+        let config: tokio_postgres::Config = url.parse()?;
+        let (asks, asked) = mpsc::channel::<Asked>();
+        std::thread::spawn(move || {
+            let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
+                return;
+            };
+            runtime.block_on(async move {
+                let Ok((client, connection)) = config.connect(tokio_postgres::NoTls).await else { return };
+                tokio::spawn(connection);
+                while let Ok((text, answer)) = asked.recv() {
+                    let rows = client.simple_query(&text).await;
+                    let first = |rows: Vec<SimpleQueryMessage>| {
+                        rows.into_iter().find_map(|message| match message {
+                            SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+                            _ => None,
+                        })
+                    };
+                    // Who asked may be gone.
+                    let _ = answer.send(rows.map(first).map_err(|error| crate::pg::describe(&error)));
+                }
+            });
+        });
+        Ok(Self(asks))
+    }
+
+    fn run(&self, text: &str) -> Result<Option<String>, String> {
+        let (answer, answered) = mpsc::channel();
+        self.0.send((text.to_owned(), answer)).map_err(|_| "the session has ended".to_owned())?;
+        answered.recv().map_err(|_| "the session has ended".to_owned())?
+    }
+}
+
 impl OdooApi {
-    /// Works on this session, which may change the ERP's tables.
-    #[must_use]
-    pub fn new(client: Client, key: &str, user: i32) -> Self {
-        Self {
-            client,
+    /// Works on the database at this URL as somebody who may change the ERP's tables.
+    pub fn new(url: &str, key: &str, user: i32) -> Result<Self, tokio_postgres::Error> {
+        Ok(Self {
+            session: Session::start(url)?,
             key: key.to_owned(),
             user,
             external: BTreeMap::new(),
@@ -57,7 +97,7 @@ impl OdooApi {
             lines: BTreeMap::new(),
             invoices: BTreeMap::new(),
             wizards: BTreeMap::new(),
-        }
+        })
     }
 
     fn new_id(&mut self) -> i64 {
@@ -67,12 +107,7 @@ impl OdooApi {
 
     /// Runs a statement on the ERP's database; gives its first value as text.
     fn sql(&self, text: &str) -> Result<Option<String>, String> {
-        let rows = tokio::task::block_in_place(|| Handle::current().block_on(self.client.simple_query(text)));
-        let rows = rows.map_err(|error| crate::pg::describe(&error))?;
-        Ok(rows.into_iter().find_map(|message| match message {
-            tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
-            _ => None,
-        }))
+        self.session.run(text)
     }
 
     fn partner(&mut self, id: i64, values: &Map<String, Value>) -> Reply {

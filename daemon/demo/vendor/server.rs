@@ -192,7 +192,7 @@ fn decide<V: Vendor>(request: &Incoming, inner: &mut Inner<V>) -> Option<Reply> 
         Fate::Throttle => Some(throttled(&inner.vendor, 1.0)),
         Fate::Normal | Fate::Swallow => Some(answer(request, inner, now_s)),
     };
-    record(request, reply.as_ref(), now_s, &mut inner.journal);
+    record(request, reply.as_ref(), (now_s, fate == Fate::Swallow), &mut inner.journal);
     inner.swallowed += usize::from(fate == Fate::Swallow);
     reply.filter(|_| fate != Fate::Swallow)
 }
@@ -224,7 +224,13 @@ fn throttled<V: Vendor>(vendor: &V, wait_s: f64) -> Reply {
     }
 }
 
-fn record(request: &Incoming, reply: Option<&Reply>, now_s: f64, journal: &mut Journal) {
+fn digest(request: &Incoming) -> String {
+    let query: Vec<String> = request.query.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let line = format!("{} {}?{}\n", request.method, request.path, query.join("&"));
+    crate::event::sha256_hex(&[line.as_bytes(), &request.body].concat())
+}
+
+fn record(request: &Incoming, reply: Option<&Reply>, (now_s, swallowed): (f64, bool), journal: &mut Journal) {
     let effect = reply.map_or(&Effect::None, |reply| &reply.effect);
     journal.calls.push(Call {
         at_s: now_s,
@@ -233,5 +239,7 @@ fn record(request: &Incoming, reply: Option<&Reply>, now_s: f64, journal: &mut J
         key: request.headers.get("idempotency-key").cloned(),
         changed: if let Effect::Changed(id) = effect { Some(id.clone()) } else { None },
         nil: matches!(effect, Effect::Nil(_)),
+        digest: digest(request),
+        swallowed,
     });
 }
