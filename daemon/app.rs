@@ -20,6 +20,7 @@ use crate::ledger::verify::{Verdict, verify};
 use crate::operate::{Reread, drain_slot, recover, reread, source_named};
 use crate::ops::status;
 use crate::orders::{backfill, identity, release, wave};
+use crate::reconciling::{Reconcile, reconcile};
 use crate::source::postgres::catalog::{self, Severity};
 use crate::source::postgres::connection::ReplicationConnection;
 use crate::source::postgres::presence::Presence;
@@ -103,6 +104,10 @@ async fn dispatch(command: Command) -> ExitCode {
         Command::Deliveries(command) => deliveries(command).await,
         Command::Backfill { config, events, source } => {
             with_config(&config, |config| backfill(config, source, events)).await
+        }
+        Command::Reconcile { config, target, objects, repair, json } => {
+            let what = Reconcile { target, objects, repair, json };
+            with_config(&config, |config| reconcile(config, what)).await
         }
         Command::Explain { config, table, key, source, values } => {
             with_config(&config, |config| workbench::answers::explain(config, source, table, key, values))

@@ -23,6 +23,8 @@ pub mod orders;
 pub mod pg;
 pub mod pg_tls;
 mod prepare;
+pub mod reconcile;
+mod reconciling;
 mod reload;
 pub mod source;
 pub mod supervise;

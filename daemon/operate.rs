@@ -143,24 +143,31 @@ pub struct Reread {
 
 /// `tailwater source reread`.
 pub async fn reread(config: Config, name: Option<String>, what: Reread) -> ExitCode {
-    let source = match source_named(&config.sources, name.as_deref()) {
-        Ok(source) => source,
-        Err(code) => return code,
+    let polled = config.polls.iter().find(|poll| Some(&poll.name) == name.as_ref());
+    let (source, mapping) = match polled {
+        Some(poll) => (&poll.name, &poll.mapping),
+        None => match source_named(&config.sources, name.as_deref()) {
+            Ok(source) => (&source.name, &source.mapping),
+            Err(code) => return code,
+        },
     };
-    let known: Vec<String> = source.mapping.tables.iter().map(|table| table.name.to_string()).collect();
+    let known: Vec<String> = mapping.tables.iter().map(|table| table.name.to_string()).collect();
     if let Some(unknown) = what.tables.iter().find(|table| !known.contains(table)) {
         let message = format!("the mapping reads no table \"{unknown}\"\nnext: one of {}", known.join(", "));
         return fail(EX_USAGE, &message);
     }
+    if polled.is_some() && (what.after.is_some() || what.to.is_some()) {
+        return fail(EX_USAGE, "what is polled is read as a whole: there are no key ranges");
+    }
     let ranged = what.after.is_some() || what.to.is_some();
-    let single = |name: &String| source.mapping.table_named(name).is_some_and(|table| table.key.len() == 1);
+    let single = |name: &String| mapping.table_named(name).is_some_and(|table| table.key.len() == 1);
     if ranged && (what.tables.len() != 1 || !what.tables.iter().all(single)) {
         return fail(EX_USAGE, "a key range is for one table whose key is one column");
     }
     let work = async {
         let client = config.ledger.connect("tailwater-reread").await.map_err(down)?;
         let asked = Request {
-            source: source.name.clone(),
+            source: source.clone(),
             kind: LoadKind::Reread,
             relations: what.tables,
             lower: what.after,

@@ -22,6 +22,7 @@ use crate::dispatch::quota::shared::SharedBuckets;
 use crate::dispatch::target::Versions;
 use crate::mapping::{EventKind, SourceMapping};
 use crate::ops::commands::Waves;
+use crate::reconcile::serve::Schedule;
 use crate::target::{HttpTarget, NatsTarget, RedisStreamTarget, Way};
 
 /// Sources and targets, ready to run.
@@ -32,6 +33,8 @@ pub struct Prepared {
     pub polls: Vec<PollSource>,
     /// Targets.
     pub targets: Vec<Arc<Target>>,
+    /// Targets that are compared by themselves.
+    pub schedules: Vec<Schedule>,
     /// The ledger's database.
     pub ledger: crate::pg::Database,
 }
@@ -66,6 +69,11 @@ pub fn prepare(config: Config, waves: &Waves) -> Result<Prepared, String> {
     let ways = Arc::new(ways);
     let versions = Versions { routes: routes.clone(), upcasters: upcasters.clone() };
     let cache = Arc::new(Cache::new(config.redis));
+    let schedule = |target: &TargetConfig| {
+        let (every, repair) = target.reconcile?;
+        Some(Schedule { target: target.name.clone(), every, repair })
+    };
+    let schedules = config.targets.iter().filter_map(schedule).collect();
     let prepare = |target: TargetConfig| {
         let twin = twins.iter().find(|(_, twin)| **twin == target.name).map(|(source, _)| source.clone());
         prepare_target(target, &cache, versions.clone(), (twin, shared.clone()))
@@ -83,7 +91,7 @@ pub fn prepare(config: Config, waves: &Waves) -> Result<Prepared, String> {
     let sources = config.sources.into_iter().map(source).collect();
     let poll = |config| prepare_poll(config, &ways, &targets, waves);
     let polls = config.polls.into_iter().filter_map(poll).collect();
-    Ok(Prepared { sources, polls, targets, ledger: config.ledger })
+    Ok(Prepared { sources, polls, targets, schedules, ledger: config.ledger })
 }
 
 /// A source that is polled; its target is among the prepared ones.

@@ -34,6 +34,7 @@ use crate::ops::log;
 use crate::ops::pulse::Pulses;
 use crate::ops::systemd::{feed_watchdog, notify};
 use crate::prepare::{Prepared, prepare};
+use crate::reconcile;
 use crate::reload::{note_reloads, reload_on_hangup, tune};
 
 /// How long requests in flight may take when the daemon stops.
@@ -162,6 +163,9 @@ impl Supervisor<'_> {
         }
         let (mut followers, streaming) = self.follow(&ledger, &membership, &wake);
         let ready = tokio::spawn(report_ready(membership.clone(), streaming));
+        let (pulse, stopping) = (self.pulses.register("reconcile"), self.stopping.clone());
+        let compared = (self.prepared.targets.clone(), self.prepared.schedules.clone());
+        dispatchers.spawn(reconcile::serve::serve(ledger.clone(), compared, wake.clone(), pulse, stopping));
         let (pulse, stopping) = (self.pulses.register("commands"), self.stopping.clone());
         dispatchers.spawn(serve(ledger.clone(), self.watched(), wake, pulse, stopping.clone()));
         dispatchers.spawn(note_reloads(ledger.clone(), self.reloaded.clone(), stopping.clone()));

@@ -98,6 +98,7 @@ async fn campaign(mut systems: Triangle, changes: usize) {
     systems.world.streaming().await;
     let mut customers = Vec::new();
     let tag = random.random_range(0..1_000_000);
+    systems.world.stripe.with(|stripe| stripe.books.tag = format!("{tag}a"));
     for number in 0..6 {
         let company = systems.create_company(&format!("C{tag}-{number}"), "first@example.test").await;
         let email = format!("c{tag}-{number}@example.test");

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use super::flow::Flow;
 use crate::connector::Shown;
 use crate::connector::request::without_nulls;
+use crate::dispatch::compare::same;
 use crate::event::{Row, canonical_bytes, sha256_hex};
 use crate::image::RowId;
 use crate::ledger::Ledger;
@@ -99,25 +100,5 @@ fn overlaid(body: &Value, before: Option<&Value>, after: &Value) -> Value {
         }
         (body, after) if before.is_some_and(|before| same(before, after)) => body.clone(),
         (_, after) => after.clone(),
-    }
-}
-
-/// Equal but for nulls and the order of texts in lists, which vendors do not keep.
-fn same(a: &Value, b: &Value) -> bool {
-    match (a, b) {
-        (Value::Object(a), Value::Object(b)) => {
-            let null = Value::Null;
-            let names = a.keys().chain(b.keys());
-            names.into_iter().all(|name| same(a.get(name).unwrap_or(&null), b.get(name).unwrap_or(&null)))
-        }
-        (Value::Array(a), Value::Array(b)) => {
-            let sorted = |items: &[Value]| {
-                let mut texts: Vec<String> = items.iter().map(Value::to_string).collect();
-                texts.sort();
-                texts
-            };
-            sorted(a) == sorted(b)
-        }
-        (a, b) => a == b,
     }
 }

@@ -110,6 +110,27 @@ pub enum Command {
         #[arg(long)]
         accept_new_cluster: bool,
     },
+    /// Compare what a target holds with what it should.
+    ///
+    /// Reads the target back through its lists, within a tenth of its quota, and names what is missing, what differs (and whose word it
+    /// is), what carries an id of ours that we know nothing of, and how much of everything is there. The result stands in the
+    /// ledger. With `--repair` what differs is put right by ordinary deliveries, as far as ownership goes.
+    Reconcile {
+        /// The settings file.
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Target.
+        target: String,
+        /// Only these objects of its connector.
+        #[arg(long = "type", value_name = "OBJECT")]
+        objects: Vec<String>,
+        /// Put right what may be put right.
+        #[arg(long)]
+        repair: bool,
+        /// For machines.
+        #[arg(long)]
+        json: bool,
+    },
     /// About the ERP's PostgreSQL.
     #[command(subcommand)]
     Source(SourceCommand),

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Map, Value};
 
 use super::node::{At, Fields, Node, Problems};
 use super::secret::Secret;
 use super::settings::read_secret;
+use super::source::read_time;
 use crate::connector::limit::{Rate, read_rates};
 use crate::connector::{self, Auth, Connector, Transport};
 use crate::dispatch::quota::QuotaSettings;
@@ -36,6 +38,8 @@ pub struct TargetConfig {
     pub shadow: bool,
     /// Objects that somebody else made there are looked for before one is created.
     pub adopts: bool,
+    /// How often it is compared with what it should hold, and whether that is put right.
+    pub reconcile: Option<(Duration, bool)>,
     /// The source that is the same system, and where that is said.
     pub twin: Option<(String, At)>,
 }
@@ -70,6 +74,7 @@ pub(super) fn read_target(
         }
     });
     let adopts = fields.optional("adopt").and_then(|node| node.boolean(problems)).unwrap_or(false);
+    let reconcile = fields.optional("reconcile").and_then(|node| read_reconcile(&node, problems));
     let set = fields.optional("settings");
     let twin = fields.optional("source");
     let twin = twin.and_then(|node| Some((node.string(problems)?, node.at)));
@@ -102,8 +107,18 @@ pub(super) fn read_target(
         quota: quota?,
         shadow,
         adopts,
+        reconcile,
         twin,
     })
+}
+
+/// `reconcile`: how often, and whether what differs is put right.
+fn read_reconcile(node: &Node, problems: &mut Problems) -> Option<(Duration, bool)> {
+    let mut fields = node.fields(problems);
+    let every = read_time(&mut fields, "every", problems);
+    let repair = fields.optional("repair").and_then(|node| node.boolean(problems)).unwrap_or(false);
+    fields.finish(problems);
+    Some((every?, repair))
 }
 
 /// `settings`: what the connector cannot know.

@@ -213,6 +213,10 @@ pub struct Shown {
     pub table: String,
     /// The body that would make it what it is, over `record` (the mapped columns).
     pub body: Expression,
+    /// Our name of it, over `record`, where it carries one.
+    pub ours: Option<Expression>,
+    /// What of a body is never shown: paths with dots.
+    pub except: Vec<String>,
 }
 
 /// One kind of object of a system.

@@ -54,21 +54,7 @@ pub(super) fn read_object(name: &str, node: &Node, problems: &mut Problems) -> O
             "leave `adopt` out",
         );
     }
-    let strategy = match (upsert, create, update, post) {
-        (Some(write), None, None, None) if find.is_none() => Strategy::Upsert(write),
-        (None, Some(create), Some(update), None) => {
-            Strategy::CreateOrUpdate { create, update: Box::new(update), find: find.map(Box::new) }
-        }
-        (None, None, None, Some(post)) => Strategy::Post { post, find: find.map(Box::new) },
-        _ => {
-            problems.add(
-                &node.at,
-                format!("object `{name}` needs either `upsert`, or `create` and `update`, or `post`"),
-                "upsert: …",
-            );
-            return None;
-        }
-    };
+    let strategy = strategy_of((upsert, create, update, post), find, (name, node), problems)?;
     let (name, adopt) = (name.to_owned(), adopts);
     Some(ObjectSpec {
         name,
@@ -83,6 +69,27 @@ pub(super) fn read_object(name: &str, node: &Node, problems: &mut Problems) -> O
         follow_up,
         adopt,
     })
+}
+
+/// How an object comes to stand, from what its file says.
+fn strategy_of(
+    (upsert, create, update, post): (Option<Write>, Option<Write>, Option<Write>, Option<Write>),
+    find: Option<Find>,
+    (name, node): (&str, &Node),
+    problems: &mut Problems,
+) -> Option<Strategy> {
+    match (upsert, create, update, post) {
+        (Some(write), None, None, None) if find.is_none() => Some(Strategy::Upsert(write)),
+        (None, Some(create), Some(update), None) => {
+            Some(Strategy::CreateOrUpdate { create, update: Box::new(update), find: find.map(Box::new) })
+        }
+        (None, None, None, Some(post)) => Some(Strategy::Post { post, find: find.map(Box::new) }),
+        _ => {
+            let what = format!("object `{name}` needs either `upsert`, or `create` and `update`, or `post`");
+            problems.add(&node.at, what, "upsert: …");
+            None
+        }
+    }
 }
 
 /// A kind of message: where it goes, and what is in it.
@@ -232,8 +239,11 @@ fn read_shown(node: &Node, problems: &mut Problems) -> Option<Shown> {
     let table = fields.string("table", "customer", problems);
     let body = fields.required("as", "record", problems);
     let body = body.and_then(|node| Expression::compile(&node, &open_variables(&["record"]), problems));
+    let ours = fields.optional("ours");
+    let ours = ours.and_then(|node| Expression::compile(&node, &open_variables(&["record"]), problems));
+    let except = fields.optional("except").map(|node| node.strings(problems)).unwrap_or_default();
     fields.finish(problems);
-    Some(Shown { table: table?, body: body? })
+    Some(Shown { table: table?, body: body?, ours, except })
 }
 
 fn read_unique(path: &str, node: &Node, problems: &mut Problems) -> Option<Unique> {

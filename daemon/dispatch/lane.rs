@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
@@ -18,15 +18,14 @@ use super::bulk::{BulkDelivery, Item};
 use super::deliver::Delivery;
 use super::group::{Group, group};
 use super::job::Beginning;
-use super::plan::{Obstacle, Plan, own_id, plan, wanted};
+use super::plan::{Obstacle, Plan, plan, wanted};
 use super::target::Target;
+use super::together::together;
 use super::turn::Turns;
-use crate::event::words::merge;
 use crate::ledger::batch::{Batch, Cause, Lane, WaitWrite};
 use crate::ledger::entry::{EntryKind, NewEntry};
 use crate::ledger::membership::{Membership, Standing};
 use crate::ledger::outbox::{Due, Outbox, SHARDS, owed_objects, shadowed};
-use crate::ledger::said::words;
 use crate::ledger::standing::{has_older_open, holders};
 use crate::ledger::{Ledger, LedgerError};
 use crate::ops::pulse::Pulse;
@@ -183,7 +182,7 @@ impl Dispatcher {
 
     /// Starts as many requests as there is room for; what finds none stays where it is.
     pub(super) async fn start_all(&mut self, found: Vec<Due>, room: usize) -> Result<(), LedgerError> {
-        let found = self.together(found).await?;
+        let found = together(self.ledger.reader(), &self.target, found).await?;
         let mut wishing: Vec<Wishing> = Vec::with_capacity(found.len());
         let mut probed: HashSet<String> = HashSet::new();
         for mut due in found {
@@ -235,39 +234,6 @@ impl Dispatcher {
             self.spawn(due, plan, enough);
         }
         Ok(())
-    }
-
-    /// Events of objects of which several sources speak are brought to what all of them say.
-    async fn together(&self, mut found: Vec<Due>) -> Result<Vec<Due>, LedgerError> {
-        let text = |due: &Due, pointer: &str| {
-            due.event.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned()
-        };
-        let subject = |due: &Due| {
-            let event_type = text(due, "/type");
-            self.target.shared.contains(&event_type).then(|| (event_type, text(due, "/id")))
-        };
-        let subjects: Vec<_> = found.iter().filter_map(subject).collect();
-        let known = words(self.ledger.reader(), &subjects).await?;
-        for due in &mut found {
-            if due.external_id.is_none() {
-                due.external_id = own_id(&self.target.connector, due);
-            }
-            let foreign = due.event.get("foreign").and_then(Value::as_array).into_iter().flatten();
-            let foreign: Vec<String> = foreign.filter_map(Value::as_str).map(str::to_owned).collect();
-            due.unknown.clone_from(&foreign);
-            let Some(said) = subject(due).and_then(|subject| known.get(&subject)) else { continue };
-            let source = text(due, "/source/name");
-            if let Some(data) = due.event.get_mut("data").filter(|data| data.is_object()) {
-                let merged = merge(data, &foreign, &source, said);
-                due.unknown = merged.unknown;
-                if due.external_id.is_some() {
-                    // A system is not told what it said itself: it may say something else by now.
-                    let own = merged.by.into_iter().filter(|(_, by)| Some(by) == self.target.twin.as_ref());
-                    due.unknown.extend(own.map(|(field, _)| field));
-                }
-            }
-        }
-        Ok(found)
     }
 
     async fn plan(

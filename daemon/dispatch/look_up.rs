@@ -15,6 +15,15 @@ use crate::ledger::LedgerError;
 use crate::ledger::batch::{Batch, Cause, ClosedWrite, EntryIndex};
 use crate::mapping::scope::Scope;
 
+/// An id of the target's own, text or number.
+fn id_of(value: &Value) -> Option<String> {
+    match value {
+        Value::String(id) => Some(id.clone()),
+        Value::Number(id) => Some(id.to_string()),
+        _ => None,
+    }
+}
+
 impl Delivery {
     /// Looks the object up by our id to learn what became of its creation.
     pub(super) async fn find(&self, request: Request) -> Result<(), LedgerError> {
@@ -33,11 +42,7 @@ impl Delivery {
         let mut batch = Batch::default();
         match ids {
             Some((_, Value::Array(ids))) if ids.len() == 1 => {
-                let id = ids.first().and_then(|id| match id {
-                    Value::String(id) => Some(id.clone()),
-                    Value::Number(id) => Some(id.to_string()),
-                    _ => None,
-                });
+                let id = ids.first().and_then(id_of);
                 outcome.reason = "found by our id: it was carried out".into();
                 let index = batch.entry(self.outcome_entry(
                     Class::Applied,

@@ -3,6 +3,7 @@
 
 mod adopt;
 mod bulk;
+pub mod compare;
 pub mod dedup;
 pub mod deliver;
 pub mod follow_up;
@@ -12,6 +13,7 @@ pub mod job;
 pub mod lane;
 pub mod look_up;
 mod outcome;
+pub mod pace;
 pub mod plan;
 mod prepare;
 pub mod quota;
@@ -19,6 +21,7 @@ pub mod retry;
 mod shadow;
 mod take;
 pub mod target;
+pub mod together;
 pub mod turn;
 pub mod unsent;
 

@@ -138,7 +138,7 @@ pub fn plan(
     if due.operation == "delete" && !publishes {
         return removal(connector, object, due, &scope);
     }
-    if matches!(object.strategy, Strategy::Post { .. }) && due.external_id.is_some() {
+    if known && matches!(object.strategy, Strategy::Post { .. }) {
         return Ok(Plan::Skip { reason: "made already", claims: None });
     }
     let Some(mut body) = object.body.render_without(&scope, "event", &due.unknown)? else {
@@ -176,10 +176,7 @@ pub fn plan(
         return Ok(Plan::Prepare { wishes, first });
     }
     let request = written(connector, (step, write), &scope, body, known)?;
-    let says = request.says.map(|body| match held {
-        Some(held) => laid_over(held, &body),
-        None => body,
-    });
+    let says = request.says.map(|body| held.map_or_else(|| body.clone(), |held| laid_over(held, &body)));
     let request = Request { sha256: Some(sha256), holds, says, ..request };
     if step == "create" && adopts {
         let look_ups = look_ups(object, &scope)?;

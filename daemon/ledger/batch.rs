@@ -15,6 +15,7 @@ use super::held::SeenWrite;
 use super::loads::{Part, Request};
 use super::polls::PollWrite;
 use super::position::Position;
+use super::reconcile::ReconcileWrite;
 use super::said::SaidWrite;
 use crate::event::{self, Row};
 use crate::image::Image;
@@ -182,6 +183,8 @@ pub struct Batch {
     pub said: Vec<SaidWrite>,
     /// Objects at targets that are seen to be something else than we made them.
     pub seen: Vec<SeenWrite>,
+    /// Steps of comparisons with what targets hold, before the checks that they lead to.
+    pub reconciled: Vec<ReconcileWrite>,
     /// Objects of which it is looked whether they are what they should be, after everything else.
     pub checks: Vec<Lane>,
     /// Where a source stands afterwards.
@@ -262,6 +265,7 @@ impl Batch {
             write
         }));
         self.seen.extend(other.seen);
+        self.reconciled.extend(other.reconciled);
         self.checks.extend(other.checks);
         self.positions.extend(other.positions);
         self.polls.extend(other.polls);

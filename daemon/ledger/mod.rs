@@ -22,6 +22,7 @@ pub mod polls;
 pub mod position;
 pub mod process;
 pub mod recent;
+pub mod reconcile;
 pub mod said;
 pub mod spill;
 pub mod standing;

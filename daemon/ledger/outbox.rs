@@ -62,6 +62,10 @@ pub struct Due {
     pub alone: bool,
     /// What it requires that is still on its way to the target.
     pub waits_for: Option<String>,
+    /// When the target last took something of the object.
+    pub told_at: Option<Timestamp>,
+    /// It has not come to an end.
+    pub is_open: bool,
     /// Fields of the event of which nobody who has a say has spoken.
     pub unknown: Vec<String>,
 }
@@ -95,6 +99,8 @@ impl Due {
             due_at: Timestamp::UNIX_EPOCH,
             alone: false,
             waits_for: None,
+            told_at: None,
+            is_open: true,
             unknown: Vec::new(),
         }
     }
@@ -137,7 +143,7 @@ const DUE: &str = "
           where o.target = h.target and o.object = h.object and o.canonical_id = h.canonical_id
             and o.state = 'pending' and o.id >= h.id and o.id < n.id),
          i.external_id, a.sha256, n.last_attempt_at, n.reason, h.class, h.due_at, h.shard,
-         (select r from unnest(n.requires) r where is_on_its_way(n.target, r) limit 1), n.alone, a.body
+         (select r from unnest(n.requires) r where is_on_its_way(n.target, r) limit 1), n.alone, a.body, a.told_at, true
   from head h
   join delivery n on n.id = h.newest
   join entry e on e.seq = n.event_seq
@@ -148,12 +154,25 @@ const DUE: &str = "
 const BY_IDS: &str = "
   select n.id, n.target, n.object, n.canonical_id, n.event_seq, e.body, n.operation, n.state = 'sending', n.round,
          n.attempts, n.requires, n.request, n.idempotency_key, n.attempted_at, null::bigint[],
-         i.external_id, a.sha256, n.last_attempt_at, n.reason, n.class, n.due_at, n.shard, null::text, n.alone, a.body
+         i.external_id, a.sha256, n.last_attempt_at, n.reason, n.class, n.due_at, n.shard, null::text, n.alone, a.body, a.told_at, n.occupies
   from delivery n
   join entry e on e.seq = n.event_seq
   left join identity i on i.system = n.target and i.object = n.object and i.canonical_id = n.canonical_id
   left join applied a on a.target = n.target and a.object = n.object and a.canonical_id = n.canonical_id
   where n.id = any ($1)";
+
+/// The newest of each lane.
+const BY_LANES: &str = "
+  select n.id, n.target, n.object, n.canonical_id, n.event_seq, e.body, n.operation, n.state = 'sending', n.round,
+         n.attempts, n.requires, n.request, n.idempotency_key, n.attempted_at, null::bigint[],
+         i.external_id, a.sha256, n.last_attempt_at, n.reason, n.class, n.due_at, n.shard, null::text, n.alone, a.body, a.told_at,
+         n.occupies
+  from unnest($3::text[]) as w(id)
+  cross join lateral (select * from delivery d where d.target = $1 and d.object = $2 and d.canonical_id = w.id
+                      order by d.id desc limit 1) n
+  join entry e on e.seq = n.event_seq
+  left join identity i on i.system = n.target and i.object = n.object and i.canonical_id = n.canonical_id
+  left join applied a on a.target = n.target and a.object = n.object and a.canonical_id = n.canonical_id";
 
 const NEXT_DUE_AT: &str = "
   select min(d.due_at) from unnest($2::smallint[]) as s(shard) cross join generate_series(0, 3) as c(class)
@@ -229,6 +248,19 @@ pub async fn by_ids(client: &Client, ids: &[i64]) -> Result<HashMap<i64, Due>, L
     Ok(read_due(client, &target, &rows).await?.into_iter().map(|due| (due.id, due)).collect())
 }
 
+/// The newest deliveries of these objects at a target, whatever became of them.
+pub async fn by_lanes(
+    client: &Client,
+    (target, object): (&str, &str),
+    ids: &[String],
+) -> Result<Vec<Due>, LedgerError> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = client.query(BY_LANES, &[&target, &object, &ids]).await?;
+    read_due(client, target, &rows).await
+}
+
 /// Objects of which something is owed to `target`; each is found by one look into the index.
 pub async fn owed_objects(client: &Client, target: &str) -> Result<Vec<String>, LedgerError> {
     let sql = "with recursive found(object) as (
@@ -277,6 +309,8 @@ async fn read_due(
             shard: row.try_get(21)?,
             waits_for: row.try_get(22)?,
             alone: row.try_get(23)?,
+            told_at: row.try_get(25)?,
+            is_open: row.try_get(26)?,
             unknown: Vec::new(),
         });
     }

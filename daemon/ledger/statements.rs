@@ -14,6 +14,7 @@ use super::held::{check, seen};
 use super::load_statements::{load, quiet};
 use super::polls::poll;
 use super::position::Position;
+use super::reconcile::reconcile;
 use super::said::said;
 use super::spill::spill;
 use super::tree::Tree;
@@ -100,6 +101,7 @@ pub fn source_statements(batch: &mut Batch, seq_of: &dyn Fn(EntryIndex) -> i64, 
     }
     said(std::mem::take(&mut batch.said), seq_of, out);
     seen(std::mem::take(&mut batch.seen), out);
+    batch.reconciled.drain(..).for_each(|write| reconcile(write, out));
     check(std::mem::take(&mut batch.checks), out);
     for position in batch.positions.drain(..) {
         out.push(position_statement(position));

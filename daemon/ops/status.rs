@@ -9,7 +9,7 @@ use super::progress::progress;
 use crate::config::Config;
 use crate::ledger::loads::current;
 use crate::ledger::position::Position;
-use crate::ledger::{LedgerError, is_served, status};
+use crate::ledger::{LedgerError, is_served, polls, status};
 
 /// Deliveries listed that wait for a person.
 const HELD_LISTED: i64 = 20;
@@ -27,6 +27,16 @@ pub async fn gather(config: &Config, now: Timestamp) -> Result<Value, LedgerErro
             "ledgered_to": position.as_ref().map(|position| position.end_lsn.to_string()),
             "last_commit_at": position.as_ref().and_then(|position| position.committed_at).map(|at| at.to_string()),
             "slot": slot(source).await,
+            "load": load(&client, &source.name).await?,
+        }));
+    }
+    for source in &config.polls {
+        let cursors = polls::cursors(&client, &source.name).await?;
+        let streams = cursors.iter().filter(|(stream, _)| !stream.starts_with("list "));
+        let streams = streams.map(|(stream, polled)| (stream.clone(), stream_of(polled, now)));
+        sources.push(json!({
+            "name": source.name, "target": source.target, "phase": if cursors.is_empty() { "new" } else { "polling" },
+            "streams": streams.collect::<serde_json::Map<_, _>>(),
             "load": load(&client, &source.name).await?,
         }));
     }
@@ -55,6 +65,13 @@ pub async fn gather(config: &Config, now: Timestamp) -> Result<Value, LedgerErro
         "ledger": {"last_seq": figures.last_seq, "entries": figures.entries},
         "held": held,
     }))
+}
+
+/// How far a stream has been read, and how long ago that was.
+fn stream_of(polled: &polls::Polled, now: Timestamp) -> Value {
+    let read_to = polled.cursor.get("high_ms").and_then(Value::as_i64);
+    let read_to = read_to.and_then(|ms| Timestamp::from_millisecond(ms).ok()).map(|at| at.to_string());
+    json!({"read_to": read_to, "seconds_ago": now.duration_since(polled.updated_at).as_secs()})
 }
 
 /// Why a process that lives does not speak to a target.
@@ -114,7 +131,18 @@ pub fn render(status: &Value) -> String {
     };
     let list = |key: &str| status.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
     let _ = writeln!(out, "daemon   {}", text(status, "daemon"));
-    for source in list("sources") {
+    for source in list("sources").iter().filter(|source| source.get("streams").is_some()) {
+        let streams = source.get("streams").and_then(Value::as_object).cloned().unwrap_or_default();
+        let streams: Vec<String> = streams
+            .iter()
+            .map(|(name, stream)| {
+                format!("{name} to {}, {} s ago", text(stream, "read_to"), text(stream, "seconds_ago"))
+            })
+            .collect();
+        let (name, phase) = (text(source, "name"), text(source, "phase"));
+        let _ = writeln!(out, "source   {name}: {phase}; {}", streams.join("; "));
+    }
+    for source in list("sources").into_iter().filter(|source| source.get("streams").is_none()) {
         let slot = source.get("slot").cloned().unwrap_or_default();
         let _ = writeln!(
             out,

@@ -2,6 +2,7 @@
 
 pub mod documents;
 pub mod expected;
+pub mod feed;
 mod files;
 pub mod images;
 pub mod nats;

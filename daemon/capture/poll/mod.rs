@@ -19,6 +19,7 @@ use super::error::CaptureError;
 use super::flow::Flow;
 use crate::connector::stream::Stream;
 use crate::dispatch::Target;
+use crate::dispatch::pace::Pace;
 use crate::ledger::batch::{Batch, LoadWrite};
 use crate::ledger::entry::{EntryKind, NewEntry};
 use crate::ledger::loads::{self, LoadKind, Request};
@@ -28,7 +29,7 @@ use crate::mapping::scope::Scope;
 use crate::ops::pulse::Pulse;
 use crate::source::poll::Record;
 use crate::source::poll::cursor::Expired;
-use reader::{ListReader, Pace, StreamReader};
+use reader::{ListReader, StreamReader};
 use records::Records;
 
 /// Longest time without a sign of life to the watchdog.

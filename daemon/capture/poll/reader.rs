@@ -1,6 +1,6 @@
 //! Asks for page after page, and goes on when the one before is durable.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -12,7 +12,7 @@ use super::{Handed, Listed, Message, PollSource};
 use crate::connector::classify::{Answer, Class};
 use crate::connector::request::Request;
 use crate::connector::stream::{Listing, Stream, Table};
-use crate::dispatch::Target;
+use crate::dispatch::pace::Pace;
 use crate::dispatch::retry::backoff;
 use crate::ledger::batch::LoadWrite;
 use crate::ledger::loads::{self, Load};
@@ -25,26 +25,6 @@ use crate::source::poll::{Cursor, Page, PageError, Pass};
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// A stream that finds nothing is asked less often, each time by this much.
 const SLOWER: f64 = 1.5;
-
-/// Keeps all polling of a source within its share of the target's quota.
-#[derive(Default)]
-pub(super) struct Pace(std::sync::Mutex<Option<Instant>>);
-
-impl Pace {
-    /// Waits until a request may be made.
-    pub(super) async fn wait(&self, target: &Target, share: f64) {
-        let rates = target.quotas.show().into_iter().next().map(|shown| shown.rates).unwrap_or_default();
-        let rate = rates.iter().map(crate::connector::limit::Rate::per_second).fold(f64::INFINITY, f64::min);
-        let apart = if rate.is_finite() { 1.0 / (rate * share).max(f64::MIN_POSITIVE) } else { 0.0 };
-        let at = {
-            let mut next = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let at = next.unwrap_or_else(Instant::now).max(Instant::now());
-            *next = Some(at + Duration::from_secs_f64(apart.min(3_600.0)));
-            at
-        };
-        sleep_until(at).await;
-    }
-}
 
 /// Hands something over; gives how many events it made, once they are durable.
 async fn hand(hand_over: &mpsc::Sender<Message>, handed: Handed) -> Result<usize, LedgerError> {

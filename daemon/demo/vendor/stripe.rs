@@ -68,10 +68,10 @@ impl Stripe {
         }
     }
 
-    /// Customers that stand, by `metadata[tailwater_id]`.
+    /// Customers that stand, by `metadata[tailwater_id]`; of several the first.
     #[must_use]
     pub fn customers(&self) -> BTreeMap<String, Value> {
-        let standing = self.customers.values().filter(|customer| !customer.is_null());
+        let standing = self.customers.values().rev().filter(|customer| !customer.is_null());
         standing.map(|customer| (tailwater_id(customer), customer.clone())).collect()
     }
 
@@ -231,6 +231,20 @@ impl Stripe {
         });
         self.books.events.note("customer.created", &customer);
         self.customers.insert(id.clone(), customer);
+        id
+    }
+
+    /// A customer is gone without a trace, as after a mistake of support.
+    pub fn lose(&mut self, id: &str) {
+        self.customers.remove(id);
+    }
+
+    /// Somebody makes a customer that carries an id of ours.
+    pub fn made_with(&mut self, ours: &str) -> String {
+        let id = self.made_by_hand("copy@example.test");
+        if let Some(Value::Object(customer)) = self.customers.get_mut(&id) {
+            customer.insert("metadata".into(), json!({"tailwater_id": ours}));
+        }
         id
     }
 

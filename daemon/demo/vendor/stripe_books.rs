@@ -15,6 +15,8 @@ pub struct Books {
     objects: BTreeMap<&'static str, BTreeMap<String, Value>>,
     /// What happened.
     pub events: EventLog,
+    /// In all ids, so that those of two accounts differ.
+    pub tag: String,
     next: u64,
 }
 
@@ -34,7 +36,7 @@ pub struct Price<'a> {
 impl Books {
     fn add(&mut self, plural: &'static str, prefix: &str, event: &str, mut object: Value) -> String {
         self.next += 1;
-        let id = format!("{prefix}_{:08}", self.next);
+        let id = format!("{prefix}_{}{:08}", self.tag, self.next);
         if let Value::Object(map) = &mut object {
             map.insert("id".into(), id.clone().into());
             map.entry("created").or_insert_with(|| self.events.now_s().into());

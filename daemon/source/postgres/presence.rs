@@ -91,7 +91,8 @@ impl Presence {
     }
 
     fn counts(&self, part: &Part) -> bool {
-        let was_read = part.only_with.iter().any(|table| self.known.contains(&*table.name));
+        // All of them: one alone may be read for another file.
+        let was_read = part.only_with.iter().all(|table| self.known.contains(&*table.name));
         // What was delivered once is not left out in silence: the checks say what has become of its tables.
         part.only_with.is_empty()
             || was_read
