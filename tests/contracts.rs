@@ -62,14 +62,14 @@ fn requests(files: &Files, system: &str) -> Vec<Request> {
             ..Pass::new(1_700_000_000_000, Timestamp::UNIX_EPOCH)
         };
         [Pass::new(1_700_000_000_000, Timestamp::UNIX_EPOCH), next]
-            .map(|pass| pass.request("poll", listing).unwrap())
+            .map(|pass| pass.request("poll", listing, connector.encoding).unwrap())
     };
     for table in &reading.tables {
         let key = Value::from("7");
         let read = table
             .read
             .as_ref()
-            .map(|line| Request::bare("read", line, &Scope::new([("key", &key)])).unwrap());
+            .map(|read| read.request("read", connector.encoding, &Scope::new([("key", &key)])).unwrap());
         made.extend(read);
         made.extend(table.list.iter().flat_map(&pages));
     }

@@ -53,12 +53,21 @@ fn one(flow: &Flow, event: &CanonicalEvent, known: &mut HashMap<Subject, Words>)
         return Together { event, partial: false, word: None, conflicts: Vec::new() };
     }
     let at_ms = (!event.snapshot).then(|| event.committed_at.as_millisecond());
-    let word = Word::now(&event.data, &event.foreign, at_ms, said.get(&flow.name));
+    let mut word = Word::now(&event.data, &event.foreign, at_ms, said.get(&flow.name));
     let conflicts = conflicts(&flow.name, &word, said);
+    for conflict in conflicts.iter().filter(|conflict| parks(flow, &event, &conflict.field)) {
+        word.dispute(&conflict.field);
+    }
     said.insert(flow.name.clone(), word.clone());
     let merged = merge(&mut event.data, &event.foreign, &flow.name, said);
     let partial = !merged.unknown.is_empty() && !flow.leads(&event.event_type);
     Together { event, partial, word: Some(word), conflicts }
+}
+
+/// True when nobody's word may count for a field that two sources changed without knowing of each other.
+fn parks(flow: &Flow, event: &CanonicalEvent, field: &str) -> bool {
+    let object = event.event_type.rsplit_once(".v").map_or("", |(object, _)| object);
+    flow.mapping.ownership.parks(object, field)
 }
 
 /// Writes down what the source of `event` says from now on, and what two sources changed without knowing of each other.
@@ -77,9 +86,12 @@ pub(super) fn note(
         word: seen.word.clone(),
     });
     for Conflict { field, said, by_other: (other, theirs), kept } in &seen.conflicts {
-        tracing::warn!(id = %event.id, field, kept, "two systems changed a field, each without knowing of the other");
+        tracing::warn!(id = %event.id, field, "two systems changed a field, each without knowing of the other");
+        let parked = parks(flow, event, field);
+        let rule = if parked { "park" } else { "newest" };
+        let kept = Some(kept).filter(|_| !parked);
         let fields = json!({
-            "type": event.event_type, "id": event.id, "field": field, "rule": "newest wins", "kept": kept,
+            "type": event.event_type, "id": event.id, "field": field, "rule": rule, "kept": kept,
             "values": {flow.name.as_str(): said, other.as_str(): theirs}, "noticed_at": Timestamp::now(),
         });
         batch.entry(NewEntry::new(EntryKind::Conflict, Some(event.event_id.clone()), fields));

@@ -26,11 +26,14 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::Encoding;
 use super::classify::Answer;
-use super::request::RequestLine;
-use crate::config::node::{Fields, Node, Problems};
-use crate::mapping::expression::Expression;
+use super::request::{Request, RequestLine};
+use crate::config::node::{Content, Fields, Node, Problems};
+use crate::mapping::expression::{EvaluationError, Expression};
+use crate::mapping::scope::Scope;
 use crate::mapping::shape::open_variables;
+use crate::mapping::template::Template;
 
 /// Variables of requests for pages: `since` (seconds since 1970), `since_text` (RFC 3339), `last` (key of the last row),
 /// `token`, `page` (from 1).
@@ -53,7 +56,7 @@ pub struct Table {
     /// How all of them are read, page by page.
     pub list: Option<Listing>,
     /// How one is read, over `key`.
-    pub read: Option<RequestLine>,
+    pub read: Option<Lookup>,
     /// The object in the answer to `read`.
     pub record: Expression,
     /// Its key.
@@ -62,13 +65,38 @@ pub struct Table {
     pub at: Option<Expression>,
 }
 
+/// A request that reads.
+#[derive(Debug)]
+pub struct Lookup {
+    /// Method and path.
+    pub line: RequestLine,
+    /// What is sent with it, where reading takes that.
+    pub body: Option<Template>,
+}
+
+impl Lookup {
+    /// The request. `step`: what it is for.
+    pub fn request(
+        &self,
+        step: &str,
+        encoding: Encoding,
+        scope: &Scope<'_>,
+    ) -> Result<Request, EvaluationError> {
+        let request = Request::bare(step, &self.line, scope)?;
+        match &self.body {
+            Some(body) => Ok(request.with_body(encoding, &body.render(scope)?)),
+            None => Ok(request),
+        }
+    }
+}
+
 /// A list that comes in pages.
 #[derive(Debug)]
 pub struct Listing {
     /// Request for the first page.
-    pub first: RequestLine,
+    pub first: Lookup,
     /// Request for any other.
-    pub next: RequestLine,
+    pub next: Lookup,
     /// How the next page is found.
     pub pages: Pages,
     /// Rows of a page, a list over `answer`.
@@ -225,8 +253,7 @@ fn read_table(name: &str, node: &Node, problems: &mut Problems) -> Option<Table>
         inner.finish(problems);
         listing
     });
-    let read = fields.optional("read");
-    let read = read.and_then(|node| RequestLine::compile(&node, &open_variables(&["key"]), problems));
+    let read = fields.optional("read").and_then(|node| read_lookup(&node, problems));
     let record = over(&mut fields, "record", &["answer"], "answer", problems);
     let key = over(&mut fields, "key", &["record"], "record.id", problems);
     let at = fields.optional("at");
@@ -291,10 +318,29 @@ fn read_listing(fields: &mut Fields, problems: &mut Problems) -> Option<Listing>
     let next = fields.optional("next").or_else(|| first.clone());
     let first = first.and_then(|node| RequestLine::compile(&node, &variables, problems));
     let next = next.and_then(|node| RequestLine::compile(&node, &variables, problems));
+    let body = fields.optional("body");
+    let mut compiled = || body.as_ref().and_then(|node| Template::compile(node, &variables, problems));
+    let (first_body, next_body) = (compiled(), compiled());
     let pages = fields.required("pages", "{ by: token, token: answer.next_offset }", problems);
     let pages = pages.and_then(|node| read_pages(&node, problems));
     let rows = over(fields, "rows", &["answer"], "answer.data", problems);
-    Some(Listing { first: first?, next: next?, pages: pages?, rows: rows? })
+    let first = Lookup { line: first?, body: first_body };
+    let next = Lookup { line: next?, body: next_body };
+    Some(Listing { first, next, pages: pages?, rows: rows? })
+}
+
+/// `METHOD /path`, or the same with a body.
+fn read_lookup(node: &Node, problems: &mut Problems) -> Option<Lookup> {
+    let variables = open_variables(&["key"]);
+    let Content::Map(_) = node.content else {
+        return Some(Lookup { line: RequestLine::compile(node, &variables, problems)?, body: None });
+    };
+    let mut fields = node.fields(problems);
+    let line = fields.required("request", "POST /read", problems);
+    let line = line.and_then(|node| RequestLine::compile(&node, &variables, problems));
+    let body = fields.optional("body").and_then(|node| Template::compile(&node, &variables, problems));
+    fields.finish(problems);
+    Some(Lookup { line: line?, body })
 }
 
 fn read_pages(node: &Node, problems: &mut Problems) -> Option<Pages> {

@@ -19,7 +19,8 @@ pub fn same(a: &Value, b: &Value) -> bool {
             };
             sorted(a) == sorted(b)
         }
-        // A field that was cleared may be empty.
+        // A field that was cleared may be empty, or, at Odoo, false.
+        (Value::Null, Value::Bool(false)) | (Value::Bool(false), Value::Null) => true,
         (Value::Null, Value::String(text)) | (Value::String(text), Value::Null) => text.is_empty(),
         (a, b) => a == b,
     }

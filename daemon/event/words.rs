@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
+/// Stands for the time of a field that two sources changed without knowing of each other, where nobody's word may count then.
+pub const DISPUTED: i64 = -1;
+
 /// What a source says of an object.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Word {
@@ -44,6 +47,11 @@ impl Word {
             word.data.insert(field.clone(), value.clone());
         }
         word
+    }
+
+    /// Nobody's word counts for the field until this source speaks of it again, or all say the same.
+    pub fn dispute(&mut self, field: &str) {
+        self.changed.insert(field.to_owned(), DISPUTED);
     }
 
     fn since(&self, field: &str) -> i64 {
@@ -95,6 +103,13 @@ pub fn merge(data: &mut Value, foreign: &[String], source: &str, words: &Words) 
     let Value::Object(map) = data else { return Merged { unknown: foreign.to_vec(), ..merged } };
     for (field, value) in map.iter_mut().filter(|(field, _)| *field != "id") {
         let spoken = words.iter().filter(|(_, word)| word.data.contains_key(field));
+        let disputed = spoken.clone().any(|(_, word)| word.since(field) == DISPUTED);
+        let mut said = spoken.clone().map(|(_, word)| word.data.get(field));
+        let first = said.next();
+        if disputed && !said.all(|other| Some(other) == first) {
+            merged.unknown.push(field.clone());
+            continue;
+        }
         let newest = spoken.max_by_key(|(name, word)| (word.since(field), *name == source));
         match newest.and_then(|(name, word)| Some((name, word.data.get(field)?))) {
             Some((name, said)) => {

@@ -6,12 +6,15 @@
 //!   customer:
 //!     "*": odoo          # every field that is not named; whoever makes the event when there is no such line
 //!     email: stripe
+//! conflicts:             # two systems changed a field that nobody owns, neither knowing of the other
+//!   customer:
+//!     phone: park        # nobody's word counts until one speaks again or both say the same; default: newest
 //! ```
 //!
 //! What a source says of a field that it does not own goes nowhere: the field is null in its events, which say so (`foreign`), and
 //! nothing that is made of it is written anywhere. A change of it is drift, and put right where the system is a target.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::file::{check_format, read};
@@ -25,6 +28,8 @@ type Owner = (String, At);
 #[derive(Debug, Clone, Default)]
 pub struct Ownership {
     owners: BTreeMap<String, BTreeMap<String, Owner>>,
+    /// Fields of objects for which neither word counts in a conflict.
+    parked: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl Ownership {
@@ -39,14 +44,17 @@ impl Ownership {
         let mut fields = node.fields(problems);
         check_format(&mut fields, problems);
         let objects = fields.required("owners", "customer: { email: stripe }", problems);
+        let conflicts = fields.optional("conflicts").map(|node| node.entries(problems)).unwrap_or_default();
         fields.finish(problems);
+        let parked = conflicts.iter().map(|(object, node)| (object.clone(), read_parked(node, problems)));
+        let parked = parked.collect();
         let mut owners = BTreeMap::new();
         for (object, node) in objects.map(|node| node.entries(problems)).unwrap_or_default() {
             let named = node.entries(problems).into_iter();
             let owner = |(field, node): (String, Node)| Some((field, (node.string(problems)?, node.at)));
             owners.insert(object, named.filter_map(owner).collect());
         }
-        Self { owners }
+        Self { owners, parked }
     }
 
     /// Whose word counts for a field of an object, and where that is said; `None`: whoever makes the event.
@@ -59,6 +67,12 @@ impl Ownership {
     #[must_use]
     pub fn may_say(&self, system: &str, object: &str, field: &str) -> bool {
         field == "id" || self.owner(object, field).is_none_or(|(owner, _)| owner == system)
+    }
+
+    /// True when in a conflict about the field nobody's word counts.
+    #[must_use]
+    pub fn parks(&self, object: &str, field: &str) -> bool {
+        self.parked.get(object).is_some_and(|fields| fields.contains(field) || fields.contains("*"))
     }
 
     /// True when `system` has no say in some field of an object.
@@ -85,4 +99,20 @@ impl Ownership {
             }
         }
     }
+}
+
+/// Fields whose rule is `park`; the only other one is `newest`.
+fn read_parked(node: &Node, problems: &mut Problems) -> BTreeSet<String> {
+    let mut parked = BTreeSet::new();
+    for (field, node) in node.entries(problems) {
+        match node.string(problems).as_deref() {
+            Some("park") => drop(parked.insert(field)),
+            Some("newest") | None => {}
+            Some(rule) => {
+                let what = format!("there is no rule `{rule}` for conflicts");
+                problems.add(&node.at, what, "newest, or park; an owner, where there is one, always wins");
+            }
+        }
+    }
+    parked
 }

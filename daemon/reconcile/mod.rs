@@ -150,7 +150,7 @@ impl<'a> Reconciler<'a> {
         listing: &Listing,
         pass: &mut Pass,
     ) -> Result<Result<crate::source::poll::Page, String>, LedgerError> {
-        let request = match pass.request("reconcile", listing) {
+        let request = match pass.request("reconcile", listing, self.target.connector.encoding) {
             Ok(request) => request,
             Err(error) => return Ok(Err(error.to_string())),
         };
@@ -357,7 +357,9 @@ impl<'a> Reconciler<'a> {
     async fn read(&self, table: &Table, key: &str) -> Result<Option<Value>, LedgerError> {
         let value = Value::from(key);
         let scope = Scope::new([("key", &value)]);
-        let Some(Ok(request)) = table.read.as_ref().map(|line| Request::bare("read", line, &scope)) else {
+        let Some(Ok(request)) =
+            table.read.as_ref().map(|read| read.request("read", self.target.connector.encoding, &scope))
+        else {
             return Ok(None);
         };
         for tries in 1..=TRIES {

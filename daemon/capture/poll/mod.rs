@@ -57,6 +57,8 @@ enum Handed {
     /// A page of a stream or of a list.
     Page {
         records: Vec<Record>,
+        /// When it was asked for: what the system was told since then is newer.
+        asked_at: Timestamp,
         /// Rows that could not be read.
         unreadable: Vec<String>,
         write: PollWrite,
@@ -175,7 +177,7 @@ impl Poller {
                 self.lost(&stream, why).await?;
                 Ok(0)
             }
-            Handed::Page { records: read, unreadable, write, listed } => {
+            Handed::Page { records: read, asked_at, unreadable, write, listed } => {
                 let mut last = Batch::default();
                 if !unreadable.is_empty() {
                     last.entry(self.unreadable(&write.stream, &unreadable));
@@ -191,7 +193,7 @@ impl Poller {
                     }
                 }
                 let sweep = listed.filter(|listed| listed.ends).map(|listed| (listed.load, listed.relation));
-                let made = records.take(read, sweep, last).await?;
+                let made = records.take((read, asked_at), sweep, last).await?;
                 if made > 0 {
                     self.wake.send_modify(|count| *count = count.wrapping_add(1));
                 }

@@ -35,8 +35,8 @@ async fn hand(hand_over: &mpsc::Sender<Message>, handed: Handed) -> Result<usize
 
 /// What asking for a page came to.
 enum Asked {
-    /// An answer to be read.
-    Answer(Answer),
+    /// An answer to be read, and when it was asked for.
+    Answer(Answer, Timestamp),
     /// The system says no; what it said is kept for a rule that knows better.
     Refused(Answer),
 }
@@ -51,9 +51,12 @@ async fn ask(
     let mut failures = 0;
     loop {
         pace.wait(&source.target, source.share).await;
+        let asked_at = Timestamp::now();
         let answered = source.target.ask("poll", request, ledger.tenure()).await?;
         match answered {
-            Some((Class::Applied, answer)) if !answer.body.is_null() => return Ok(Asked::Answer(answer)),
+            Some((Class::Applied, answer)) if !answer.body.is_null() => {
+                return Ok(Asked::Answer(answer, asked_at));
+            }
             Some((Class::Throttled | Class::Transient | Class::Uncertain | Class::Unauthorised, _))
             | None => {}
             Some((_, answer)) => return Ok(Asked::Refused(answer)),
@@ -107,15 +110,15 @@ impl StreamReader {
         let mut made = 0;
         loop {
             let Some(pass) = &self.cursor.pass else { return Ok(Some(made)) };
-            let request = match pass.request("poll", &stream.listing) {
+            let request = match pass.request("poll", &stream.listing, self.source.target.connector.encoding) {
                 Ok(request) => request,
                 Err(error) => return Ok(self.complain(complained, &error.to_string())),
             };
-            let answer = match ask(&self.source, &self.ledger, &self.pace, &request).await? {
-                Asked::Answer(answer) if stream.is_expired(&answer) => {
+            let (answer, asked_at) = match ask(&self.source, &self.ledger, &self.pace, &request).await? {
+                Asked::Answer(answer, _) if stream.is_expired(&answer) => {
                     return self.lost(Expired::Refused).await.map(Some);
                 }
-                Asked::Answer(answer) => answer,
+                Asked::Answer(answer, asked_at) => (answer, asked_at),
                 Asked::Refused(answer) if stream.is_expired(&answer) => {
                     return self.lost(Expired::Refused).await.map(Some);
                 }
@@ -130,7 +133,7 @@ impl StreamReader {
             };
             *complained = false;
             let more = page.more;
-            made += self.hand(page).await?;
+            made += self.hand(page, asked_at).await?;
             if !more {
                 return Ok(Some(made));
             }
@@ -147,9 +150,10 @@ impl StreamReader {
         Ok(page)
     }
 
-    async fn hand(&self, page: Page) -> Result<usize, LedgerError> {
+    async fn hand(&self, page: Page, asked_at: Timestamp) -> Result<usize, LedgerError> {
         let handed = Handed::Page {
             records: page.records,
+            asked_at,
             unreadable: page.unreadable,
             write: self.write(),
             listed: None,
@@ -250,8 +254,8 @@ impl ListReader {
     ) -> Result<(), LedgerError> {
         let mut complained = false;
         loop {
-            let page = match self.page(table, listing, &mut pass).await? {
-                Ok(page) => page,
+            let (page, asked_at) = match self.page(table, listing, &mut pass).await? {
+                Ok(asked) => asked,
                 Err(reason) => {
                     if !std::mem::replace(&mut complained, true) {
                         tracing::error!(source_name = %self.source.flow.name, table = %table.name, reason,
@@ -269,7 +273,11 @@ impl ListReader {
             };
             let listed = Listed { load, relation: table.name.clone(), ends: !page.more, ends_load };
             let (records, unreadable) = (page.records, page.unreadable);
-            hand(&self.hand_over, Handed::Page { records, unreadable, write, listed: Some(listed) }).await?;
+            hand(
+                &self.hand_over,
+                Handed::Page { records, asked_at, unreadable, write, listed: Some(listed) },
+            )
+            .await?;
             if !page.more {
                 return Ok(());
             }
@@ -281,18 +289,19 @@ impl ListReader {
         table: &Table,
         listing: &Listing,
         pass: &mut Pass,
-    ) -> Result<Result<Page, String>, LedgerError> {
-        let request = match pass.request("list", listing) {
+    ) -> Result<Result<(Page, Timestamp), String>, LedgerError> {
+        let request = match pass.request("list", listing, self.source.target.connector.encoding) {
             Ok(request) => request,
             Err(error) => return Ok(Err(error.to_string())),
         };
-        let answer = match ask(&self.source, &self.ledger, &self.pace, &request).await? {
-            Asked::Answer(answer) => answer,
+        let (answer, asked_at) = match ask(&self.source, &self.ledger, &self.pace, &request).await? {
+            Asked::Answer(answer, asked_at) => (answer, asked_at),
             Asked::Refused(answer) => return Ok(Err(format!("status {}", answer.status))),
         };
         let clock = answer.clock_ms(Timestamp::now());
         let place = (clock, self.source.target.way.base_url());
-        Ok(pass.take_listed(table, listing, &answer, place).map_err(|error| error.to_string()))
+        let page = pass.take_listed(table, listing, &answer, place);
+        Ok(page.map(|page| (page, asked_at)).map_err(|error| error.to_string()))
     }
 
     async fn write(&self, write: LoadWrite) -> Result<(), LedgerError> {

@@ -10,9 +10,8 @@ use super::PollSource;
 use crate::capture::error::CaptureError;
 use crate::capture::intake::{Intake, IntakeError, Prepared};
 use crate::connector::classify::Class;
-use crate::connector::request::Request;
 use crate::event::{Change, Cluster, Lsn, Row, RowState, Transaction, canonical_bytes};
-use crate::image::{Emitted, Overlay, Projection};
+use crate::image::{Emitted, Overlay, Projection, RowId};
 use crate::ledger::batch::Batch;
 use crate::ledger::loads::unseen;
 use crate::ledger::{Ledger, LedgerError};
@@ -64,7 +63,7 @@ impl Records {
     /// events were made.
     pub(super) async fn take(
         &mut self,
-        records: Vec<Record>,
+        (records, asked_at): (Vec<Record>, Timestamp),
         sweep: Option<(i64, String)>,
         mut last: Batch,
     ) -> Result<usize, CaptureError> {
@@ -78,7 +77,7 @@ impl Records {
         let mut chunks = records.chunks(RECORDS).peekable();
         // A load's marks are set once the rows stand.
         while let Some(chunk) = chunks.next() {
-            let (mut batch, unclear) = self.batch(chunk, said, listed).await?;
+            let (mut batch, unclear) = self.batch((chunk, asked_at), said, listed).await?;
             made += batch.entries.len();
             if chunks.peek().is_none() && unclear.is_empty() && sweep.is_none() {
                 batch.append(std::mem::take(&mut last));
@@ -108,7 +107,7 @@ impl Records {
     /// The batch of some records, and those of which it is not clear whether they are news.
     async fn batch(
         &mut self,
-        records: &[Record],
+        (records, asked_at): (&[Record], Timestamp),
         said: Said,
         snapshot: bool,
     ) -> Result<(Batch, Vec<Record>), CaptureError> {
@@ -116,20 +115,29 @@ impl Records {
             self.intake.age();
         }
         let source = self.source.clone();
+        self.intake.asked_at = Some(asked_at);
         loop {
             let mut unclear = Vec::new();
             let prepared = self.intake.prepare(true, |projection, overlay| {
                 Some(emitted(&source, projection, overlay, (records, said, snapshot), &mut unclear))
             });
             match prepared.await? {
-                Prepared::Batch(batch) => return Ok((*batch, unclear)),
+                Prepared::Batch(batch) => {
+                    let outdated = std::mem::take(&mut self.intake.outdated);
+                    let is_outdated = |record: &&Record| {
+                        let of_record = |(table, key): &RowId| **table == *record.table && *key == record.key;
+                        outdated.iter().any(of_record)
+                    };
+                    unclear.extend(records.iter().filter(is_outdated).cloned());
+                    return Ok((*batch, unclear));
+                }
                 Prepared::Needs(missing) => self.intake.load(missing).await?,
                 Prepared::TooLarge(_) => return Err(IntakeError::Endless.into()),
             }
         }
     }
 
-    /// Reads objects as they are now.
+    /// Reads objects as they are now, once more when the system is told something of them meanwhile.
     async fn read_again(&mut self, unclear: Vec<Record>) -> Result<usize, CaptureError> {
         let mut made = 0;
         let mut known = std::collections::BTreeSet::new();
@@ -137,13 +145,22 @@ impl Records {
             if !known.insert((record.table.clone(), record.key.clone())) {
                 continue;
             }
-            let change = self.read(&record).await?;
-            let (batch, _) = match change {
-                Some(now) => self.batch(&[now], Said::Read, false).await?,
-                None => (self.gone(&record.table, &[record.key], record.at_ms).await?, Vec::new()),
-            };
-            made += batch.entries.len();
-            self.write(batch).await?;
+            loop {
+                let asked_at = Timestamp::now();
+                let Some(now) = self.read(&record).await? else {
+                    let batch = self.gone(&record.table, &[record.key], record.at_ms).await?;
+                    made += batch.entries.len();
+                    self.write(batch).await?;
+                    break;
+                };
+                let (batch, again) = self.batch((&[now], asked_at), Said::Read, false).await?;
+                made += batch.entries.len();
+                self.write(batch).await?;
+                // It was told something while it was read.
+                if again.is_empty() {
+                    break;
+                }
+            }
         }
         Ok(made)
     }
@@ -156,7 +173,9 @@ impl Records {
         };
         let key = Value::from(record.key.as_str());
         let scope = Scope::new([("key", &key)]);
-        let Some(Ok(request)) = table.read.as_ref().map(|line| Request::bare("read", line, &scope)) else {
+        let Some(Ok(request)) =
+            table.read.as_ref().map(|read| read.request("read", target.connector.encoding, &scope))
+        else {
             return Ok(Some(record.clone()));
         };
         let mut failures = 0;

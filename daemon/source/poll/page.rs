@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::cursor::Pass;
+use crate::connector::Encoding;
 use crate::connector::classify::Answer;
 use crate::connector::request::Request;
 use crate::connector::stream::{Listing, Pages, Stream, Table, instant_ms};
@@ -52,7 +53,12 @@ pub enum PageError {
 
 impl Pass {
     /// The request for its next page. `step`: what it is for.
-    pub fn request(&self, step: &str, listing: &Listing) -> Result<Request, EvaluationError> {
+    pub fn request(
+        &self,
+        step: &str,
+        listing: &Listing,
+        encoding: Encoding,
+    ) -> Result<Request, EvaluationError> {
         let line = if self.is_first() { &listing.first } else { &listing.next };
         let seconds = self.since_ms.div_euclid(1_000);
         let text = jiff::Timestamp::from_second(seconds).unwrap_or(jiff::Timestamp::UNIX_EPOCH).to_string();
@@ -65,7 +71,7 @@ impl Pass {
             ("page", Value::from(self.page)),
         ];
         let scope = Scope::new(values.iter().map(|(name, value)| (*name, value)));
-        let request = Request::bare(step, line, &scope);
+        let request = line.request(step, encoding, &scope);
         match (&listing.pages, &self.token) {
             // The address is taken as the vendor gave it.
             (Pages::Link { .. }, Some(path)) => Ok(Request { path: path.clone(), ..request? }),
