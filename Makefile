@@ -7,7 +7,7 @@ SHELL = /bin/bash
 .SHELLFLAGS = -o pipefail -c
 BINARY = $(or $(CARGO_TARGET_DIR),target)/release/tailwater
 
-.PHONY: demo test test-matrix lint bench bench-convergence soak fuzz install release dependencies
+.PHONY: demo test test-localstripe test-matrix lint bench bench-convergence soak fuzz install release dependencies
 
 demo: dependencies release
 	$(BINARY) demo $(DEMO)
@@ -31,13 +31,23 @@ bench-convergence: dependencies release
 
 # The campaigns of the tests, longer: 200 kills of the daemon with Stripe and Zendesk and 1,000 with vendors of all four kinds, at which
 # 10,000 answers are swallowed, 20 processes put to sleep, a target down for a minute, 50 restarts and killed walsenders, and one
-# transaction of ten million rows (takes 60 GB of disk below TMPDIR, and most of an hour).
+# transaction of ten million rows (takes 60 GB of disk below TMPDIR, and most of an hour). Then 500 changes on three sides with 25 kills,
+# 100,000 records of a feed that reorders, delays by a minute and doubles, and 100,000 objects to reconcile.
 soak: dependencies
 	TAILWATER_KILLS=200 TAILWATER_DOWN_SECONDS=60 TAILWATER_TIMES=50 \
 		$(CARGO) test --locked -- --nocapture --test-threads=1 crash:: faults:: loads:: source::
 	TAILWATER_KILLS=1000 TAILWATER_SWALLOWED=10000 TAILWATER_SLEEPS=20 \
 		$(CARGO) test --locked -- --nocapture --test-threads=1 kinds:: processes::
 	TAILWATER_LARGE_ROWS=10000000 $(CARGO) test --locked --release --test tests -- --nocapture large_transaction
+	TAILWATER_CHANGES=500 TAILWATER_RECORDS=100000 TAILWATER_LATE_SECONDS=60 TAILWATER_OBJECTS=100000 \
+		$(CARGO) test --locked --release --test tests -- --nocapture --test-threads=1 echo:: poll_gaps:: reconcile::
+
+# What is written at Stripe, against a Stripe that others wrote (from PyPI, into a directory of its own below the build's).
+LOCALSTRIPE = $(or $(CARGO_TARGET_DIR),target)/localstripe
+test-localstripe: dependencies
+	python3 -m venv $(LOCALSTRIPE)
+	$(LOCALSTRIPE)/bin/pip install --quiet localstripe==1.15
+	TAILWATER_LOCALSTRIPE=$(abspath $(LOCALSTRIPE))/bin/python $(CARGO) test --locked -- localstripe
 
 # What depends on the ERP's PostgreSQL, against versions 14 to 18. Needs npm, which brings the binaries.
 test-matrix: dependencies

@@ -2,9 +2,14 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use tailwater::demo::vendor::server::{Limit, VendorServer};
 use tailwater::demo::vendor::stripe_books::Price;
+use tokio::time::Instant;
 
+use crate::support::lists::{Kind, Lists};
+use crate::support::triangle::Triangle;
+use crate::support::world::STRIPE_KEY;
 use crate::support::{World, WorldOptions, eventually};
 
 /// Settings of a polled Stripe.
@@ -91,7 +96,7 @@ async fn what_happens_at_stripe_becomes_canonical_events() {
             "subscriptions",
             &subscription,
             "customer.subscription.updated",
-            serde_json::json!({"status": "past_due"}),
+            json!({"status": "past_due"}),
         );
         stripe.books.upgrade(&subscription, GOLD);
     });
@@ -119,4 +124,118 @@ async fn what_happens_at_stripe_becomes_canonical_events() {
     .await;
     assert_eq!(world.count("select count(*) from entry where kind = 'event'").await, before);
     assert!(daemon.terminate().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chargebee_and_freshdesk_are_written_and_what_happens_there_becomes_canonical_events() {
+    let world = World::start(WorldOptions::default()).await;
+    let mappings = world.directory.path().join("mappings");
+    tailwater::demo::shipped::write(&mappings).unwrap();
+    let routes = "format: 1\nroutes:\n  - { event: customer.v1, system: chargebee, object: customer, when: \"true\" }\n  \
+                  - { event: customer.v1, system: freshdesk, object: company, when: \"true\" }\n";
+    std::fs::write(mappings.join("routes/more.yaml"), routes).unwrap();
+    world.edit_settings(&format!("{}/mappings", env!("CARGO_MANIFEST_DIR")), &mappings.display().to_string());
+    let limit = || Limit { requests: 100_000, window_s: 1.0 };
+    let chargebee = VendorServer::start(Lists::new(Kind::Chargebee, STRIPE_KEY), limit()).await.unwrap();
+    let freshdesk = VendorServer::start(Lists::new(Kind::Freshdesk, STRIPE_KEY), limit()).await.unwrap();
+    world.add_target("chargebee", &chargebee.url(), "quota = \"1000/s\"");
+    world.add_target("freshdesk", &freshdesk.url(), "quota = \"1000/s\"\nquotas = { lists = \"1000/s\" }");
+    for name in ["chargebee", "freshdesk"] {
+        let polled = format!("kind = \"poll\"\ntarget = \"{name}\"\nevery = \"1s\"\nshare = 100\n");
+        world.add_source(name, &polled);
+    }
+    let mut daemon = world.daemon();
+    world.streaming().await;
+    let mut odoo = world.odoo().await;
+    let company = odoo.create_company("Alpine", "a@example.test", 1).await.unwrap();
+    world.settled(Duration::from_secs(20)).await;
+    let ours = format!("ERP-P-{company}");
+    let customer = chargebee.with(|vendor| vendor.get("customers", &ours)).unwrap();
+    assert_eq!(
+        (&customer["company"], &customer["cf_tailwater_id"]),
+        (&"Alpine".into(), &ours.as_str().into())
+    );
+    let desk = freshdesk.with(|vendor| vendor.all("companies")).remove(0);
+    assert_eq!(
+        (&desk["name"], &desk["custom_fields"]["tailwater_id"]),
+        (&"Alpine".into(), &ours.as_str().into())
+    );
+    // More than a page of each, and what is joined to them.
+    chargebee.with(|vendor| {
+        for number in 0..250 {
+            let members = json!({"customer_id": ours, "type": "payment", "status": "success", "amount": 100, "currency_code": "EUR"});
+            vendor.set("transactions", &format!("t{number:03}"), members);
+        }
+        let items = json!([{"item_price_id": "gold", "quantity": 1, "unit_price": 9900}]);
+        vendor.set("subscriptions", "s1", json!({"customer_id": ours, "status": "active", "currency_code": "EUR", "subscription_items": items}));
+    });
+    freshdesk.with(|vendor| {
+        for number in 1..=250 {
+            let members = json!({"subject": "Help", "status": 2, "priority": 4, "company_id": desk["id"], "requester_id": 1});
+            vendor.set("tickets", &number.to_string(), members);
+        }
+    });
+    let payments = await_events(&world, "chargebee", "payment.v1", 250).await;
+    assert!(payments.iter().all(|event| event["data"]["customer"] == ours.as_str()));
+    let subscription = await_events(&world, "chargebee", "subscription.v1", 1).await.remove(0);
+    assert_eq!(subscription["data"]["customer"], ours.as_str());
+    let cases = await_events(&world, "freshdesk", "support_case.v1", 250).await;
+    assert!(
+        cases
+            .iter()
+            .all(|event| event["data"]["customer"] == ours.as_str() && event["data"]["priority"] == "urgent")
+    );
+    freshdesk.with(|vendor| vendor.set("tickets", "7", json!({"status": 4})));
+    let last = await_events(&world, "freshdesk", "support_case.v1", 251).await.pop().unwrap();
+    assert_eq!((&last["id"], &last["data"]["status"]), (&"FRESHDESK-K-7".into(), &"closed".into()));
+    assert_eq!(
+        (payments.len(), chargebee.journal().nil_effects(), freshdesk.journal().nil_effects()),
+        (250, 0, 0)
+    );
+    assert!(daemon.terminate().success());
+    world.verify();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_reaches_the_erp_within_an_interval_and_an_idle_system_is_asked_once_in_each() {
+    let systems = Triangle::start("{ customer: { \"*\": odoo, email: stripe } }", "[\"customers\"]").await;
+    let mut systems = systems;
+    let mut daemon = systems.daemon();
+    systems.world.streaming().await;
+    let company = systems.create_company("Alpine", "a@example.test").await;
+    systems.at_rest(Duration::from_secs(60)).await;
+    let customer = systems.at_stripe(company)["id"].as_str().unwrap().to_owned();
+    let mut waits = Vec::new();
+    for number in 0..15 {
+        // Anywhere within an interval.
+        tokio::time::sleep(Duration::from_millis(170)).await;
+        let email = format!("new-{number}@example.test");
+        let started = Instant::now();
+        systems.world.stripe.with(|stripe| stripe.edit(&customer, &json!({"email": email})));
+        eventually(Duration::from_secs(20), "the e-mail", async || {
+            let there = systems.partner(company, "email").await;
+            if there.as_deref() == Some(&email) {
+                Ok(())
+            } else {
+                Err(format!("{there:?}; {}", systems.world.log()))
+            }
+        })
+        .await;
+        waits.push(started.elapsed());
+    }
+    waits.sort();
+    let median = waits[waits.len() / 2];
+    println!(
+        "# from Stripe to Odoo: median {median:?}, longest {:?}; polled every second",
+        waits.last().unwrap()
+    );
+    assert!(median < Duration::from_secs(2), "{waits:?}");
+    // Nothing happens: one call for each stream and interval.
+    systems.at_rest(Duration::from_secs(60)).await;
+    let (calls, from) = (systems.world.stripe.calls(), systems.world.stripe.now_s());
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let (calls, seconds) = (systems.world.stripe.calls() - calls, systems.world.stripe.now_s() - from);
+    assert!(calls as f64 <= seconds + 1.0, "{calls} calls in {seconds} s");
+    assert!(daemon.terminate().success());
+    systems.world.verify();
 }

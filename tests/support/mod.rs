@@ -5,6 +5,7 @@ pub mod expected;
 pub mod feed;
 mod files;
 pub mod images;
+pub mod lists;
 pub mod nats;
 pub mod odoo_api;
 pub mod plain;
