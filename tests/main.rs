@@ -22,6 +22,7 @@ mod crash;
 mod documents;
 mod echo;
 mod faults;
+mod flows;
 mod fold;
 mod kinds;
 mod layering;

@@ -43,7 +43,7 @@ impl Triangle {
         let limit = Limit { requests: 10_000, window_s: 1.0 };
         let api = Simulated::new(&world.erp.url("postgres", "erp"), super::world::STRIPE_KEY, BOT).unwrap();
         let api = VendorServer::start(api, limit).await.unwrap();
-        let target = "source = \"erp\"\nsettings = { database = \"erp\" }\nquota = \"1000/s\"";
+        let target = "source = \"erp\"\nsettings = { database = \"erp\", timesheet_project = 1, timesheet_employee = 1 }\nquota = \"1000/s\"";
         world.add_target("odoo", &api.url(), target);
         let erp = world.erp.client("erp").await.unwrap();
         let people = People::Simulated(world.odoo().await, api);

@@ -20,7 +20,8 @@ pub struct Exports {
     rows: BTreeMap<(&'static str, u64), (i64, Value)>,
     /// So many seconds are withheld.
     pub withheld_s: i64,
-    next_ticket: u64,
+    /// Number of the last ticket.
+    pub last_ticket: u64,
 }
 
 impl Exports {
@@ -44,8 +45,8 @@ impl Exports {
         subject: &str,
         priority: &str,
     ) -> u64 {
-        self.next_ticket += 1;
-        let id = self.next_ticket;
+        self.last_ticket += 1;
+        let id = self.last_ticket;
         let ticket = json!({
             "id": id, "external_id": null, "subject": subject, "description": subject, "status": "open", "priority": priority,
             "type": "incident", "organization_id": organization, "requester_id": requester, "tags": [], "custom_fields": [],
