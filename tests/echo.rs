@@ -75,7 +75,7 @@ async fn mixed_changes_on_all_sides_with_faults_and_kills_agree_with_their_owner
 /// The same beside a running Odoo: `TAILWATER_ODOO`, `TAILWATER_ODOO_API`, `TAILWATER_ODOO_KEYS`.
 #[tokio::test(flavor = "multi_thread")]
 async fn mixed_changes_with_a_real_odoo_agree_with_their_owners_in_the_end() {
-    let Some(systems) = Triangle::real(OWNERS, FLOWS).await else { return };
+    let Some(systems) = Triangle::real(OWNERS, FLOWS, false).await else { return };
     campaign(systems, changes(500)).await;
 }
 

@@ -29,8 +29,10 @@ async fn what_is_sold_and_what_is_asked_for_is_known_where_it_matters() {
 /// The same with a running Odoo: `TAILWATER_ODOO`, `TAILWATER_ODOO_API`, `TAILWATER_ODOO_KEYS`.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_sold_and_what_is_asked_for_is_known_in_a_real_odoo() {
-    let Some(systems) = Triangle::real(OWNERS, FLOWS).await else { return };
-    run(systems).await;
+    for older in [false, true] {
+        let Some(systems) = Triangle::real(OWNERS, FLOWS, older).await else { return };
+        run(systems).await;
+    }
 }
 
 async fn run(mut systems: Triangle) {

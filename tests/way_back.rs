@@ -9,12 +9,13 @@ use crate::support::eventually;
 use crate::support::odoo_api::OdooApi;
 use crate::support::real_odoo::{Running, running};
 
-/// A world with a running Odoo as source and target, and a polled Stripe.
-async fn world(flows: &str) -> Option<(Running, OdooApi)> {
+/// A world with a running Odoo as source and target, and a polled Stripe. `older`: it is spoken to as an Odoo before 19.
+async fn world(flows: &str, older: bool) -> Option<(Running, OdooApi)> {
     let odoo = running().await?;
     let api = OdooApi::found(&odoo.world)?;
     odoo.world.edit_settings("[ledger]", &format!("flows = {flows}\n[ledger]"));
-    odoo.world.add_settings(&api.target());
+    let target = if older { api.older_target().await } else { api.target() };
+    odoo.world.add_settings(&target);
     odoo.world.add_source("stripe", STRIPE_POLLED);
     Some((odoo, api))
 }
@@ -32,7 +33,13 @@ async fn at_stripe(odoo: &Running, partner: i64) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_paid_at_stripe_is_paid_in_a_real_odoo_and_what_failed_is_noted_there() {
-    let Some((odoo, api)) = world("[\"payments\", \"standing\"]").await else { return };
+    for older in [false, true] {
+        let Some((odoo, api)) = world("[\"payments\", \"standing\"]", older).await else { return };
+        run(odoo, api).await;
+    }
+}
+
+async fn run(odoo: Running, api: OdooApi) {
     let world = &odoo.world;
     let daemon_settings = [("TAILWATER__SOURCES__ERP__URL", odoo.source.as_str())];
     let mut daemon = world.daemon_with(&daemon_settings);
@@ -41,8 +48,9 @@ async fn what_is_paid_at_stripe_is_paid_in_a_real_odoo_and_what_failed_is_noted_
     let invoice = api.invoice(partner, 121.0).await;
     let customer = at_stripe(&odoo, partner).await;
     let failed = world.stripe.with(|stripe| stripe.books.charge(&customer, (12_100, "usd"), false, ""));
-    let note =
-        json!([["message_id", "=", format!("<tailwater.STRIPE-Y-{failed}:rejected@tailwater.invalid>")]]);
+    // The same Odoo has notes of earlier runs.
+    let message = format!("<tailwater.STRIPE-Y-{failed}:rejected@tailwater.invalid>");
+    let note = json!([["message_id", "=", message], ["res_id", "=", partner]]);
     eventually(Duration::from_secs(30), "the note", async || {
         let notes = api.count("mail.message", note.clone()).await;
         if notes == 1 { Ok(()) } else { Err(format!("{notes} notes: {}", world.log())) }
@@ -57,7 +65,10 @@ async fn what_is_paid_at_stripe_is_paid_in_a_real_odoo_and_what_failed_is_noted_
     .await;
     world.settled_to(&odoo.erp, Duration::from_secs(30)).await;
     let memo = format!("tailwater:STRIPE-Y-{paid}");
-    assert_eq!(api.count("account.payment", json!([["memo", "=", memo]])).await, 1);
+    assert_eq!(
+        api.count("account.payment", json!([["memo", "=", memo], ["partner_id", "=", partner]])).await,
+        1
+    );
     assert_eq!(api.count("mail.message", note).await, 1);
     let zendesk = world.zendesk.with(|zendesk| zendesk.organizations()[&format!("ERP-P-{partner}")].clone());
     assert_eq!(zendesk["organization_fields"]["tailwater_standing"], "good");

@@ -54,7 +54,7 @@ pub(super) fn read_poll(
     // A target with mistakes of its own is told of there.
     let target = target?;
     if target.connector.reading.streams.is_empty() {
-        let system = &target.connector.system;
+        let system = &target.connector.name;
         problems.add(
             &at,
             format!("connector `{system}` has no `streams`"),
@@ -69,7 +69,7 @@ pub(super) fn read_poll(
         let known: Vec<&str> = reading.tables.iter().map(|table| table.name.as_str()).collect();
         let what = format!(
             "the mapping reads `{}`, which connector `{}` does not have",
-            table.name, target.connector.system
+            table.name, target.connector.name
         );
         problems.add(&at, what, mapping::shape::suggestion(&table.name, &known, "one of"));
     }

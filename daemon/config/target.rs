@@ -85,7 +85,7 @@ pub(super) fn read_target(
     if connector.auth == Some(Auth::Basic) && user.is_none() {
         problems.add(
             &at,
-            format!("connector `{}` needs `user`", connector.system),
+            format!("connector `{}` needs `user`", connector.name),
             "user = \"bot@example.test\"",
         );
     }
@@ -132,14 +132,14 @@ fn read_set(
     let given = node.map(|node| node.entries(problems)).unwrap_or_default();
     let names: Vec<&str> = connector.settings.iter().map(|spec| spec.name.as_str()).collect();
     for (name, node) in given.iter().filter(|(name, _)| !names.contains(&name.as_str())) {
-        let what = format!("connector `{}` has no setting `{name}`", connector.system);
+        let what = format!("connector `{}` has no setting `{name}`", connector.name);
         problems.add(&node.at, what, suggestion(name, &names, "one of"));
     }
     let mut set = Map::new();
     for spec in &connector.settings {
         let found = given.iter().find(|(name, _)| *name == spec.name).map(|(_, node)| node.to_json());
         if found.is_none() && spec.needed {
-            let what = format!("connector `{}` needs the setting `{}`", connector.system, spec.name);
+            let what = format!("connector `{}` needs the setting `{}`", connector.name, spec.name);
             problems.add(at, what, format!("settings = {{ {} = {} }}", spec.name, spec.example));
         }
         set.insert(spec.name.clone(), found.unwrap_or_default());
@@ -269,7 +269,7 @@ fn read_base_url(
                 let example = "base_url = \"https://your-subdomain.zendesk.com\"";
                 problems.add(
                     at,
-                    format!("connector `{}` has no address of its own", connector.system),
+                    format!("connector `{}` has no address of its own", connector.name),
                     example,
                 );
                 return None;

@@ -19,15 +19,23 @@ use crate::mapping::shape::open_variables;
 const ANSWERED: [&str; 4] = ["step", "status", "headers", "body"];
 
 /// Loads one connector file.
-pub fn load(mappings: &Path, system: &str, problems: &mut Problems) -> Option<Connector> {
-    let path = mappings.join("connectors").join(format!("{system}.yaml"));
+pub fn load(mappings: &Path, name: &str, problems: &mut Problems) -> Option<Connector> {
+    let path = mappings.join("connectors").join(format!("{name}.yaml"));
     let text = read(&path, problems)?;
     let node = Node::from_yaml(&path, &text, problems)?;
     let mut fields = node.fields(problems);
     check_format(&mut fields, problems);
-    let name = fields.string("system", system, problems);
-    if name.as_ref().is_some_and(|name| name != system) {
-        problems.add(&fields.at, "`system` differs from the file's name", format!("system: {system}"));
+    let system = fields.string("system", name, problems);
+    // `odoo-rpc` is another way to `odoo`.
+    let of_file = |system: &String| {
+        name.strip_prefix(system.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+    };
+    if system.as_ref().is_some_and(|system| !of_file(system)) {
+        problems.add(
+            &fields.at,
+            "`system` is not what the file's name begins with",
+            format!("system: {name}"),
+        );
     }
     let base_url = fields.optional("base_url").and_then(|node| node.string(problems));
     let transport = read_transport(&mut fields, problems);
@@ -61,7 +69,8 @@ pub fn load(mappings: &Path, system: &str, problems: &mut Problems) -> Option<Co
     check_evidence(&mut fields, problems);
     fields.finish(problems);
     Some(Connector {
-        system: system.to_owned(),
+        name: name.to_owned(),
+        system: system?,
         transport: transport?,
         base_url,
         auth: if transport == Some(Transport::Http) { Some(auth?) } else { None },

@@ -250,6 +250,8 @@ pub struct ObjectSpec {
 #[derive(Debug)]
 pub struct Connector {
     /// File name and name in settings.
+    pub name: String,
+    /// The system that routes name: the same for each way of talking to it.
     pub system: String,
     /// How requests get there.
     pub transport: Transport,

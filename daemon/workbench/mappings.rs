@@ -89,8 +89,8 @@ fn check_routes(
 ) {
     let events = || sources.iter().flat_map(|(mapping, _)| &mapping.events);
     let made = |event_type: &str| events().any(|spec| upcasters.reaches(&spec.event_type, event_type));
-    let connector = |system: &str| connectors.iter().find(|connector| connector.system == system);
-    let systems: Vec<&str> = connectors.iter().map(|connector| connector.system.as_str()).collect();
+    let connector = |system: &str| connectors.iter().find(|connector| connector.name == system);
+    let systems: Vec<&str> = connectors.iter().map(|connector| connector.name.as_str()).collect();
     for route in routes.iter().filter(|route| connector(&route.system).is_none()) {
         let what = format!("there is no connector `{}`", route.system);
         problems.add(&route.at, what, suggestion(&route.system, &systems, "one of"));

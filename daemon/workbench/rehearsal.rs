@@ -46,10 +46,10 @@ impl<'a> Rehearsal<'a> {
             return Vec::new();
         }
         let mut requests = Vec::new();
-        for route in self.routes.iter().filter(|route| !is_of(&route.system, self.own)) {
+        for route in self.routes.iter().filter(|route| route.system != self.own) {
             let Some(lifted) = self.upcasters.event(event, &route.event_type) else { continue };
             // What a bus is told is the event itself, which is shown already.
-            let told = |known: &&Connector| known.system == route.system && !known.transport.publishes();
+            let told = |known: &&Connector| known.name == route.system && !known.transport.publishes();
             let Some(connector) = self.connectors.iter().find(told) else {
                 continue;
             };
@@ -91,17 +91,12 @@ impl<'a> Rehearsal<'a> {
         let lane = Lane { target: system.clone(), object: name.clone(), canonical_id: id.clone() };
         let mut due =
             Due { external_id: stands(name, id), references, ..Due::imagined(lane, event, requires) };
-        let connector = self.connectors.iter().find(|connector| connector.system == *system);
+        let connector = self.connectors.iter().find(|connector| connector.name == *system);
         if due.external_id.is_none() {
             due.external_id = connector.and_then(|connector| own_id(connector, &due));
         }
         due
     }
-}
-
-/// True when the connector leads to the system that the mapping is of: `odoo-rpc` to `odoo`.
-fn is_of(system: &str, mapping: &str) -> bool {
-    system.split('-').next() == Some(mapping)
 }
 
 /// The request of a delivery, as people read it; `None` when nothing is to be sent.

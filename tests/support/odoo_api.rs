@@ -12,6 +12,8 @@ pub struct OdooApi {
     pub database: String,
     /// Key of our own user, in a file.
     pub key_file: PathBuf,
+    /// Login of our own user.
+    bot: String,
     person: String,
     client: reqwest::Client,
 }
@@ -28,11 +30,12 @@ impl OdooApi {
         let keys: Value = serde_json::from_slice(&std::fs::read(keys).unwrap()).unwrap();
         let key_file = world.directory.path().join("odoo.key");
         std::fs::write(&key_file, keys["bot"]["api_key"].as_str().unwrap()).unwrap();
+        let bot = keys["bot"]["login"].as_str().unwrap().to_owned();
         let person = keys["admin"]["api_key"].as_str().unwrap().to_owned();
         // A second call changes nothing.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::new();
-        Some(Self { url: url.to_owned(), database: database.to_owned(), key_file, person, client })
+        Some(Self { url: url.to_owned(), database: database.to_owned(), key_file, bot, person, client })
     }
 
     /// Settings of the target.
@@ -44,6 +47,14 @@ impl OdooApi {
             self.key_file.display(),
             self.database
         )
+    }
+
+    /// Settings of the target, spoken to as an Odoo before 19.
+    pub async fn older_target(&self) -> String {
+        let asked = json!({"domain": [["login", "=", self.bot]]});
+        let user = self.call("res.users", "search", asked).await[0].clone();
+        let more = format!("memo_field = \"memo\", user = {user}, timesheet_project");
+        self.target().replace("\"odoo\"", "\"odoo-rpc\"").replacen("timesheet_project", &more, 1)
     }
 
     /// As a person does it.

@@ -22,6 +22,14 @@ pub async fn recorded() -> Option<(World, PathBuf)> {
     Some((world, recorded))
 }
 
+/// Takes away what an earlier run has left.
+const LEFT: [&str; 4] = [
+    "select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = 'tailwater' and not active",
+    "drop publication if exists tailwater",
+    "drop owned by tailwater_src",
+    "drop role tailwater_src",
+];
+
 /// A running Odoo, whose superuser's URL stands in TAILWATER_ODOO.
 pub struct Running {
     pub world: World,
@@ -41,6 +49,10 @@ pub async fn running() -> Option<Running> {
     let world = World::start(WorldOptions { odoo_schema: false, ..WorldOptions::default() }).await;
     let (erp, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
     tokio::spawn(connection);
+    for sql in LEFT {
+        // What there is not cannot be dropped.
+        let _ = erp.batch_execute(sql).await;
+    }
     let source = url.replace("pgadmin@", "tailwater_src@");
     let printed = world.run_with(&["source", "sql"], &[("TAILWATER__SOURCES__ERP__URL", &source)]);
     erp.batch_execute(&String::from_utf8(printed.stdout).unwrap()).await.unwrap();

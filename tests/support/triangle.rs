@@ -50,12 +50,13 @@ impl Triangle {
         Self { world, people, erp, environment: Vec::new() }
     }
 
-    /// The same with a running Odoo; `None` when there is none.
-    pub async fn real(owners: &str, flows: &str) -> Option<Self> {
+    /// The same with a running Odoo; `None` when there is none. `older`: it is spoken to as an Odoo before 19.
+    pub async fn real(owners: &str, flows: &str, older: bool) -> Option<Self> {
         let odoo = running().await?;
         let api = OdooApi::found(&odoo.world)?;
         settings(&odoo.world, owners, flows);
-        odoo.world.add_settings(&api.target());
+        let target = if older { api.older_target().await } else { api.target() };
+        odoo.world.add_settings(&target);
         let environment = vec![("TAILWATER__SOURCES__ERP__URL".to_owned(), odoo.source)];
         Some(Self { world: odoo.world, people: People::Real(api), erp: odoo.erp, environment })
     }
