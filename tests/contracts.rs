@@ -262,7 +262,7 @@ fn what_is_sent_to_chargebee_is_among_its_operations() {
                     (rest.is_empty() && !with_id)
                         || (with_id
                             && rest.starts_with('/')
-                            && rest[1..].len() > 0
+                            && !rest[1..].is_empty()
                             && !rest[1..].contains('/'))
                 })
         });

@@ -18,6 +18,20 @@ use crate::mapping::shape::open_variables;
 /// Variables of outcome rules.
 const ANSWERED: [&str; 4] = ["step", "status", "headers", "body"];
 
+/// The system that a file's connector leads to: `odoo-rpc` is another way to `odoo`.
+fn read_system(fields: &mut Fields, name: &str, problems: &mut Problems) -> Option<String> {
+    let system = fields.string("system", name, problems)?;
+    let rest = name.strip_prefix(system.as_str());
+    if rest.is_none_or(|rest| !rest.is_empty() && !rest.starts_with('-')) {
+        problems.add(
+            &fields.at,
+            "`system` is not what the file's name begins with",
+            format!("system: {name}"),
+        );
+    }
+    Some(system)
+}
+
 /// Loads one connector file.
 pub fn load(mappings: &Path, name: &str, problems: &mut Problems) -> Option<Connector> {
     let path = mappings.join("connectors").join(format!("{name}.yaml"));
@@ -25,18 +39,7 @@ pub fn load(mappings: &Path, name: &str, problems: &mut Problems) -> Option<Conn
     let node = Node::from_yaml(&path, &text, problems)?;
     let mut fields = node.fields(problems);
     check_format(&mut fields, problems);
-    let system = fields.string("system", name, problems);
-    // `odoo-rpc` is another way to `odoo`.
-    let of_file = |system: &String| {
-        name.strip_prefix(system.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
-    };
-    if system.as_ref().is_some_and(|system| !of_file(system)) {
-        problems.add(
-            &fields.at,
-            "`system` is not what the file's name begins with",
-            format!("system: {name}"),
-        );
-    }
+    let system = read_system(&mut fields, name, problems);
     let base_url = fields.optional("base_url").and_then(|node| node.string(problems));
     let transport = read_transport(&mut fields, problems);
     let (auth, user_suffix) = match transport {

@@ -124,36 +124,10 @@ async fn slot(source: &crate::config::SourceConfig) -> Value {
 #[must_use]
 pub fn render(status: &Value) -> String {
     let mut out = String::new();
-    let text = |value: &Value, key: &str| match value.get(key) {
-        Some(Value::String(text)) => text.clone(),
-        Some(Value::Null) | None => "-".to_owned(),
-        Some(other) => other.to_string(),
-    };
     let list = |key: &str| status.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
     let _ = writeln!(out, "daemon   {}", text(status, "daemon"));
-    for source in list("sources").iter().filter(|source| source.get("streams").is_some()) {
-        let streams = source.get("streams").and_then(Value::as_object).cloned().unwrap_or_default();
-        let streams: Vec<String> = streams
-            .iter()
-            .map(|(name, stream)| {
-                format!("{name} to {}, {} s ago", text(stream, "read_to"), text(stream, "seconds_ago"))
-            })
-            .collect();
-        let (name, phase) = (text(source, "name"), text(source, "phase"));
-        let _ = writeln!(out, "source   {name}: {phase}; {}", streams.join("; "));
-    }
-    for source in list("sources").into_iter().filter(|source| source.get("streams").is_none()) {
-        let slot = source.get("slot").cloned().unwrap_or_default();
-        let _ = writeln!(
-            out,
-            "source   {}: {}, ledgered to {}, last commit {}; slot {}, retains {} bytes",
-            text(&source, "name"),
-            text(&source, "phase"),
-            text(&source, "ledgered_to"),
-            text(&source, "last_commit_at"),
-            if slot.get("error").is_some() { text(&slot, "error") } else { text(&slot, "wal_status") },
-            text(&slot, "retained_wal_bytes"),
-        );
+    for source in list("sources") {
+        let _ = writeln!(out, "{}", source_line(&source));
     }
     for source in list("sources") {
         if let Some(load) = source.get("load").filter(|load| load.is_object()) {
@@ -189,4 +163,34 @@ pub fn render(status: &Value) -> String {
         );
     }
     out
+}
+
+fn text(value: &Value, key: &str) -> String {
+    match value.get(key) {
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Null) | None => "-".to_owned(),
+        Some(other) => other.to_string(),
+    }
+}
+
+/// A source that is polled, by its streams; one that is tailed, by its slot.
+fn source_line(source: &Value) -> String {
+    let (name, phase) = (text(source, "name"), text(source, "phase"));
+    if let Some(streams) = source.get("streams").and_then(Value::as_object) {
+        let line = |(name, stream): (&String, &Value)| {
+            format!("{name} to {}, {} s ago", text(stream, "read_to"), text(stream, "seconds_ago"))
+        };
+        return format!(
+            "source   {name}: {phase}; {}",
+            streams.iter().map(line).collect::<Vec<_>>().join("; ")
+        );
+    }
+    let slot = source.get("slot").cloned().unwrap_or_default();
+    format!(
+        "source   {name}: {phase}, ledgered to {}, last commit {}; slot {}, retains {} bytes",
+        text(source, "ledgered_to"),
+        text(source, "last_commit_at"),
+        if slot.get("error").is_some() { text(&slot, "error") } else { text(&slot, "wal_status") },
+        text(&slot, "retained_wal_bytes"),
+    )
 }
