@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use serde_json::json;
+use serde_json::{Value, json};
 use tailwater::demo::vendor::faults::Faults;
 
 use crate::support::triangle::{People, Triangle};
@@ -40,11 +41,13 @@ async fn each_field_follows_its_owner_everywhere_and_no_call_is_an_echo() {
     assert_eq!(systems.at_stripe(company)["name"], "Alps");
     assert_eq!(systems.organization(company)["name"], "Alps");
     assert_eq!(systems.echoes([&[]; 3]), Vec::<String>::new(), "{}", log());
+    assert_eq!(written(&systems, "drift").await, Vec::<Value>::new(), "what comes back is nobody's change");
     // Somebody else speaks: it is put right where it was said.
     let world = &systems.world;
     world.stripe.with(|stripe| stripe.edit(&customer, &json!({"name": "Wrong", "phone": "+1 555"})));
     let organization = format!("ERP-P-{company}");
     world.zendesk.with(|zendesk| zendesk.edit_organization(&organization, &json!({"name": "Wrong, too"})));
+    systems.at_rest(PATIENCE).await;
     // And what is the ERP's of the same change is told.
     systems
         .erp
@@ -60,7 +63,66 @@ async fn each_field_follows_its_owner_everywhere_and_no_call_is_an_echo() {
     assert_eq!(systems.organization(company)["name"], "Alps");
     assert_eq!(systems.partner(company, "email").await.as_deref(), Some("billing@example.test"), "{}", log());
     assert_eq!(systems.at_stripe(company)["address"]["city"], "Ulm");
+    // Both values stand in the ledger.
+    let drifts = written(&systems, "drift").await;
+    let values = |source: &str, field: &str| {
+        let of_source = drifts.iter().filter(|drift| drift["source"] == source);
+        of_source.map(|drift| drift["values"][field].clone()).find(|values| !values.is_null())
+    };
+    assert_eq!(values("stripe", "name"), Some(json!({"stripe": "Wrong", "erp": "Alps"})), "{drifts:?}");
+    assert_eq!(values("zendesk", "name"), Some(json!({"zendesk": "Wrong, too", "erp": "Alps"})));
+    let emails = json!({"erp": "wrong@example.test", "stripe": "billing@example.test"});
+    assert_eq!(values("erp", "email"), Some(emails));
     assert_eq!(systems.echoes([&[]; 3]), Vec::<String>::new(), "{}", log());
+    assert!(daemon.terminate().success());
+    systems.world.verify();
+}
+
+/// Entries of a kind.
+async fn written(systems: &Triangle, kind: &str) -> Vec<Value> {
+    let sql = "select convert_from(body, 'UTF8')::jsonb from entry where kind = $1 order by seq";
+    let rows = systems.world.ledger_client().await.query(sql, &[&kind]).await.unwrap();
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+/// The ERP's name counts; for everything else the newest word does, but for an e-mail that two have changed.
+const NEWEST: &str =
+    "{ customer: { name: odoo }, contact: { \"*\": odoo } }\nconflicts: { customer: { email: park } }";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_changes_that_did_not_know_of_each_other_the_newest_counts_or_neither_and_both_are_recorded() {
+    let mut systems = Triangle::start(NEWEST, "[\"customers\"]").await;
+    let mut daemon = systems.daemon();
+    systems.world.streaming().await;
+    let company = systems.create_company("Alpine", "first@example.test").await;
+    systems.at_rest(PATIENCE).await;
+    let customer = systems.at_stripe(company)["id"].as_str().unwrap().to_owned();
+    assert!(daemon.terminate().success());
+    systems.write(company, "phone", "+49 1").await;
+    systems.write(company, "email", "erp@example.test").await;
+    systems.world.stripe.with(|stripe| {
+        // Stripe's clock has whole seconds only.
+        stripe.books.events.skew_s = 2;
+        stripe.edit(&customer, &json!({"phone": "+49 2", "email": "stripe@example.test"}));
+        stripe.books.events.skew_s = 0;
+    });
+    let mut daemon = systems.daemon();
+    systems.world.streaming().await;
+    systems.at_rest(PATIENCE).await;
+    let log = || systems.world.log();
+    assert_eq!(systems.partner(company, "phone").await.as_deref(), Some("+49 2"), "{}", log());
+    let conflicts = written(&systems, "conflict").await;
+    let of = |field: &str| conflicts.iter().find(|conflict| conflict["field"] == field).cloned().unwrap();
+    let (phone, email) = (of("phone"), of("email"));
+    assert_eq!(phone["values"], json!({"erp": "+49 1", "stripe": "+49 2"}));
+    assert_eq!((&phone["rule"], &phone["kept"]), (&"newest".into(), &"stripe".into()));
+    assert_eq!(email["values"], json!({"erp": "erp@example.test", "stripe": "stripe@example.test"}));
+    assert_eq!((&email["rule"], &email["kept"]), (&"park".into(), &Value::Null));
+    // What was written before the second was heard of stays; whoever speaks again settles it.
+    systems.write(company, "email", "settled@example.test").await;
+    systems.at_rest(PATIENCE).await;
+    assert_eq!(systems.at_stripe(company)["email"], "settled@example.test", "{}", systems.world.log());
+    assert_eq!(systems.echoes([&[]; 3]), Vec::<String>::new(), "{}", systems.world.log());
     assert!(daemon.terminate().success());
     systems.world.verify();
 }
@@ -112,12 +174,14 @@ async fn campaign(mut systems: Triangle, changes: usize) {
         api.set_faults(faults);
     }
     let (mut charges, mut kills) = (Vec::new(), [Vec::new(), Vec::new(), Vec::new()]);
+    let mut killed_at = Vec::new();
     for change in 0..changes {
         let (company, contact) = customers[random.random_range(0..customers.len())];
         one_change(&mut systems, (company, contact), (change, &mut random), &mut charges).await;
         tokio::time::sleep(Duration::from_millis(random.random_range(0..120))).await;
         if change % 20 == 19 {
             daemon.kill();
+            killed_at.push(Timestamp::now());
             for (kills, now) in kills.iter_mut().zip(clocks(&systems)) {
                 kills.push(now);
             }
@@ -147,7 +211,8 @@ async fn campaign(mut systems: Triangle, changes: usize) {
         }
     }
     assert_eq!(systems.world.stripe.with(|stripe| stripe.doubled()), Vec::<String>::new());
-    let echoes = systems.echoes([&kills[0], &kills[1], &kills[2]]);
+    let mut echoes = systems.echoes([&kills[0], &kills[1], &kills[2]]);
+    echoes.extend(systems.nil_writes(&killed_at).await);
     println!(
         "# {changes} changes, {} kills, {} payments and notes; calls {} and {}, conflicts {}",
         kills[0].len(),

@@ -4,18 +4,17 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::json;
 use tokio::time::Instant;
 
 use super::flow::Flow;
 use super::mass::LEAST;
 use super::seen::{Changed, compare};
 use super::way::{Way, ways};
-use super::words::{Together, note, subjects, together};
+use super::words::{Together, note, overrule, subjects, together};
 use crate::event::{Cluster, EventRecord, Operation, Origin, Transaction};
 use crate::image::{Drift, Emitted, Images, Missing, Overlay, OverlayChanges, Projection, RowId, Touch};
 use crate::ledger::batch::{Batch, DeliveryWrite, ImageWrite, Lane, SpillWrite};
-use crate::ledger::entry::{EntryKind, NewEntry};
+use crate::ledger::entry::NewEntry;
 use crate::ledger::spill::Spilled;
 use crate::ledger::{Ledger, LedgerError, images};
 use crate::mapping::{EventKind, EventSpec};
@@ -246,14 +245,13 @@ impl Intake {
         let owed = images::owed(self.ledger.reader(), &asked).await?;
         self.count_known(&emitted).await?;
         let mut batch = self.batch(emitted, &together, ways, &owed, &moved);
-        self.outdated = compare(&flow, &self.ledger, &seen, self.asked_at, &mut batch).await?;
+        let compared = compare(&flow, &self.ledger, &seen, self.asked_at, &mut batch).await?;
+        self.outdated = compared.outdated;
         batch.images = self.image_writes(&changes);
-        // With a twin it is known what was told to the system, and what it shows is compared with that.
-        for Drift { event_type, id, fields } in changes.drifts.iter().filter(|_| flow.twin.is_none()) {
-            tracing::warn!(%id, fields = fields.join(", "), "the source changed what it does not own");
-            let fields = json!({"source": self.flow.name, "type": event_type, "id": id, "fields": fields});
-            batch.entry(NewEntry::new(EntryKind::Drift, None, fields));
-        }
+        // What we told the system comes back as if it had said so itself.
+        let is_real = |drift: &&Drift| flow.twin.is_none() || compared.changed.contains(&drift.id);
+        let drifts: Vec<&Drift> = changes.drifts.iter().filter(is_real).collect();
+        overrule(&flow, &self.ledger, &drifts, &mut batch).await?;
         self.images.absorb(changes);
         Ok(Prepared::Batch(Box::new(batch)))
     }

@@ -1,6 +1,7 @@
 //! What a source shows of objects that its twin, the target which is the same system, was told of. What stands there as we left it is
 //! an echo and goes nowhere. What somebody has changed is noted, and looked at again: what the system has no say in is put right.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -25,16 +26,24 @@ pub(super) struct Changed {
     pub after: Option<Arc<Row>>,
 }
 
-/// Compares changed rows with what the twin was told. `asked_at`: when the system was asked; what it was told since then is newer. Gives
-/// the rows of which that is so.
+/// What came of comparing.
+#[derive(Default)]
+pub(super) struct Compared {
+    /// Rows that were read before the twin was last told something of them.
+    pub outdated: Vec<RowId>,
+    /// Objects that somebody else has made something that we did not tell the twin.
+    pub changed: BTreeSet<String>,
+}
+
+/// Compares changed rows with what the twin was told. `asked_at`: when the system was asked; what it was told since then is newer.
 pub(super) async fn compare(
     flow: &Flow,
     ledger: &Ledger,
     changed: &[Changed],
     asked_at: Option<Timestamp>,
     batch: &mut Batch,
-) -> Result<Vec<RowId>, LedgerError> {
-    let Some(twin) = &flow.twin else { return Ok(Vec::new()) };
+) -> Result<Compared, LedgerError> {
+    let Some(twin) = &flow.twin else { return Ok(Compared::default()) };
     let shown = |changed: &Changed| {
         let objects = twin.connector.objects.iter();
         let of_table = objects.filter_map(|object| {
@@ -50,11 +59,11 @@ pub(super) async fn compare(
     let ids: Vec<(String, String)> =
         pairs.iter().map(|(changed, object, _)| (object.clone(), changed.id.1.clone())).collect();
     let known = held(ledger.reader(), &twin.name, &ids).await?;
-    let mut outdated = Vec::new();
+    let mut compared = Compared::default();
     for (changed, object, shown) in pairs {
         let Some(held) = known.get(&(object.clone(), changed.id.1.clone())) else { continue };
         if asked_at.zip(held.told_at).is_some_and(|(asked, told)| told >= asked) {
-            outdated.push(changed.id.clone());
+            compared.outdated.push(changed.id.clone());
             continue;
         }
         let lane = Lane { target: twin.name.clone(), object, canonical_id: held.canonical_id.clone() };
@@ -67,11 +76,15 @@ pub(super) async fn compare(
         let body = overlaid(&held.body, before.as_ref(), &after);
         if !same(&body, &held.body) {
             let sha256 = sha256_hex(&canonical_bytes(&without_nulls(&body)));
+            // What is on its way may be there before we know that it is.
+            if !held.is_on_its_way {
+                compared.changed.insert(held.canonical_id.clone());
+            }
             batch.checks.push(lane.clone());
             batch.seen.push(SeenWrite { lane, body, sha256 });
         }
     }
-    Ok(outdated)
+    Ok(compared)
 }
 
 /// A row in the form of a body; what cannot be told of it is null.

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::flow::Flow;
 use crate::event::words::{Conflict, Word, Words, conflicts, merge};
 use crate::event::{CanonicalEvent, Operation};
-use crate::image::Emitted;
+use crate::image::{Drift, Emitted};
 use crate::ledger::batch::{Batch, EntryIndex};
 use crate::ledger::entry::{EntryKind, NewEntry};
 use crate::ledger::said::{SaidWrite, Subject, words};
@@ -96,4 +96,39 @@ pub(super) fn note(
         });
         batch.entry(NewEntry::new(EntryKind::Conflict, Some(event.event_id.clone()), fields));
     }
+}
+
+/// Writes down what the source has changed without owning it, beside what those say whose word counts.
+pub(super) async fn overrule(
+    flow: &Flow,
+    ledger: &Ledger,
+    drifts: &[&Drift],
+    batch: &mut Batch,
+) -> Result<(), LedgerError> {
+    let subjects: Vec<Subject> =
+        drifts.iter().map(|drift| (drift.event_type.clone(), drift.id.clone())).collect();
+    let known = words(ledger.reader(), &subjects).await?;
+    for (drift, subject) in drifts.iter().zip(&subjects) {
+        let all = known.get(subject).into_iter().flatten().filter(|(source, _)| **source != flow.name);
+        let mut values = serde_json::Map::new();
+        for (field, theirs) in &drift.fields {
+            let kept = all.clone().find_map(|(source, word)| Some((source, word.data.get(field)?)));
+            if kept.is_some_and(|(_, ours)| ours == theirs) {
+                continue;
+            }
+            let mut sides = serde_json::Map::from_iter([(flow.name.clone(), theirs.clone())]);
+            sides.extend(kept.map(|(source, ours)| (source.clone(), ours.clone())));
+            values.insert(field.clone(), sides.into());
+        }
+        if values.is_empty() {
+            continue;
+        }
+        let names: Vec<&str> = values.keys().map(String::as_str).collect();
+        tracing::warn!(id = %drift.id, fields = names.join(", "), "the source changed what it does not own");
+        let fields = json!({
+            "source": flow.name, "type": drift.event_type, "id": drift.id, "fields": names, "rule": "owner", "values": values,
+        });
+        batch.entry(NewEntry::new(EntryKind::Drift, None, fields));
+    }
+    Ok(())
 }

@@ -54,7 +54,7 @@ impl Projection<'_> {
             None => (None, None),
             Some((id, data, fault)) => (Some((id, data)), fault),
         };
-        let Own { now, foreign, said } = self.own(spec, now);
+        let Own { now, foreign, said, mut theirs } = self.own(spec, now);
         let emission = now.as_ref().map(|(id, data)| Emission {
             event_type: spec.event_type.clone(),
             id: id.clone(),
@@ -69,7 +69,13 @@ impl Projection<'_> {
             && now.id == known.id
             && now.foreign != known.foreign
         {
-            let fields = drifted(&known.foreign, &now.foreign);
+            let changed = drifted(&known.foreign, &now.foreign).into_iter();
+            let fields = changed
+                .map(|field| {
+                    let said = theirs.remove(&field).unwrap_or_default();
+                    (field, said)
+                })
+                .collect();
             overlay.note_drift(Drift { event_type: now.event_type.clone(), id: now.id.clone(), fields });
             if now.sha256 == known.sha256 && now.held == known.held {
                 overlay.set_emission(&spec.table, key, &spec.event_type, emission);
@@ -97,7 +103,7 @@ impl Projection<'_> {
     fn own(&self, spec: &EventSpec, now: Option<(String, Value)>) -> Own {
         let (ownership, source) = (&self.mapping.ownership, &self.mapping.name);
         let Some((id, mut data)) = now else { return Own::default() };
-        let (mut foreign, mut said) = (Vec::new(), Vec::new());
+        let (mut foreign, mut said, mut theirs) = (Vec::new(), Vec::new(), Map::new());
         let shared = ownership.is_shared(source, &spec.object) || spec.says.is_some();
         if let Value::Object(map) = &mut data
             && shared
@@ -109,12 +115,13 @@ impl Projection<'_> {
                     if !silent {
                         let digest = sha256_hex(&canonical_bytes(value));
                         said.push(format!("{field}={}", digest.get(..8).unwrap_or_default()));
+                        theirs.insert(field.clone(), std::mem::take(value));
                     }
                     *value = Value::Null;
                 }
             }
         }
-        Own { now: Some((id, data)), foreign, said: said.join(" ") }
+        Own { now: Some((id, data)), foreign, said: said.join(" "), theirs }
     }
 
     /// The event of a row that has gone.
@@ -190,6 +197,8 @@ struct Own {
     foreign: Vec<String>,
     /// A digest of what it says of them all the same.
     said: String,
+    /// What that is.
+    theirs: Map<String, Value>,
 }
 
 /// What a row is.

@@ -9,6 +9,8 @@ use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+use serde_json::{Map, Value};
+
 use crate::event::{Row, key_text};
 
 /// A row of a table: (table, key).
@@ -37,8 +39,8 @@ pub struct Drift {
     pub event_type: String,
     /// Canonical id.
     pub id: String,
-    /// Fields.
-    pub fields: Vec<String>,
+    /// The fields, and what it says of them.
+    pub fields: Map<String, Value>,
 }
 
 /// What is kept of a row.

@@ -13,7 +13,7 @@ pub struct OdooApi {
     /// Key of our own user, in a file.
     pub key_file: PathBuf,
     /// Login of our own user.
-    bot: String,
+    pub bot: String,
     person: String,
     client: reqwest::Client,
 }

@@ -23,7 +23,9 @@ pub async fn recorded() -> Option<(World, PathBuf)> {
 }
 
 /// Takes away what an earlier run has left.
-const LEFT: [&str; 4] = [
+const LEFT: [&str; 6] = [
+    "drop trigger tailwater_nil_write on res_partner",
+    "drop function tailwater_nil_write",
     "select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = 'tailwater' and not active",
     "drop publication if exists tailwater",
     "drop owned by tailwater_src",

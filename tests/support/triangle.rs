@@ -57,6 +57,7 @@ impl Triangle {
         settings(&odoo.world, owners, flows);
         let target = if older { api.older_target().await } else { api.target() };
         odoo.world.add_settings(&target);
+        odoo.erp.batch_execute(&watched(&api.bot)).await.unwrap();
         let environment = vec![("TAILWATER__SOURCES__ERP__URL".to_owned(), odoo.source)];
         Some(Self { world: odoo.world, people: People::Real(api), erp: odoo.erp, environment })
     }
@@ -109,6 +110,24 @@ impl Triangle {
             calls.map(move |call| format!("{name} {:.1} {}", call.at_s, call.line)).collect::<Vec<_>>()
         });
         found.collect()
+    }
+
+    /// Writes of ours in a running Odoo that changed nothing and were not sent anew after one of these instants, by the ERP's clock.
+    pub async fn nil_writes(&self, kills: &[jiff::Timestamp]) -> Vec<String> {
+        if let People::Simulated(..) = self.people {
+            return Vec::new();
+        }
+        let rows = self
+            .erp
+            .query("select at::text, partner from tailwater_nil_write order by at", &[])
+            .await
+            .unwrap();
+        let at = |row: &tokio_postgres::Row| row.get::<_, String>(0).parse::<jiff::Timestamp>().unwrap();
+        let anew = |at: jiff::Timestamp| {
+            kills.iter().any(|kill| at > *kill && at.duration_since(*kill).as_secs() < 5)
+        };
+        let unexcused = rows.iter().filter(|row| !anew(at(row)));
+        unexcused.map(|row| format!("{} partner {}", at(row), row.get::<_, i32>(1))).collect()
     }
 
     /// A company; gives its number.
@@ -200,6 +219,25 @@ impl Triangle {
     pub fn user(&self, id: i32) -> Value {
         self.world.zendesk.with(|zendesk| zendesk.users()).remove(&format!("ERP-P-{id}")).unwrap_or_default()
     }
+}
+
+/// Notes each update of a partner by our own user that changes nothing but when and by whom it was written: the test's observer.
+fn watched(bot: &str) -> String {
+    format!(
+        "drop table if exists tailwater_nil_write;
+         create table tailwater_nil_write (at timestamptz not null default clock_timestamp(), partner int not null);
+         grant insert on tailwater_nil_write to public;
+         create or replace function tailwater_nil_write() returns trigger language plpgsql as $$
+         begin
+           if new.write_uid = (select id from res_users where login = '{bot}')
+             and to_jsonb(old) - 'write_date' - 'write_uid' = to_jsonb(new) - 'write_date' - 'write_uid' then
+             insert into tailwater_nil_write (partner) values (new.id);
+           end if;
+           return null;
+         end $$;
+         create or replace trigger tailwater_nil_write after update on res_partner
+           for each row execute function tailwater_nil_write();"
+    )
 }
 
 /// Both others polled every second, with mappings of their own.
