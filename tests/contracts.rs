@@ -123,6 +123,7 @@ fn due(lane: Lane) -> Due {
         external_id: None,
         applied_sha256: None,
         applied_body: None,
+        shown_body: None,
         references: Default::default(),
         shard: 0,
         priority: tailwater::event::Priority::Profile,

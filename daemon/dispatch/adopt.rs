@@ -28,6 +28,19 @@ pub(super) enum Adopted {
 }
 
 impl Delivery {
+    /// Writes down that an object stands at the target as it should, which it was never told.
+    pub(super) async fn note(&self, request: &Request, wishes: Vec<String>) -> Result<(), LedgerError> {
+        let mut batch = Batch::default();
+        batch.claims.extend(self.claim(request.holds.clone(), wishes));
+        self.supersede(&mut batch);
+        let reason = "so already at the target";
+        let entry = batch.entry(self.outcome_entry(Class::Duplicate, None, &Outcome::unsent(reason), None));
+        batch.applied.push(self.applied(request, self.due.external_id.clone(), entry));
+        let (state, reason) = ("duplicate", Some(reason.to_owned()));
+        batch.closed.push(ClosedWrite { id: self.due.id, state, reason, cause: None });
+        self.ledger.writer().write(batch).await.map(|_| ())
+    }
+
     /// Looks the object up, surest way first.
     pub(super) async fn adopt(&self, look_ups: Vec<(usize, Request)>) -> Result<Adopted, LedgerError> {
         let object = self.target.connector.object(&self.due.lane.object);

@@ -97,6 +97,7 @@ impl Delivery {
             },
             Plan::Send { request, wishes } => self.send(request, wishes).await,
             Plan::Prepare { wishes, .. } => self.prepare(wishes).await,
+            Plan::Note { request, wishes } => self.note(&request, wishes).await,
             Plan::Find(request) => self.find(request).await,
         }
     }
@@ -193,7 +194,7 @@ impl Delivery {
     }
 
     /// What the object holds and wishes at the target from now on, where that matters.
-    fn claim(&self, reserve: Vec<String>, wishes: Vec<String>) -> Option<ClaimWrite> {
+    pub(super) fn claim(&self, reserve: Vec<String>, wishes: Vec<String>) -> Option<ClaimWrite> {
         let matters = self.target.has_unique(&self.due.lane.object) || !self.due.requires.is_empty();
         matters.then(|| ClaimWrite {
             lane: self.due.lane.clone(),

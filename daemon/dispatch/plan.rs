@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::compare::same;
 use super::retry::{Doubt, Resolution, resolve};
 use crate::connector::request::{Request, encode, without_nulls};
 use crate::connector::{Before, Connector, Find, ObjectSpec, Strategy, Unique, Write};
@@ -37,6 +38,13 @@ pub enum Plan {
         /// As for [`Plan::Send`].
         wishes: Vec<String>,
     },
+    /// It stands there so, though the target was never told: what it would have been told is noted.
+    Note {
+        /// The request that is not sent.
+        request: Request,
+        /// As for [`Plan::Send`].
+        wishes: Vec<String>,
+    },
     /// Ask first what is to be written; then send that.
     Prepare {
         /// As for [`Plan::Send`].
@@ -53,7 +61,7 @@ pub enum Plan {
 impl Plan {
     /// What its body says matters to nobody later.
     pub fn forget_what_it_says(&mut self) {
-        if let Self::Send { request, .. } | Self::Adopt { request, .. } = self {
+        if let Self::Send { request, .. } | Self::Adopt { request, .. } | Self::Note { request, .. } = self {
             request.says = None;
         }
     }
@@ -62,7 +70,7 @@ impl Plan {
     #[must_use]
     pub fn first_request(&self) -> Option<&Request> {
         match self {
-            Self::Skip { .. } | Self::Park(..) => None,
+            Self::Skip { .. } | Self::Note { .. } | Self::Park(..) => None,
             Self::Send { request, .. } | Self::Find(request) | Self::Prepare { first: request, .. } => {
                 Some(request)
             }
@@ -170,6 +178,7 @@ pub fn plan(
     if !publishes && known && is_so {
         return Ok(Plan::Skip { reason: "unchanged at the target", claims: Some((holds, wishes)) });
     }
+    let is_shown = known && due.shown_body.as_ref().is_some_and(|shown| shows(shown, &body));
     let (step, write) = write_of(&object.strategy, known);
     if let Some(first) = write.before.first() {
         let first = before(connector, due, first, &[])?;
@@ -178,6 +187,9 @@ pub fn plan(
     let request = written(connector, (step, write), &scope, body, known)?;
     let says = request.says.map(|body| held.map_or_else(|| body.clone(), |held| laid_over(held, &body)));
     let request = Request { sha256: Some(sha256), holds, says, ..request };
+    if is_shown {
+        return Ok(Plan::Note { request, wishes });
+    }
     if step == "create" && adopts {
         let look_ups = look_ups(object, &scope)?;
         if !look_ups.is_empty() {
@@ -291,6 +303,16 @@ fn within(body: &Value, held: &Value) -> bool {
         }
         (Value::Object(body), Value::Null) => body.values().all(|value| within(value, held)),
         (body, held) => body == held,
+    }
+}
+
+/// True when what is shown is what `body` would make it.
+fn shows(shown: &Value, body: &Value) -> bool {
+    match (shown, body) {
+        (Value::Object(shown), Value::Object(body)) => {
+            body.iter().all(|(name, value)| shown.get(name).is_some_and(|shown| shows(shown, value)))
+        }
+        (shown, body) => same(shown, body),
     }
 }
 

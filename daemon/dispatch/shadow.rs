@@ -42,6 +42,7 @@ impl Delivery {
                 (format!("{} {}", request.method, request.step), Some(request))
             }
             Plan::Skip { reason, .. } => ((*reason).to_owned(), None),
+            Plan::Note { .. } => ("so already at the target".to_owned(), None),
             Plan::Park(_, reason) => (format!("parked: {reason}"), None),
         };
         batch.entry(NewEntry::new(

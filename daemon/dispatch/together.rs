@@ -7,8 +7,10 @@ use super::plan::own_id;
 use super::target::Target;
 use crate::event::words::merge;
 use crate::ledger::LedgerError;
+use crate::ledger::images::rows;
 use crate::ledger::outbox::Due;
 use crate::ledger::said::words;
+use crate::mapping::scope::Scope;
 
 /// Brings events of objects of which several sources speak to what all of them say, without what the target says itself.
 pub async fn together(
@@ -25,10 +27,11 @@ pub async fn together(
     };
     let subjects: Vec<_> = found.iter().filter_map(subject).collect();
     let known = words(client, &subjects).await?;
+    for due in found.iter_mut().filter(|due| due.external_id.is_none()) {
+        due.external_id = own_id(&target.connector, due);
+    }
+    show(client, target, &mut found).await?;
     for due in &mut found {
-        if due.external_id.is_none() {
-            due.external_id = own_id(&target.connector, due);
-        }
         let foreign = due.event.get("foreign").and_then(Value::as_array).into_iter().flatten();
         let foreign: Vec<String> = foreign.filter_map(Value::as_str).map(str::to_owned).collect();
         due.unknown.clone_from(&foreign);
@@ -45,4 +48,23 @@ pub async fn together(
         }
     }
     Ok(found)
+}
+
+/// What the source that is the same system shows of objects that the target was told nothing of yet.
+async fn show(client: &Client, target: &Target, found: &mut [Due]) -> Result<(), LedgerError> {
+    let Some(source) = &target.twin else { return Ok(()) };
+    let shown = |due: &Due| {
+        let fresh = due.applied_sha256.is_none() && due.applied_body.is_none();
+        let key = due.external_id.clone().filter(|_| fresh)?;
+        let shown = target.connector.object(&due.lane.object)?.shown.as_ref()?;
+        Some((shown, (shown.table.clone(), key)))
+    };
+    let wanted: Vec<(String, String)> = found.iter().filter_map(shown).map(|(_, id)| id).collect();
+    let rows = rows(client, source, &wanted).await?;
+    for due in found {
+        let Some((shown, id)) = shown(due) else { continue };
+        let Some(row) = rows.get(&id) else { continue };
+        due.shown_body = shown.body.evaluate(&Scope::new([("record", row)])).ok();
+    }
+    Ok(())
 }

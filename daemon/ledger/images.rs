@@ -53,6 +53,24 @@ async fn load_rows(
     Ok(())
 }
 
+/// Rows as a source last showed them, by table and key.
+pub async fn rows(
+    client: &Client,
+    source: &str,
+    wanted: &[(String, String)],
+) -> Result<HashMap<(String, String), Value>, LedgerError> {
+    if wanted.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let (relations, keys): (Vec<&str>, Vec<&str>) =
+        wanted.iter().map(|(table, key)| (table.as_str(), key.as_str())).unzip();
+    let sql = "select i.relation, i.key, i.row from unnest($2::text[], $3::text[]) as w(relation, key)
+               join image i on i.source = $1 and i.relation = w.relation and i.key = w.key
+               where i.row is not null";
+    let found = client.query(sql, &[&source, &relations, &keys]).await?;
+    found.iter().map(|row| Ok(((row.try_get(0)?, row.try_get(1)?), row.try_get(2)?))).collect()
+}
+
 /// The form in which statements write it.
 fn emissions(text: &str) -> Option<Vec<Emission>> {
     let lists: Vec<Vec<String>> = serde_json::from_str(text).ok()?;

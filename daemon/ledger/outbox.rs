@@ -50,6 +50,8 @@ pub struct Due {
     pub applied_sha256: Option<String>,
     /// The body that would make the object what the target holds, where that is known.
     pub applied_body: Option<Value>,
+    /// What the source that is the same system shows of it, in the form of a body, where the target was told nothing yet.
+    pub shown_body: Option<Value>,
     /// The target's ids of what this delivery refers to; absent when it is not there.
     pub references: HashMap<String, String>,
     /// Its lane is in this shard.
@@ -93,6 +95,7 @@ impl Due {
             external_id: None,
             applied_sha256: None,
             applied_body: None,
+            shown_body: None,
             references: HashMap::new(),
             shard: 0,
             priority: Priority::Profile,
@@ -303,6 +306,7 @@ async fn read_due(
             external_id: row.try_get(15)?,
             applied_sha256: row.try_get(16)?,
             applied_body: row.try_get(24)?,
+            shown_body: None,
             references: HashMap::new(),
             priority: Priority::of_number(row.try_get(19)?),
             due_at: row.try_get(20)?,

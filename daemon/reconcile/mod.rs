@@ -290,6 +290,7 @@ impl<'a> Reconciler<'a> {
         let mut wants = Vec::new();
         for mut due in found {
             (due.applied_sha256, due.applied_body, due.uncertain) = (None, None, false);
+            due.shown_body = None;
             if target.versions.lift(&target.connector.system, &mut due).is_err() {
                 continue;
             }

@@ -116,7 +116,7 @@ pub fn shown(connector: &Connector, due: &Due) -> Option<Value> {
                 .map(|body| serde_json::from_str::<Value>(&body).unwrap_or_else(|_| fields_of_form(&body)));
             Some(json!({"system": system, "request": line, "body": body}))
         }
-        Ok(Plan::Skip { .. }) => None,
+        Ok(Plan::Skip { .. } | Plan::Note { .. }) => None,
         Ok(Plan::Park(_, reason)) => Some(json!({"system": system, "error": reason})),
         Err(obstacle) => Some(json!({"system": system, "error": obstacle.to_string()})),
     }

@@ -142,7 +142,9 @@ impl OdooApi {
         let kept = |row: &str| {
             let mut row: Value = serde_json::from_str(row).unwrap_or_default();
             if let Value::Object(map) = &mut row {
-                ["write_date", "write_uid"].iter().for_each(|name| drop(map.remove(*name)));
+                // What follows from the rest is no change of its own.
+                let derived = ["write_date", "write_uid", "complete_name", "email_normalized"];
+                derived.iter().for_each(|name| drop(map.remove(*name)));
             }
             row
         };
