@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::compare::same;
+use super::compare::{laid_over, shows, within};
 use super::retry::{Doubt, Resolution, resolve};
 use crate::connector::request::{Request, encode, without_nulls};
 use crate::connector::{Before, Connector, Find, ObjectSpec, Strategy, Unique, Write};
@@ -190,13 +190,11 @@ pub fn plan(
     if is_shown {
         return Ok(Plan::Note { request, wishes });
     }
-    if step == "create" && adopts {
-        let look_ups = look_ups(object, &scope)?;
-        if !look_ups.is_empty() {
-            return Ok(Plan::Adopt { look_ups, request, wishes });
-        }
+    let look_ups = if step == "create" && adopts { look_ups(object, &scope)? } else { Vec::new() };
+    if look_ups.is_empty() {
+        return Ok(Plan::Send { request, wishes });
     }
-    Ok(Plan::Send { request, wishes })
+    Ok(Plan::Adopt { look_ups, request, wishes })
 }
 
 /// What an object is written by.
@@ -292,42 +290,6 @@ fn look_up(connector: &Connector, find: &Find, due: &Due) -> Result<Request, Eva
     match &find.body {
         Some(body) => Ok(request.with_body(connector.encoding, &body.render(&inputs.scope())?)),
         None => Ok(request),
-    }
-}
-
-/// True when everything that `body` says is so in `held`.
-fn within(body: &Value, held: &Value) -> bool {
-    match (body, held) {
-        (Value::Object(body), Value::Object(held)) => {
-            body.iter().all(|(name, value)| within(value, held.get(name).unwrap_or(&Value::Null)))
-        }
-        (Value::Object(body), Value::Null) => body.values().all(|value| within(value, held)),
-        (body, held) => body == held,
-    }
-}
-
-/// True when what is shown is what `body` would make it.
-fn shows(shown: &Value, body: &Value) -> bool {
-    match (shown, body) {
-        (Value::Object(shown), Value::Object(body)) => {
-            body.iter().all(|(name, value)| shown.get(name).is_some_and(|shown| shows(shown, value)))
-        }
-        (shown, body) => same(shown, body),
-    }
-}
-
-/// What is held once it has been told `body`.
-fn laid_over(held: &Value, body: &Value) -> Value {
-    match (held, body) {
-        (Value::Object(held), Value::Object(body)) => {
-            let mut all = held.clone();
-            for (name, value) in body {
-                let known = held.get(name).unwrap_or(&Value::Null);
-                all.insert(name.clone(), laid_over(known, value));
-            }
-            Value::Object(all)
-        }
-        (_, body) => body.clone(),
     }
 }
 
