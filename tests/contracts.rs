@@ -95,44 +95,11 @@ fn of_object(
         operation: operation.to_owned(),
         external_id: known.then(|| "7".to_owned()),
         references,
-        ..due(lane)
+        ..Due::bare(lane)
     };
     match plan(connector, false, &due, Timestamp::UNIX_EPOCH, &|_| None) {
         Ok(Plan::Send { request, .. } | Plan::Find(request)) => Some(request),
         _ => None,
-    }
-}
-
-fn due(lane: Lane) -> Due {
-    Due {
-        id: 0,
-        lane,
-        event_seq: 0,
-        event: Value::Null,
-        operation: String::new(),
-        uncertain: false,
-        round: 0,
-        attempts: 0,
-        request: None,
-        idempotency_key: None,
-        attempted_at: None,
-        last_attempt_at: None,
-        reason: None,
-        requires: Vec::new(),
-        supersedes: Vec::new(),
-        external_id: None,
-        applied_sha256: None,
-        applied_body: None,
-        shown_body: None,
-        references: Default::default(),
-        shard: 0,
-        priority: tailwater::event::Priority::Profile,
-        due_at: Timestamp::UNIX_EPOCH,
-        alone: false,
-        waits_for: None,
-        told_at: None,
-        is_open: true,
-        unknown: Vec::new(),
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::flow::Flow;
 use crate::connector::Shown;
@@ -17,7 +17,6 @@ use crate::ledger::Ledger;
 use crate::ledger::LedgerError;
 use crate::ledger::batch::{Batch, Lane};
 use crate::ledger::held::{SeenWrite, held};
-use crate::mapping::scope::Scope;
 
 /// A row before and after.
 pub(super) struct Changed {
@@ -87,11 +86,9 @@ pub(super) async fn compare(
     Ok(compared)
 }
 
-/// A row in the form of a body; what cannot be told of it is null.
 fn as_body(shown: &Shown, row: &Row) -> Value {
     let record = row.iter().map(|(name, value)| (name.to_string(), value.clone()));
-    let record = Value::Object(record.collect::<Map<_, _>>());
-    shown.body.evaluate(&Scope::new([("record", &record)])).unwrap_or_default()
+    shown.as_body(&Value::Object(record.collect()))
 }
 
 /// `body` with what changed of it from `before` to `after`.

@@ -8,7 +8,7 @@ use super::bulk::read_jobs;
 use super::classify::{Class, OutcomeRule};
 use super::limit::read_limits;
 use super::object::{read_message, read_object};
-use super::stream::read_reading;
+use super::reading::read_reading;
 use super::{Auth, Connector, Encoding, Idempotency, SettingSpec, Transport};
 use crate::config::node::{Fields, Node, Problems, nearest};
 use crate::mapping::expression::Expression;

@@ -7,6 +7,7 @@ pub mod classify;
 pub mod file;
 pub mod limit;
 mod object;
+mod reading;
 pub mod request;
 pub mod stream;
 
@@ -16,6 +17,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::mapping::expression::Expression;
+use crate::mapping::scope::Scope;
 use crate::mapping::template::Template;
 use bulk::{Bulk, Jobs};
 use classify::OutcomeRule;
@@ -217,6 +219,14 @@ pub struct Shown {
     pub ours: Option<Expression>,
     /// What of a body is never shown: paths with dots.
     pub except: Vec<String>,
+}
+
+impl Shown {
+    /// A record in the form of a body; what cannot be told of it is null.
+    #[must_use]
+    pub fn as_body(&self, record: &Value) -> Value {
+        self.body.evaluate(&Scope::new([("record", record)])).unwrap_or_default()
+    }
 }
 
 /// One kind of object of a system.

@@ -9,6 +9,7 @@ pub mod deliver;
 pub mod follow_up;
 pub mod gate;
 mod group;
+mod inputs;
 pub mod job;
 pub mod lane;
 pub mod look_up;

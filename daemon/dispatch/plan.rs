@@ -1,8 +1,9 @@
 //! What to send for a delivery, if anything. Pure: who holds a unique value is a parameter.
 
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
 use super::compare::{laid_over, shows, within};
+use super::inputs::Inputs;
 use super::retry::{Doubt, Resolution, resolve};
 use crate::connector::request::{Request, encode, without_nulls};
 use crate::connector::{Before, Connector, Find, ObjectSpec, Strategy, Unique, Write};
@@ -355,55 +356,6 @@ fn looks_up(object: &ObjectSpec) -> bool {
 
 fn object_of<'a>(connector: &'a Connector, due: &Due) -> Result<&'a ObjectSpec, Obstacle> {
     connector.object(&due.lane.object).ok_or_else(|| Obstacle::UnknownObject(due.lane.object.clone()))
-}
-
-/// `event`, `references` (object to the target's id, null when it is not there), `external_id`, and `meta` (what is said of the
-/// event: `id`, `type`, `operation`, `time`, `source`, `subject`).
-struct Inputs([(&'static str, Value); 5]);
-
-impl Inputs {
-    fn new(connector: &Connector, due: &Due) -> Self {
-        let mut event = due.event.get("data").cloned().unwrap_or_default();
-        if !event.is_object() {
-            event = Value::Object(Map::new());
-        }
-        if let Value::Object(map) = &mut event {
-            let id = due.event.get("id").and_then(Value::as_str).unwrap_or(&due.lane.canonical_id);
-            map.insert("id".into(), Value::from(id));
-        }
-        let mut references: Map<String, Value> =
-            connector.objects.iter().map(|object| (object.name.clone(), Value::Null)).collect();
-        for (reference, external_id) in &due.references {
-            if let Some((object, _)) = reference.split_once('/') {
-                references.insert(object.to_owned(), Value::String(external_id.clone()));
-            }
-        }
-        let settings = connector.set.clone();
-        let external_id = due.external_id.clone().map_or(Value::Null, Value::String);
-        let said = |path: &str| due.event.pointer(path).cloned().unwrap_or_default();
-        let meta = json!({
-            "id": said("/event_id"), "type": said("/type"), "operation": said("/op"), "subject": due.lane.canonical_id,
-            "time": said("/source/committed_at"), "source": said("/source/name"),
-        });
-        let references = Value::Object(references);
-        let inputs = [
-            ("event", event),
-            ("references", references),
-            ("external_id", external_id),
-            ("meta", meta),
-            ("settings", settings),
-        ];
-        Self(inputs)
-    }
-
-    fn with<'a>(&'a self, answered: &'a [(&str, Value)]) -> Scope<'a> {
-        let own = self.0.iter().map(|(name, value)| (*name, value));
-        Scope::new(own.chain(answered.iter().map(|(name, value)| (*name, value))))
-    }
-
-    fn scope(&self) -> Scope<'_> {
-        Scope::new(self.0.iter().map(|(name, value)| (*name, value)))
-    }
 }
 
 /// The name under which a unique value is reserved; case and outer white space do not tell values apart.

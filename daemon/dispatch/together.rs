@@ -10,7 +10,6 @@ use crate::ledger::LedgerError;
 use crate::ledger::images::rows;
 use crate::ledger::outbox::Due;
 use crate::ledger::said::words;
-use crate::mapping::scope::Scope;
 
 /// Brings events of objects of which several sources speak to what all of them say, without what the target says itself.
 pub async fn together(
@@ -64,7 +63,7 @@ async fn show(client: &Client, target: &Target, found: &mut [Due]) -> Result<(),
     for due in found {
         let Some((shown, id)) = shown(due) else { continue };
         let Some(row) = rows.get(&id) else { continue };
-        due.shown_body = shown.body.evaluate(&Scope::new([("record", row)])).ok();
+        due.shown_body = Some(shown.as_body(row));
     }
     Ok(())
 }

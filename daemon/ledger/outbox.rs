@@ -76,12 +76,24 @@ impl Due {
     /// A delivery as it would be, had this event just been ledgered: nothing stands at the target yet.
     #[must_use]
     pub fn imagined(lane: Lane, event: &CanonicalEvent, requires: Vec<String>) -> Self {
+        let operation = if event.operation == Operation::Delete { "delete" } else { "upsert" };
+        Self {
+            event: json!({"data": event.data, "event_id": event.event_id}),
+            operation: operation.to_owned(),
+            requires,
+            ..Self::bare(lane)
+        }
+    }
+
+    /// A delivery of nothing yet.
+    #[must_use]
+    pub fn bare(lane: Lane) -> Self {
         Self {
             id: 0,
             lane,
             event_seq: 0,
-            event: json!({"data": event.data, "event_id": event.event_id}),
-            operation: if event.operation == Operation::Delete { "delete" } else { "upsert" }.to_owned(),
+            event: Value::Null,
+            operation: String::new(),
             uncertain: false,
             round: 0,
             attempts: 0,
@@ -90,7 +102,7 @@ impl Due {
             attempted_at: None,
             last_attempt_at: None,
             reason: None,
-            requires,
+            requires: Vec::new(),
             supersedes: Vec::new(),
             external_id: None,
             applied_sha256: None,

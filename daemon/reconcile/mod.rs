@@ -31,7 +31,7 @@ use crate::ledger::{Ledger, LedgerError};
 use crate::mapping::scope::Scope;
 use crate::source::poll::page::read_record;
 use crate::source::poll::{Pass, Record};
-use tally::{Tally, as_body, fields, is_gone, laid_over};
+use tally::{Tally, fields, is_gone, laid_over};
 
 /// Objects looked for at once that no page showed.
 const UNSEEN: i64 = 200;
@@ -223,7 +223,7 @@ impl<'a> Reconciler<'a> {
                 repaired: self.comparison.repair,
             };
             if self.comparison.repair {
-                let body = laid_over(body, &as_body(shown, &now));
+                let body = laid_over(body, &shown.as_body(&now));
                 let sha256 = sha256_hex(&canonical_bytes(&without_nulls(&body)));
                 batch.seen.push(SeenWrite { lane: lane.clone(), body, sha256 });
                 batch.checks.push(lane);

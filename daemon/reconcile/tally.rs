@@ -7,7 +7,6 @@ use serde_json::{Value, json};
 use crate::connector::Shown;
 use crate::dispatch::compare::same;
 use crate::ledger::reconcile::Difference;
-use crate::mapping::scope::Scope;
 
 /// Differences that the ledger's entry names; all of them are in the table.
 const NAMED: usize = 20;
@@ -57,15 +56,10 @@ pub(super) fn is_gone(object: &Value) -> bool {
     object.get("deleted").and_then(Value::as_bool) == Some(true)
 }
 
-/// An object in the form of a body.
-pub(super) fn as_body(shown: &Shown, record: &Value) -> Value {
-    shown.body.evaluate(&Scope::new([("record", record)])).unwrap_or_default()
-}
-
 /// Fields of which something else stands there: path, what should stand there, what does.
 pub(super) fn fields(shown: &Shown, body: &Value, record: &Value) -> Vec<(String, Value, Value)> {
     let mut found = Vec::new();
-    differ(String::new(), body, &as_body(shown, record), &shown.except, &mut found);
+    differ(String::new(), body, &shown.as_body(record), &shown.except, &mut found);
     found
 }
 
