@@ -222,7 +222,8 @@ impl Intake {
         let flow = self.flow.clone();
         let moved = flow.waves.moved();
         let seen: Vec<Changed> = self.shown(&changes);
-        if !settled && (!seen.is_empty() || !subjects(&flow, &emitted).is_empty()) {
+        let reads_words = !changes.drifts.is_empty() || !subjects(&flow, &emitted).is_empty();
+        if !settled && (!seen.is_empty() || reads_words) {
             return Ok(Prepared::Needs(missing));
         }
         let together = together(&flow, &self.ledger, &emitted).await?;
