@@ -18,7 +18,7 @@ const PAGE: usize = 1_000;
 pub struct Exports {
     /// By kind, in the plural, and number: since when it is so, and what it is.
     rows: BTreeMap<(&'static str, u64), (i64, Value)>,
-    /// So many seconds are withheld.
+    /// So many seconds are withheld, besides the one that is going on.
     pub withheld_s: i64,
     /// Number of the last ticket.
     pub last_ticket: u64,
@@ -97,8 +97,9 @@ impl Exports {
     }
 
     fn of<'a>(&'a self, kind: &'a str) -> Vec<(i64, u64, &'a Value)> {
+        // Never a second that has not ended: a row that changes in it again would stand before the cursor. The real one withholds a minute.
         let until = Timestamp::now().as_second() - self.withheld_s;
-        let rows = self.rows.iter().filter(|((of, _), (at, _))| *of == kind && *at <= until);
+        let rows = self.rows.iter().filter(|((of, _), (at, _))| *of == kind && *at < until);
         let mut rows: Vec<_> = rows.map(|((_, id), (at, object))| (*at, *id, object)).collect();
         rows.sort_by_key(|(at, id, _)| (*at, *id));
         rows
@@ -109,7 +110,6 @@ impl Exports {
         let behind: Vec<_> = rows.iter().filter(|(at, id, _)| (*at, *id) > since).collect();
         let page: Vec<&Value> = behind.iter().take(PAGE).map(|(_, _, object)| *object).collect();
         let last = behind.get(page.len().wrapping_sub(1)).map_or(since, |(at, id, _)| (*at, *id));
-        // A row that changes within the second of the last one comes behind it all the same.
         let body = json!({kind: page, "after_cursor": format!("{}-{}", last.0, last.1), "end_of_stream": behind.len() <= PAGE});
         Reply::plain(200, body)
     }
