@@ -33,6 +33,7 @@ mod localstripe;
 mod mapping;
 mod mass;
 mod orders;
+mod pages;
 mod poll_gaps;
 mod polling;
 mod processes;
