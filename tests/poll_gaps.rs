@@ -74,6 +74,15 @@ async fn complete(world: &World, feed: &VendorServer<Feed>, patience: Duration) 
     told(world).await
 }
 
+/// Waits until so many more pages were asked for.
+async fn asked_again(world: &World, feed: &VendorServer<Feed>, more: usize) {
+    let enough = feed.calls() + more;
+    eventually(Duration::from_secs(30), "polls", async || {
+        if feed.calls() >= enough { Ok(()) } else { Err(world.log()) }
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn late_doubled_and_shifting_records_are_told_once_each() {
     let records = from_environment("TAILWATER_RECORDS", 3_000);
@@ -96,7 +105,7 @@ async fn late_doubled_and_shifting_records_are_told_once_each() {
                 feed.touch(way, if again { random.random_range(1..made) } else { made });
             }
         });
-        tokio::time::sleep(Duration::from_millis(random.random_range(0..60))).await;
+        asked_again(&world, &feed, random.random_range(0..2)).await;
         if random.random_bool(0.02) {
             daemon.kill();
             daemon = world.daemon();

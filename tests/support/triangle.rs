@@ -74,21 +74,26 @@ impl Triangle {
 
     /// Waits until nothing is owed, and has not been for as long as it takes for everything to be read once more.
     pub async fn at_rest(&self, patience: Duration) {
-        let world = &self.world;
         loop {
             self.settled(patience).await;
             let before = self.effects().await;
-            let calls = world.stripe.calls() + world.zendesk.calls();
-            eventually(patience, "polls", async || {
-                let asked = world.stripe.calls() + world.zendesk.calls() >= calls + 8;
-                if asked { Ok(()) } else { Err(world.log()) }
-            })
-            .await;
+            self.called_again(8).await;
             self.settled(patience).await;
             if self.effects().await == before {
                 return;
             }
         }
+    }
+
+    /// Waits until the two others were called so many more times.
+    pub async fn called_again(&self, more: usize) {
+        let world = &self.world;
+        let calls = || world.stripe.calls() + world.zendesk.calls();
+        let enough = calls() + more;
+        eventually(Duration::from_secs(30), "calls", async || {
+            if calls() >= enough { Ok(()) } else { Err(world.log()) }
+        })
+        .await;
     }
 
     /// What has been written anywhere.
@@ -112,22 +117,41 @@ impl Triangle {
         found.collect()
     }
 
-    /// Writes of ours in a running Odoo that changed nothing and were not sent anew after one of these instants, by the ERP's clock.
-    pub async fn nil_writes(&self, kills: &[jiff::Timestamp]) -> Vec<String> {
+    /// Writes of ours in a running Odoo that changed nothing, and repeat none of which it was not known whether it was carried out.
+    pub async fn nil_writes(&self) -> Vec<String> {
         if let People::Simulated(..) = self.people {
             return Vec::new();
         }
-        let rows = self
-            .erp
-            .query("select min(at)::text, min(partner) from tailwater_nil_write group by transaction having bool_and(nil) order by 1", &[])
-            .await
-            .unwrap();
-        let at = |row: &tokio_postgres::Row| row.get::<_, String>(0).parse::<jiff::Timestamp>().unwrap();
-        let anew = |at: jiff::Timestamp| {
-            kills.iter().any(|kill| at > *kill && at.duration_since(*kill).as_secs() < 5)
-        };
-        let unexcused = rows.iter().filter(|row| !anew(at(row)));
-        unexcused.map(|row| format!("{} partner {}", at(row), row.get::<_, i32>(1))).collect()
+        let sql = "select min(at)::text, min(partner) from tailwater_nil_write group by transaction
+                   having bool_and(nil) order by 1";
+        let rows = self.erp.query(sql, &[]).await.unwrap();
+        let mut found = Vec::new();
+        for row in rows {
+            let (at, partner): (String, i32) = (row.get(0), row.get(1));
+            if !self.repeats_one_in_doubt(&at, partner).await {
+                found.push(format!("{at} partner {partner}"));
+            }
+        }
+        found
+    }
+
+    /// True when the request that was sent last before `at` had been sent before, and no outcome says that it was carried out.
+    async fn repeats_one_in_doubt(&self, at: &str, partner: i32) -> bool {
+        let sql = "with e as (
+                     select seq, kind, convert_from(body, 'UTF8')::jsonb as body from entry where kind in ('attempt', 'outcome')
+                   ), attempt as (
+                     select seq, body ->> 'request_sha256' as sha256, body ->> 'recorded_at' as at from e
+                     where kind = 'attempt' and body ->> 'target' = 'odoo' and body ->> 'id' = $1
+                   ), last as (
+                     select * from attempt where at::timestamptz <= $2::text::timestamptz order by seq desc limit 1
+                   )
+                   select exists (
+                     select from last join attempt a on a.sha256 = last.sha256 and a.seq < last.seq
+                     where not exists (
+                       select from e where kind = 'outcome' and (body ->> 'attempt_seq')::bigint = a.seq
+                         and body ->> 'class' <> 'uncertain'))";
+        let ledger = self.world.ledger_client().await;
+        ledger.query_one(sql, &[&format!("ERP-P-{partner}"), &at]).await.unwrap().get(0)
     }
 
     /// A company; gives its number.
