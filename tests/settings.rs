@@ -214,3 +214,27 @@ fn the_binary_carries_exactly_the_shipped_mapping_files() {
     found.sort();
     assert_eq!(found, shipped::FILES.map(|(name, _)| name.to_owned()));
 }
+
+#[test]
+fn a_flow_that_needs_a_setting_of_its_target_is_refused_without_it() {
+    let settings = format!(
+        "flows = [\"time\", \"cases\"]\n{GOOD}\n[targets.odoo]\nconnector = \"odoo\"\nbase_url = \"http://127.0.0.1:8069\"\n\
+         api_key = {{ file = \"/etc/tailwater/secrets/odoo\" }}\nsettings = {{ database = \"odoo\", timesheet_project = 1 }}\n"
+    );
+    let files = Files::new(&settings);
+    let problems = files.problems(&[]);
+    assert_eq!(problems.len(), 1, "{problems:#?}");
+    assert!(problems[0].starts_with("flows.yaml:"), "{problems:?}");
+    assert!(
+        problems[0].ends_with(
+            "[targets.odoo]: `timesheet`, which this route makes, needs the setting `timesheet_employee` | \
+             settings = { timesheet_employee = 1 }, or leave its flow out"
+        ),
+        "{problems:?}"
+    );
+    files.edit("tailwater.toml", "timesheet_project = 1", "timesheet_project = 1, timesheet_employee = 2");
+    assert_eq!(files.problems(&[]), Vec::<String>::new());
+    files.edit("tailwater.toml", ", timesheet_employee = 2", "");
+    files.edit("tailwater.toml", "[\"time\", \"cases\"]", "[\"cases\"]");
+    assert_eq!(files.problems(&[]), Vec::<String>::new());
+}

@@ -12,11 +12,12 @@ pub use operators::{
     DecisionArgs, DeliveriesCommand, IdentityCommand, ObjectArgs, QuotaCommand, WaveCommand, Which,
 };
 
-/// Change-data-capture replication from an ERP's PostgreSQL to billing and support systems.
+/// Change-data-capture replication between an ERP's PostgreSQL and billing and support systems.
 ///
-/// Tailwater follows the logical replication of the ERP's database, turns what changed into business events, and applies
-/// them to billing and support systems: within their rate limits, never twice, and with every step in an append-only
-/// ledger. The ERP gets one role, one publication and one replication slot; no module, no trigger.
+/// Tailwater follows the logical replication of the ERP's database and polls billing and support systems, turns what changed
+/// into business events, and applies them to all the others, the ERP included: within their rate limits, never twice, and
+/// with every step in an append-only ledger. The ERP gets one role, one publication and one replication slot, and a user of
+/// its API if it is written, too; no module, no trigger.
 #[derive(Debug, Parser)]
 #[command(name = "tailwater", version, after_help = EXIT_CODES)]
 pub struct Cli {
@@ -112,9 +113,10 @@ pub enum Command {
     },
     /// Compare what a target holds with what it should.
     ///
-    /// Reads the target back through its lists, within a tenth of its quota, and names what is missing, what differs (and whose word it
-    /// is), what carries an id of ours that we know nothing of, and how much of everything is there. The result stands in the
-    /// ledger. With `--repair` what differs is put right by ordinary deliveries, as far as ownership goes.
+    /// Reads the target back through its lists, within a tenth of its quota, and names what is missing, what differs (field by field,
+    /// what is there and what should be), what is there twice, what carries an id of ours that we know nothing of, and how much of
+    /// everything is there. The result stands in the ledger. With `--repair` what is missing or differs is put right by ordinary
+    /// deliveries, as far as ownership goes.
     Reconcile {
         /// The settings file.
         #[command(flatten)]

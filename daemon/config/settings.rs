@@ -11,6 +11,8 @@ use super::redis::read_redis;
 use super::secret::Secret;
 use super::source::{SourceConfig, read_source};
 use super::target::{TargetConfig, read_target};
+use serde_json::Value;
+
 use crate::cache::CacheSettings;
 use crate::mapping;
 use crate::mapping::SourceMapping;
@@ -218,7 +220,34 @@ fn check_routes(config: &Config, problems: &mut Problems) {
         Some(target.connector.objects.iter().map(|object| object.name.clone()).collect())
     };
     route::check(&config.routes, &made, &objects, problems);
+    check_set(config, problems);
     check_ownership(&mappings, problems);
+}
+
+/// What an object that is written needs of the settings of its target is there.
+fn check_set(config: &Config, problems: &mut Problems) {
+    for target in &config.targets {
+        let connector = &target.connector;
+        let named = |route: &&Route| route.target.as_ref().is_none_or(|only| *only == target.name);
+        let routes = || config.routes.iter().filter(|route| route.system == connector.system).filter(named);
+        for spec in
+            connector.settings.iter().filter(|spec| connector.set.get(&spec.name).is_none_or(Value::is_null))
+        {
+            let Some(object) = &spec.needed_for else { continue };
+            if let Some(route) = routes().find(|route| route.object == *object) {
+                let what = format!(
+                    "[targets.{}]: `{object}`, which this route makes, needs the setting `{}`",
+                    target.name, spec.name
+                );
+                let flow = "or leave its flow out";
+                problems.add(
+                    &route.at,
+                    what,
+                    format!("settings = {{ {} = {} }}, {flow}", spec.name, spec.example),
+                );
+            }
+        }
+    }
 }
 
 /// Owners are of objects and fields that there are.

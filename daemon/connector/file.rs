@@ -137,8 +137,9 @@ fn read_settings(fields: &mut Fields, problems: &mut Problems) -> Vec<SettingSpe
         let mut inner = node.fields(problems);
         let example = inner.string("example", "\"odoo19\"", problems);
         let needed = inner.optional("needed").and_then(|node| node.boolean(problems)).unwrap_or(false);
+        let needed_for = inner.optional("needed_for").and_then(|node| node.string(problems));
         inner.finish(problems);
-        Some(SettingSpec { name, example: example?, needed })
+        Some(SettingSpec { name, example: example?, needed, needed_for })
     };
     entries.into_iter().filter_map(read).collect()
 }

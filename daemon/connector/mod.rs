@@ -83,6 +83,8 @@ pub struct SettingSpec {
     pub example: String,
     /// There is no way without it.
     pub needed: bool,
+    /// Object that cannot be made without it.
+    pub needed_for: Option<String>,
 }
 
 /// How an object is found by our own id.
