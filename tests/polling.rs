@@ -144,6 +144,50 @@ async fn what_happens_at_stripe_becomes_canonical_events() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_the_key_may_not_read_holds_up_neither_other_lists_nor_what_is_written() {
+    let world = World::start(WorldOptions::default()).await;
+    world.add_source("stripe", STRIPE_POLLED);
+    let charge = world.stripe.with(|stripe| {
+        stripe.books.events.skew_s = -3_600;
+        stripe.books.forbidden = Some("refunds");
+        let customer = stripe.made_by_hand("early@example.test");
+        let charge = stripe.books.charge(&customer, (12_100, "eur"), true, "ERP-I-4");
+        stripe.books.refund(&charge, 100);
+        stripe.books.subscribe(&customer, SILVER, "eur");
+        stripe.books.events.skew_s = 0;
+        charge
+    });
+    let mut daemon = world.daemon();
+    world.streaming().await;
+    // Lists before and behind the one that is refused.
+    await_events(&world, "stripe", "subscription.v1", 1).await;
+    let paid = await_events(&world, "stripe", "payment.v1", 1).await;
+    assert_eq!(paid[0]["id"], format!("STRIPE-Y-{charge}"));
+    eventually(Duration::from_secs(20), "a word about it", async || {
+        let log = world.log();
+        if log.contains("a list cannot be read") && log.contains("status 403") { Ok(()) } else { Err(log) }
+    })
+    .await;
+    let mut odoo = world.odoo().await;
+    let company = odoo.create_company("Alpine", "a@example.test", 1).await.unwrap();
+    world.settled(Duration::from_secs(20)).await;
+    assert!(world.stripe.with(|stripe| stripe.customers().contains_key(&format!("ERP-P-{company}"))));
+    assert!(!world.log().contains("it is paused"), "{}", world.log());
+    let open = "select count(*) from load where source = 'stripe' and state = 'reading'";
+    assert_eq!(world.count(open).await, 1);
+    // Once it may, it is read without a word from anybody.
+    world.stripe.with(|stripe| stripe.books.forbidden = None);
+    let payments = await_events(&world, "stripe", "payment.v1", 2).await;
+    assert_eq!(payments.last().unwrap()["data"]["direction"], "refunded");
+    eventually(Duration::from_secs(20), "the end of the load", async || {
+        if world.count(open).await == 0 { Ok(()) } else { Err(world.log()) }
+    })
+    .await;
+    assert!(daemon.terminate().success());
+    world.verify();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn chargebee_and_freshdesk_are_written_and_what_happens_there_becomes_canonical_events() {
     let world = World::start(WorldOptions::default()).await;
     let mappings = world.directory.path().join("mappings");

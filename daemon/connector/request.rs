@@ -76,6 +76,12 @@ impl Request {
         matches!(self.step.as_str(), "create" | "post")
     }
 
+    /// It asks what there is, for a poll or a comparison.
+    #[must_use]
+    pub fn reads(&self) -> bool {
+        matches!(self.step.as_str(), "poll" | "list" | "read" | "reconcile")
+    }
+
     /// As the ledger keeps it.
     #[must_use]
     pub fn to_json(&self) -> Value {

@@ -196,6 +196,9 @@ impl Target {
             return Ok(None);
         };
         let (class, _) = answer.classify(&request.step, &self.connector.outcomes);
+        // Our credentials may do other things than read this (RFC 9110, 15.5.4): what is written goes on.
+        let is_forbidden = class == Class::Unauthorised && answer.status == 403 && request.reads();
+        let class = if is_forbidden { Class::Rejected } else { class };
         let retry_after = answer.retry_after(Timestamp::now());
         self.note(&Note { object, request, sent, class, answer: Some(&answer), retry_after });
         drop(permit);

@@ -105,10 +105,7 @@ impl HttpTarget {
             .iter()
             .filter_map(|(name, value)| Some((name.as_str().to_owned(), value.to_str().ok()?.to_owned())))
             .collect();
-        let body = match request.step.as_str() {
-            "poll" | "list" | "read" | "reconcile" => read_page(response).await?,
-            _ => read_body(response).await?,
-        };
+        let body = if request.reads() { read_page(response).await? } else { read_body(response).await? };
         Ok(Answer { status, headers, body })
     }
 

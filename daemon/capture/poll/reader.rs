@@ -1,5 +1,6 @@
 //! Asks for page after page, and goes on when the one before is durable.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +24,8 @@ use crate::source::poll::{Cursor, Page, PageError, Pass};
 
 /// How often it is looked for lists that somebody asked for.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// A list that could not be read is asked for again.
+const LIST_AGAIN: Duration = Duration::from_secs(10);
 /// A stream that finds nothing is asked less often, each time by this much.
 const SLOWER: f64 = 1.5;
 
@@ -224,47 +227,62 @@ impl ListReader {
             self.write(LoadWrite::Begin { load: load.id, parts: Vec::new() }).await?;
             tracing::info!(load = load.id, kind = load.kind.as_str(), tables = tables.len(), "reading lists");
         }
-        let known = polls::cursors(self.ledger.reader(), &self.source.flow.name).await?;
-        for (index, (table, listing)) in tables.iter().enumerate() {
-            let stored = known.get(&stream_of(table)).map(|polled| &polled.cursor);
-            let of_this = stored.filter(|state| state.get("load") == Some(&json!(load.id)));
-            if of_this.is_some_and(|state| state.get("done") == Some(&json!(true))) {
-                continue;
+        let mut open = self.still_open(load.id, tables).await?;
+        let mut refused: BTreeSet<String> = BTreeSet::new();
+        loop {
+            // One that cannot be read holds up no other.
+            let (count, mut left) = (open.len(), Vec::new());
+            for (index, (table, listing, pass)) in open.into_iter().enumerate() {
+                let ends_load = left.is_empty() && index + 1 == count;
+                let Err(reason) = self.list(load.id, (table, listing), pass, ends_load).await? else {
+                    continue;
+                };
+                if refused.insert(table.name.clone()) {
+                    tracing::error!(source_name = %self.source.flow.name, table = %table.name, reason,
+                        "a list cannot be read; it is tried again behind the others");
+                }
+                left.push((table, listing, Pass::new(0, Timestamp::now())));
             }
-            let pass = of_this.and_then(|state| serde_json::from_value(state.get("pass")?.clone()).ok());
-            let ends_load = index + 1 == tables.len();
-            self.list(
-                load.id,
-                (table, listing),
-                pass.unwrap_or_else(|| Pass::new(0, Timestamp::now())),
-                ends_load,
-            )
-            .await?;
+            if left.is_empty() {
+                tracing::info!(load = load.id, "all lists of the load are read");
+                return Ok(());
+            }
+            open = left;
+            sleep(LIST_AGAIN).await;
         }
-        tracing::info!(load = load.id, "all lists of the load are read");
-        Ok(())
     }
 
+    /// Tables of a load that are not read to their end, and where the way through each goes on.
+    async fn still_open<'a>(
+        &self,
+        load: i64,
+        tables: Vec<(&'a Table, &'a Listing)>,
+    ) -> Result<Vec<(&'a Table, &'a Listing, Pass)>, LedgerError> {
+        let known = polls::cursors(self.ledger.reader(), &self.source.flow.name).await?;
+        let open = tables.into_iter().filter_map(|(table, listing)| {
+            let stored = known.get(&stream_of(table)).map(|polled| &polled.cursor);
+            let of_this = stored.filter(|state| state.get("load") == Some(&json!(load)));
+            if of_this.is_some_and(|state| state.get("done") == Some(&json!(true))) {
+                return None;
+            }
+            let pass = of_this.and_then(|state| serde_json::from_value(state.get("pass")?.clone()).ok());
+            Some((table, listing, pass.unwrap_or_else(|| Pass::new(0, Timestamp::now()))))
+        });
+        Ok(open.collect())
+    }
+
+    /// Reads a list to its end, or says why that cannot be.
     async fn list(
         &self,
         load: i64,
         (table, listing): (&Table, &Listing),
         mut pass: Pass,
         ends_load: bool,
-    ) -> Result<(), LedgerError> {
-        let mut complained = false;
+    ) -> Result<Result<(), String>, LedgerError> {
         loop {
             let (page, asked_at) = match self.page(table, listing, &mut pass).await? {
                 Ok(asked) => asked,
-                Err(reason) => {
-                    if !std::mem::replace(&mut complained, true) {
-                        tracing::error!(source_name = %self.source.flow.name, table = %table.name, reason,
-                            "a list cannot be read; it is tried again");
-                    }
-                    sleep(Duration::from_secs(30)).await;
-                    pass = Pass::new(0, Timestamp::now());
-                    continue;
-                }
+                Err(reason) => return Ok(Err(reason)),
             };
             let write = PollWrite {
                 source: self.source.flow.name.clone(),
@@ -279,7 +297,7 @@ impl ListReader {
             )
             .await?;
             if !page.more {
-                return Ok(());
+                return Ok(Ok(()));
             }
         }
     }

@@ -17,6 +17,8 @@ pub struct Books {
     pub events: EventLog,
     /// In all ids, so that those of two accounts differ.
     pub tag: String,
+    /// Kind that the key may not read.
+    pub forbidden: Option<&'static str>,
     next: u64,
 }
 
@@ -140,6 +142,14 @@ impl Books {
     pub fn read(&self, request: &Incoming) -> Option<Reply> {
         let parts: Vec<&str> = request.path.trim_start_matches("/v1/").split('/').collect();
         match parts.as_slice() {
+            // https://docs.stripe.com/keys-best-practices: a restricted key that lacks a permission
+            [plural, ..] if self.forbidden == Some(plural) => {
+                let message = "The provided key does not have the required permissions for this endpoint";
+                Some(Reply::plain(
+                    403,
+                    json!({"error": {"type": "invalid_request_error", "message": message}}),
+                ))
+            }
             ["events"] => Some(Reply::plain(200, self.events.list(&request.query))),
             [plural @ ("charges" | "refunds" | "disputes" | "invoices" | "subscriptions")] => {
                 let objects = self.objects.get(plural).into_iter().flatten().map(|(_, object)| object);
