@@ -41,6 +41,8 @@ async fn each_field_follows_its_owner_everywhere_and_no_call_is_an_echo() {
     assert_eq!(systems.organization(company)["name"], "Alps");
     assert_eq!(systems.echoes([&[]; 3]), Vec::<String>::new(), "{}", log());
     assert_eq!(written(&systems, "drift").await, Vec::<Value>::new(), "what comes back is nobody's change");
+    let explained = systems.world.printed(&["explain", "res_partner", &company.to_string()]);
+    assert!(explained.contains("-> stripe ") && !explained.contains("-> odoo "), "{explained}");
     // Somebody else speaks: it is put right where it was said.
     let world = &systems.world;
     world.stripe.with(|stripe| stripe.edit(&customer, &json!({"name": "Wrong", "phone": "+1 555"})));

@@ -11,7 +11,7 @@ use tokio_postgres::Client;
 
 use super::redact::redacted;
 use super::rehearsal::{printed, shown};
-use crate::config::{Config, SourceConfig};
+use crate::config::{Config, SourceConfig, TargetConfig};
 use crate::event::{CanonicalEvent, Cause, Lsn};
 use crate::image::{Images, Missing, Overlay, Part, Projection};
 use crate::ledger::batch::Lane;
@@ -84,7 +84,7 @@ pub async fn explain(
     let mut out = format!("{} {}: part of {} objects\n", question.table, question.key, answers.len());
     let moved = changes(client).await?.moved_waves;
     for answer in answers.iter().take(MOST) {
-        describe(config, client, answer, &moved, question.values, &mut out).await?;
+        describe(config, client, (&source.name, answer), &moved, question.values, &mut out).await?;
     }
     if answers.len() > MOST {
         let _ = writeln!(out, "\n… and {} more", answers.len() - MOST);
@@ -106,7 +106,7 @@ fn of_event(
 async fn describe(
     config: &Config,
     client: &Client,
-    answer: &Answer,
+    (source, answer): (&str, &Answer),
     moved: &BTreeSet<String>,
     values: bool,
     out: &mut String,
@@ -136,7 +136,9 @@ async fn describe(
     for route in routes {
         let named = |name: &String| route.target.as_ref().is_none_or(|only| only == name);
         let targets = config.targets.iter().filter(|target| target.connector.system == route.system);
-        for target in targets.filter(|target| named(&target.name)) {
+        // What a system says is never told to itself.
+        let is_other = |target: &&TargetConfig| target.twin.as_ref().is_none_or(|(twin, _)| twin != source);
+        for target in targets.filter(|target| named(&target.name)).filter(is_other) {
             let lane = Lane {
                 target: target.name.clone(),
                 object: route.object.clone(),
