@@ -119,6 +119,10 @@ async fn of_two_changes_that_did_not_know_of_each_other_the_newest_counts_or_nei
     assert_eq!((&phone["rule"], &phone["kept"]), (&"newest".into(), &"stripe".into()));
     assert_eq!(email["values"], json!({"erp": "erp@example.test", "stripe": "stripe@example.test"}));
     assert_eq!((&email["rule"], &email["kept"]), (&"park".into(), &Value::Null));
+    let of_no_event =
+        "select count(*) from delivery d join entry e on e.seq = d.event_seq where e.kind <> 'event'";
+    assert_eq!(systems.world.count(of_no_event).await, 0, "a conflict is no event");
+    assert_eq!(systems.world.count("select count(*) from delivery where state = 'parked'").await, 0);
     // What was written before the second was heard of stays; whoever speaks again settles it.
     systems.write(company, "email", "settled@example.test").await;
     systems.at_rest(PATIENCE).await;

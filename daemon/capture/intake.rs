@@ -1,6 +1,6 @@
 //! From transactions to a ledger batch: images, events, deliveries, position, all in one.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,14 +10,13 @@ use super::flow::Flow;
 use super::mass::LEAST;
 use super::seen::{Changed, compare};
 use super::way::{Way, ways};
-use super::words::{Together, note, overrule, subjects, together};
-use crate::event::{Cluster, EventRecord, Operation, Origin, Transaction};
+use super::words::{Together, overrule, subjects, together};
+use crate::event::{Cluster, Operation, Origin, Transaction};
 use crate::image::{Drift, Emitted, Images, Missing, Overlay, OverlayChanges, Projection, RowId, Touch};
-use crate::ledger::batch::{Batch, DeliveryWrite, ImageWrite, Lane, SpillWrite};
-use crate::ledger::entry::NewEntry;
+use crate::ledger::batch::{Batch, ImageWrite, Lane, SpillWrite};
 use crate::ledger::spill::Spilled;
 use crate::ledger::{Ledger, LedgerError, images};
-use crate::mapping::{EventKind, EventSpec};
+use crate::mapping::EventSpec;
 use crate::pg::Database;
 use crate::source::postgres::chunk::{ChunkError, read_back};
 
@@ -53,22 +52,22 @@ pub enum Prepared {
 
 /// Works out slices of one source over its images.
 pub struct Intake {
-    flow: Arc<Flow>,
+    pub(super) flow: Arc<Flow>,
     /// Where rows are read again of which a column was not sent.
     database: Option<Database>,
     name: Arc<str>,
-    origin: Arc<Origin>,
+    pub(super) origin: Arc<Origin>,
     ledger: Ledger,
     images: Images,
     rounds: usize,
     /// Objects that are new to the ledger may be known to the targets.
-    look_first: bool,
+    pub(super) look_first: bool,
     /// When the system was asked for what is worked out now, where it was asked.
     pub asked_at: Option<jiff::Timestamp>,
     /// Rows that were read before the system was last told something of them.
     pub outdated: Vec<RowId>,
     /// Objects by type, as last counted.
-    known: HashMap<String, (u64, Instant)>,
+    pub(super) known: HashMap<String, (u64, Instant)>,
 }
 
 impl Intake {
@@ -331,76 +330,6 @@ impl Intake {
             row_changed: changed.row,
         };
         changes.rows().map(write).collect()
-    }
-
-    fn batch(
-        &self,
-        emitted: Vec<Emitted>,
-        together: &[Option<Together>],
-        ways: Vec<Vec<Way<'_>>>,
-        owed: &HashSet<Lane>,
-        moved: &BTreeSet<String>,
-    ) -> Batch {
-        let mut newly_owed: HashSet<Lane> = HashSet::new();
-        let mut batch = Batch::default();
-        let Flow { mass, mass_guard, .. } = &*self.flow;
-        let known = |event_type: &str| self.known.get(event_type).map(|(known, _)| *known);
-        let mut verdicts = Vec::with_capacity(emitted.len());
-        for transaction in emitted.chunk_by(|a, b| a.event.position.commit_lsn == b.event.position.commit_lsn)
-        {
-            let events = || transaction.iter().map(|emitted| &emitted.event);
-            mass_guard.note(mass, events(), known);
-            verdicts.extend(events().map(|event| mass_guard.judge(mass, event, known(&event.event_type))));
-        }
-        let told = emitted.into_iter().zip(together);
-        for (((Emitted { event, fault, heals }, together), ways), held) in told.zip(ways).zip(verdicts) {
-            let entry = batch.next_entry();
-            let as_seen = together.as_ref().map_or(&event, |together| &together.event);
-            if heals {
-                batch.healed.extend(ways.iter().map(|way| (way.lane.clone(), entry)));
-            }
-            for Way { lane, route, lifted, partial, unless_owed } in ways {
-                let seen = match &lifted {
-                    Ok(lifted) => Ok(lifted.as_ref().unwrap_or(as_seen)),
-                    Err(error) => Err(error.clone()),
-                };
-                let takes = match owed.contains(&lane) || newly_owed.contains(&lane) {
-                    true if partial => Ok(true),
-                    true => seen.clone().and_then(|event| route.takes(event, true, moved)),
-                    false => unless_owed,
-                };
-                let (takes, requires, parked) = match &fault {
-                    Some(fault) => (true, Vec::new(), Some(fault.clone())),
-                    None => match (takes, seen.and_then(|event| route.requirements(event, partial))) {
-                        (Ok(takes), Ok(requires)) => (takes, requires, None),
-                        (Err(error), _) | (_, Err(error)) => (true, Vec::new(), Some(error.to_string())),
-                    },
-                };
-                if !takes {
-                    continue;
-                }
-                newly_owed.insert(lane.clone());
-                batch.deliveries.push(DeliveryWrite {
-                    lane,
-                    event: entry,
-                    operation: if event.operation == Operation::Delete { "delete" } else { "upsert" },
-                    fact: !route.newest
-                        && (route.every || self.flow.kind_of(&event.event_type) == EventKind::Fact),
-                    priority: route.priority_of(&event),
-                    requires,
-                    parked,
-                    held: held.clone(),
-                    look_first: self.look_first && event.operation == Operation::Create,
-                });
-            }
-            if let Some(fault) = &fault {
-                tracing::warn!(event = %event.event_id, object = %event.id, reason = %fault, "a document is held back");
-            }
-            note(&self.flow, &event, together.as_ref(), entry, &mut batch);
-            let origin = self.origin.clone();
-            batch.entry(NewEntry::event(EventRecord { event, origin, fault, heals }));
-        }
-        batch
     }
 }
 

@@ -12,6 +12,7 @@ pub mod poll;
 pub mod recover;
 mod seen;
 pub mod tail;
+mod told;
 pub mod watch;
 mod way;
 mod words;

@@ -70,15 +70,9 @@ fn parks(flow: &Flow, event: &CanonicalEvent, field: &str) -> bool {
     flow.mapping.ownership.parks(object, field)
 }
 
-/// Writes down what the source of `event` says from now on, and what two sources changed without knowing of each other.
-pub(super) fn note(
-    flow: &Flow,
-    event: &CanonicalEvent,
-    seen: Option<&Together>,
-    entry: EntryIndex,
-    batch: &mut Batch,
-) {
-    let Some(seen) = seen else { return };
+/// Writes down what the source of the event `entry` says from now on, and what two sources changed without knowing of each other.
+pub(super) fn note(flow: &Flow, seen: &Together, entry: EntryIndex, batch: &mut Batch) {
+    let event = &seen.event;
     batch.said.push(SaidWrite {
         subject: (event.event_type.clone(), event.id.clone()),
         source: flow.name.clone(),
