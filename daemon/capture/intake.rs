@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::flow::Flow;
 use super::mass::LEAST;
-use super::seen::{Changed, compare};
+use super::seen::{AsOf, Changed, compare};
 use super::way::{Way, ways};
 use super::words::{Together, overrule, subjects, together};
 use crate::event::{Cluster, Operation, Origin, Transaction};
@@ -62,8 +62,8 @@ pub struct Intake {
     rounds: usize,
     /// Objects that are new to the ledger may be known to the targets.
     pub(super) look_first: bool,
-    /// When the system was asked for what is worked out now, where it was asked.
-    pub asked_at: Option<jiff::Timestamp>,
+    /// How old what is worked out next is.
+    pub as_of: AsOf,
     /// Rows that were read before the system was last told something of them.
     pub outdated: Vec<RowId>,
     /// Objects by type, as last counted.
@@ -86,7 +86,7 @@ impl Intake {
             images,
             rounds: 0,
             look_first: false,
-            asked_at: None,
+            as_of: AsOf::default(),
             outdated: Vec::new(),
             known: HashMap::new(),
         }
@@ -105,6 +105,8 @@ impl Intake {
         most: usize,
     ) -> Result<Prepared, IntakeError> {
         let mut too_large = None;
+        let last = transactions.last();
+        self.as_of = last.map_or(AsOf::Unknown, |last| AsOf::Committed(last.committed_at));
         let prepared = self.prepare(settled, |projection, overlay| {
             let mut emitted = Vec::new();
             for (index, transaction) in transactions.iter().enumerate() {
@@ -209,6 +211,7 @@ impl Intake {
         settled: bool,
         project: impl FnOnce(&Projection<'_>, &mut Overlay<'_>) -> Option<Vec<Emitted>>,
     ) -> Result<Prepared, IntakeError> {
+        let as_of = std::mem::take(&mut self.as_of);
         let projection = self.projection();
         let mut overlay = Overlay::new(&self.images);
         let Some(emitted) = project(&projection, &mut overlay) else {
@@ -245,7 +248,7 @@ impl Intake {
         let owed = images::owed(self.ledger.reader(), &asked).await?;
         self.count_known(&emitted).await?;
         let mut batch = self.batch(emitted, &together, ways, &owed, &moved);
-        let compared = compare(&flow, &self.ledger, &seen, self.asked_at, &mut batch).await?;
+        let compared = compare(&flow, &self.ledger, &seen, as_of, &mut batch).await?;
         self.outdated = compared.outdated;
         batch.images = self.image_writes(&changes);
         // What we told the system comes back as if it had said so itself.

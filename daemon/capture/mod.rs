@@ -10,7 +10,7 @@ pub mod mass;
 mod patience;
 pub mod poll;
 pub mod recover;
-mod seen;
+pub mod seen;
 pub mod tail;
 mod told;
 pub mod watch;

@@ -25,6 +25,18 @@ pub(super) struct Changed {
     pub after: Option<Arc<Row>>,
 }
 
+/// How old rows are.
+#[derive(Debug, Clone, Copy, Default)]
+pub enum AsOf {
+    /// Nobody knows.
+    #[default]
+    Unknown,
+    /// They were so when the system was asked, at this time; there may be no other word about them.
+    Asked(Timestamp),
+    /// They were so when the source committed them, at this time at the latest; what was written later comes behind them.
+    Committed(Timestamp),
+}
+
 /// What came of comparing.
 #[derive(Default)]
 pub(super) struct Compared {
@@ -34,12 +46,12 @@ pub(super) struct Compared {
     pub changed: BTreeSet<String>,
 }
 
-/// Compares changed rows with what the twin was told. `asked_at`: when the system was asked; what it was told since then is newer.
+/// Compares changed rows with what the twin was told, unless they are older than that.
 pub(super) async fn compare(
     flow: &Flow,
     ledger: &Ledger,
     changed: &[Changed],
-    asked_at: Option<Timestamp>,
+    as_of: AsOf,
     batch: &mut Batch,
 ) -> Result<Compared, LedgerError> {
     let Some(twin) = &flow.twin else { return Ok(Compared::default()) };
@@ -61,9 +73,14 @@ pub(super) async fn compare(
     let mut compared = Compared::default();
     for (changed, object, shown) in pairs {
         let Some(held) = known.get(&(object.clone(), changed.id.1.clone())) else { continue };
-        if asked_at.zip(held.told_at).is_some_and(|(asked, told)| told >= asked) {
-            compared.outdated.push(changed.id.clone());
-            continue;
+        match as_of {
+            AsOf::Asked(at) if held.told_at.is_some_and(|told| told >= at) => {
+                compared.outdated.push(changed.id.clone());
+                continue;
+            }
+            // Our own write, which said all that is compared, comes behind it.
+            AsOf::Committed(at) if held.attempted_at.is_some_and(|attempted| attempted > at) => continue,
+            AsOf::Unknown | AsOf::Asked(_) | AsOf::Committed(_) => {}
         }
         let lane = Lane { target: twin.name.clone(), object, canonical_id: held.canonical_id.clone() };
         let Some(after) = &changed.after else {

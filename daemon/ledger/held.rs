@@ -19,6 +19,8 @@ pub struct Held {
     pub body: Value,
     /// When it last took something of ours.
     pub told_at: Option<Timestamp>,
+    /// When what it took last had left.
+    pub attempted_at: Option<Timestamp>,
     /// It is being told something.
     pub is_on_its_way: bool,
 }
@@ -47,7 +49,9 @@ pub async fn held(
         ids.iter().map(|(object, id)| (object.as_str(), id.as_str())).unzip();
     let sql = "select i.object, i.external_id, i.canonical_id, a.body, a.told_at,
                  exists (select from delivery d where d.target = $1 and d.object = i.object and d.canonical_id = i.canonical_id
-                         and d.open and d.state = 'sending')
+                         and d.open and d.state = 'sending'),
+                 (select max(d.last_attempt_at) from delivery d
+                  where d.target = $1 and d.object = i.object and d.canonical_id = i.canonical_id and d.state = 'applied')
                from unnest($2::text[], $3::text[]) as w(object, external_id)
                join identity i on i.system = $1 and i.object = w.object and i.external_id = w.external_id
                join applied a on a.target = $1 and a.object = i.object and a.canonical_id = i.canonical_id
@@ -60,6 +64,7 @@ pub async fn held(
                 body: row.try_get(3)?,
                 told_at: row.try_get(4)?,
                 is_on_its_way: row.try_get(5)?,
+                attempted_at: row.try_get(6)?,
             };
             Ok(((row.try_get(0)?, row.try_get(1)?), held))
         })

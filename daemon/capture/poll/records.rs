@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use super::PollSource;
 use crate::capture::error::CaptureError;
 use crate::capture::intake::{Intake, IntakeError, Prepared};
+use crate::capture::seen::AsOf;
 use crate::connector::classify::Class;
 use crate::event::{Change, Cluster, Lsn, Row, RowState, Transaction, canonical_bytes};
 use crate::image::{Emitted, Overlay, Projection, RowId};
@@ -115,8 +116,8 @@ impl Records {
             self.intake.age();
         }
         let source = self.source.clone();
-        self.intake.asked_at = Some(asked_at);
         loop {
+            self.intake.as_of = AsOf::Asked(asked_at);
             let mut unclear = Vec::new();
             let prepared = self.intake.prepare(true, |projection, overlay| {
                 Some(emitted(&source, projection, overlay, (records, said, snapshot), &mut unclear))
