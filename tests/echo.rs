@@ -7,6 +7,7 @@ use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
 use tailwater::demo::vendor::faults::Faults;
 
+use crate::support::eventually;
 use crate::support::triangle::{People, Triangle};
 use crate::support::workload::seed;
 
@@ -128,6 +129,42 @@ async fn of_two_changes_that_did_not_know_of_each_other_the_newest_counts_or_nei
     systems.at_rest(PATIENCE).await;
     assert_eq!(systems.at_stripe(company)["email"], "settled@example.test", "{}", systems.world.log());
     assert_eq!(systems.echoes([&[]; 3]), Vec::<String>::new(), "{}", systems.world.log());
+    assert!(daemon.terminate().success());
+    systems.world.verify();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_somebody_holds_at_the_erp_is_written_when_it_is_free_and_nobody_else_waits_for_it() {
+    let mut systems = Triangle::start(OWNERS, FLOWS).await;
+    let mut daemon = systems.daemon();
+    systems.world.streaming().await;
+    let mut companies = Vec::new();
+    for number in 0..6 {
+        companies.push(systems.create_company(&format!("C{number}"), "first@example.test").await);
+    }
+    systems.at_rest(PATIENCE).await;
+    let mut person = systems.world.erp.client("erp").await.unwrap();
+    let held = person.transaction().await.unwrap();
+    held.execute("update res_partner set city = 'Ulm' where id = $1", &[&companies[0]]).await.unwrap();
+    for company in &companies {
+        let customer = systems.at_stripe(*company)["id"].as_str().unwrap().to_owned();
+        let members = json!({"email": format!("billing-{company}@example.test")});
+        systems.world.stripe.with(|stripe| stripe.edit(&customer, &members));
+    }
+    eventually(PATIENCE, "writes under way", async || {
+        let sql = "select count(*) from delivery where target = 'odoo' and state = 'sending' and last_attempt_at is not null";
+        let under_way = systems.world.count(sql).await;
+        if under_way >= 3 { Ok(()) } else { Err(systems.world.log()) }
+    })
+    .await;
+    systems.called_again(8).await;
+    held.commit().await.unwrap();
+    systems.at_rest(PATIENCE).await;
+    for company in &companies {
+        let email = Some(format!("billing-{company}@example.test"));
+        assert_eq!(systems.partner(*company, "email").await, email, "{}", systems.world.log());
+    }
+    assert_eq!(systems.at_stripe(companies[0])["address"]["city"], "Ulm");
     assert!(daemon.terminate().success());
     systems.world.verify();
 }

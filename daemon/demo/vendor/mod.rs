@@ -67,6 +67,9 @@ impl Reply {
 
 /// A vendor's behaviour.
 pub trait Vendor: Send + 'static {
+    /// An answer waits for something outside, such as a row that a caller of the runtime holds.
+    const WAITS: bool = false;
+
     /// Answers a request that passed the limits; `now_s` is the vendor's clock.
     fn handle(&mut self, request: &Incoming, now_s: f64) -> Reply;
     /// What an answer says of the limit: allowed per window, left of it, seconds until all of it is there again.

@@ -46,8 +46,7 @@ pub struct OdooApi {
 /// A statement, and where its first value goes.
 type Asked = (String, mpsc::Sender<Result<Option<String>, String>>);
 
-/// A session with a thread of its own: a vendor answers while it holds on to everything, so nothing that it waits for may need the
-/// threads of the others.
+/// A session with a thread of its own: a vendor answers without going back to the runtime.
 struct Session(mpsc::Sender<Asked>);
 
 impl Session {
@@ -269,6 +268,8 @@ impl OdooApi {
 }
 
 impl Vendor for OdooApi {
+    const WAITS: bool = true;
+
     fn handle(&mut self, request: &Incoming, _: f64) -> Reply {
         let body: Value = serde_json::from_slice(&request.body).unwrap_or_default();
         let id = body["ids"][0].as_i64().unwrap_or_default();

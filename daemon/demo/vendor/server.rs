@@ -132,6 +132,18 @@ fn lock<V>(inner: &Mutex<Inner<V>>) -> MutexGuard<'_, Inner<V>> {
     inner.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Works on the vendor; where others may wait long for it, beside the runtime's own threads.
+async fn locked<V: Vendor, T: Send + 'static>(
+    inner: &Arc<Mutex<Inner<V>>>,
+    work: impl FnOnce(&mut Inner<V>) -> T + Send + 'static,
+) -> io::Result<T> {
+    if !V::WAITS {
+        return Ok(work(&mut lock(inner)));
+    }
+    let inner = inner.clone();
+    tokio::task::spawn_blocking(move || work(&mut lock(&inner))).await.map_err(io::Error::other)
+}
+
 async fn accept<V: Vendor>(listener: TcpListener, inner: Arc<Mutex<Inner<V>>>) {
     loop {
         let Ok((stream, _)) = listener.accept().await else { continue };
@@ -153,11 +165,11 @@ async fn respond<V: Vendor>(
     inner: Arc<Mutex<Inner<V>>>,
 ) -> Result<Response<Full<Bytes>>, io::Error> {
     let request = read(request).await?;
-    let latency = lock(&inner).faults.latency;
+    let latency = locked(&inner, |inner| inner.faults.latency).await?;
     if !latency.is_zero() {
         sleep(latency).await;
     }
-    let reply = decide(&request, &mut lock(&inner));
+    let reply = locked(&inner, move |inner| decide(&request, inner)).await?;
     let Some(reply) = reply else { return Err(io::Error::from(io::ErrorKind::ConnectionReset)) };
     let mut builder = Response::builder().status(reply.status).header("content-type", "application/json");
     for (name, value) in &reply.headers {
