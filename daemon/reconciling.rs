@@ -76,9 +76,13 @@ pub async fn reconcile(config: Config, what: Reconcile) -> ExitCode {
                     let found = differences(&client, id).await?;
                     return Ok(if what.json { machine(&report, &found) } else { people(&report, &found) });
                 }
-                (state, _) if state == "failed" => {
-                    let reason = "the target could not be read back; the ledger's entry and the log say why";
-                    return Err(Refusal(crate::app::EX_UNAVAILABLE, reason.to_owned()));
+                (state, report) if state == "failed" => {
+                    let part = |name: &str| {
+                        report.as_ref().and_then(|report| report.get(name)?.as_str()).unwrap_or("?")
+                    };
+                    let reason =
+                        format!("objects of {} cannot be read back: {}", part("failed"), part("reason"));
+                    return Err(Refusal(crate::app::EX_UNAVAILABLE, reason));
                 }
                 _ => sleep(LOOK).await,
             }
@@ -105,11 +109,12 @@ fn people(report: &Value, found: &[(String, Difference)]) -> String {
             })
         };
         text.push_str(&format!(
-            "{object}: {} % of {} there; {} listed, {} of them somebody else's; {}; {} being put right\n",
+            "{object}: {} % of {} there; {} listed, {} of them somebody else's, {} unread; {}; {} being put right\n",
             figure("coverage_percent"),
             figure("expected"),
             figure("listed"),
             figure("others"),
+            figure("unread"),
             kinds(figures),
             figure("repaired"),
         ));

@@ -12,7 +12,6 @@ use tailwater::demo::vendor::form;
 use tailwater::dispatch::plan::{Plan, plan};
 use tailwater::ledger::batch::Lane;
 use tailwater::ledger::outbox::Due;
-use tailwater::mapping::scope::Scope;
 use tailwater::source::poll::Pass;
 use tailwater::workbench::mappings::{Files, read};
 
@@ -62,15 +61,10 @@ fn requests(files: &Files, system: &str) -> Vec<Request> {
             ..Pass::new(1_700_000_000_000, Timestamp::UNIX_EPOCH)
         };
         [Pass::new(1_700_000_000_000, Timestamp::UNIX_EPOCH), next]
-            .map(|pass| pass.request("poll", listing, connector.encoding).unwrap())
+            .map(|pass| pass.request("poll", listing, connector).unwrap())
     };
     for table in &reading.tables {
-        let key = Value::from("7");
-        let read = table
-            .read
-            .as_ref()
-            .map(|read| read.request("read", connector.encoding, &Scope::new([("key", &key)])).unwrap());
-        made.extend(read);
+        made.extend(connector.read(table, "7").map(Result::unwrap));
         made.extend(table.list.iter().flat_map(&pages));
     }
     made.extend(reading.streams.iter().flat_map(|stream| pages(&stream.listing)));

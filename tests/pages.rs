@@ -55,7 +55,7 @@ fn the_address_of_the_next_page_is_followed_as_it_was_given_until_there_is_none(
     assert!(page(&mut pass, &next).unwrap().more);
     let connector = connector();
     let listing = connector.reading.table("thing").unwrap().list.as_ref().unwrap();
-    assert_eq!(pass.request("list", listing, connector.encoding).unwrap().path, "/things?after=a%2Fb&x=1");
+    assert_eq!(pass.request("list", listing, &connector).unwrap().path, "/things?after=a%2Fb&x=1");
     assert_eq!(page(&mut pass.clone(), &next), Err(PageError::Stuck));
     assert!(!page(&mut pass, &Value::Null).unwrap().more);
 }

@@ -87,6 +87,23 @@ async fn planted_differences_of_every_kind_are_found_exactly_and_what_may_be_is_
         }
     });
     expected.values_mut().for_each(|ids| ids.sort());
+    // What may not be looked at is not taken for lost, and nothing is made a second time.
+    let effects = world.stripe.effects();
+    world.stripe.with(|stripe| stripe.books.forbidden = Some("customers"));
+    let refused = world.run(&["reconcile", "stripe", "--repair"]);
+    assert_eq!(refused.status.code(), Some(69));
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains("customer") && said.contains("status 403"), "{said}");
+    world.stripe.with(|stripe| stripe.books.forbidden = Some("customers/"));
+    let refused = reconcile(&world, &["--repair"]);
+    let mut certain = expected.clone();
+    certain.retain(|kind, _| kind == "doubled" || kind == "extra");
+    assert_eq!(by_kind(&refused), certain);
+    assert_eq!(refused["report"]["customer"]["unread"], 2 * planted as u64);
+    assert_ne!(refused["report"]["customer"]["coverage_percent"], "100");
+    world.stripe.with(|stripe| stripe.books.forbidden = None);
+    world.settled(Duration::from_secs(120)).await;
+    assert_eq!(world.stripe.effects(), effects);
     let found = reconcile(&world, &[]);
     assert_eq!(by_kind(&found), expected);
     let report = &found["report"]["customer"];
@@ -104,7 +121,7 @@ async fn planted_differences_of_every_kind_are_found_exactly_and_what_may_be_is_
     expected.remove("different");
     expected.remove("missing");
     assert_eq!(left, expected, "what is not ours to put right stays as it is");
-    assert_eq!(world.count("select count(*) from entry where kind = 'reconcile'").await, 4);
+    assert_eq!(world.count("select count(*) from entry where kind = 'reconcile'").await, 6);
     assert!(daemon.terminate().success());
     world.verify();
     // Without a daemon the command does it itself.

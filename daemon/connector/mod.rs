@@ -16,14 +16,14 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::mapping::expression::Expression;
+use crate::mapping::expression::{EvaluationError, Expression};
 use crate::mapping::scope::Scope;
 use crate::mapping::template::Template;
 use bulk::{Bulk, Jobs};
 use classify::OutcomeRule;
 use limit::Limit;
-use request::RequestLine;
-use stream::Reading;
+use request::{Request, RequestLine};
+use stream::{Reading, Table};
 
 /// How requests get to the system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -304,5 +304,13 @@ impl Connector {
     #[must_use]
     pub fn object(&self, name: &str) -> Option<&ObjectSpec> {
         self.objects.iter().find(|object| object.name == name)
+    }
+
+    /// The request that reads an object of a table as it is now; `None` where the table has none.
+    #[must_use]
+    pub fn read(&self, table: &Table, key: &str) -> Option<Result<Request, EvaluationError>> {
+        let key = Value::from(key);
+        let scope = Scope::new([("key", &key), ("settings", &self.set)]);
+        table.read.as_ref().map(|read| read.request("read", self.encoding, &scope))
     }
 }

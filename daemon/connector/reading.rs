@@ -10,8 +10,8 @@ use crate::mapping::shape::open_variables;
 use crate::mapping::template::Template;
 
 /// Variables of requests for pages: `since` (seconds since 1970), `since_text` (RFC 3339), `last` (key of the last row),
-/// `token`, `page` (from 1).
-const PAGE: [&str; 5] = ["since", "since_text", "last", "token", "page"];
+/// `token`, `page` (from 1), `settings`.
+const PAGE: [&str; 6] = ["since", "since_text", "last", "token", "page", "settings"];
 
 /// Reads `tables` and `streams` of a connector file.
 pub fn read_reading(fields: &mut Fields, problems: &mut Problems) -> Reading {
@@ -108,7 +108,7 @@ fn read_listing(fields: &mut Fields, problems: &mut Problems) -> Option<Listing>
 
 /// `METHOD /path`, or the same with a body.
 fn read_lookup(node: &Node, problems: &mut Problems) -> Option<Lookup> {
-    let variables = open_variables(&["key"]);
+    let variables = open_variables(&["key", "settings"]);
     let Content::Map(_) = node.content else {
         return Some(Lookup { line: RequestLine::compile(node, &variables, problems)?, body: None });
     };

@@ -95,8 +95,10 @@ pub enum ReconcileWrite {
     End {
         /// Comparison.
         id: i64,
-        /// What came of it; `None`: it could not be brought to its end.
-        report: Option<Value>,
+        /// What came of it, or why it could not be brought to its end.
+        report: Value,
+        /// It could.
+        is_done: bool,
     },
 }
 
@@ -227,10 +229,10 @@ pub(super) fn reconcile(write: ReconcileWrite, out: &mut Vec<Prepared>) {
                 parameters![target, object, canonical_id],
             ));
         }
-        ReconcileWrite::End { id, report } => out.push((
-            "update reconcile set state = case when $2::jsonb is null then 'failed' else 'done' end, ended_at = now(), report = $2
+        ReconcileWrite::End { id, report, is_done } => out.push((
+            "update reconcile set state = case when $3 then 'done' else 'failed' end, ended_at = now(), report = $2
              where id = $1",
-            parameters![id, report],
+            parameters![id, report, is_done],
         )),
     }
 }

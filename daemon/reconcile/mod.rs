@@ -1,24 +1,21 @@
 //! Reads a target back and compares it with what it should hold, in pages, whatever there is of it. What differs is put right by
 //! ordinary deliveries, as far as ownership goes.
 
+mod read;
 pub mod serve;
 mod tally;
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use tokio::time::sleep;
 
-use crate::connector::classify::{Answer, Class};
-use crate::connector::request::{Request, without_nulls};
+use crate::connector::request::without_nulls;
 use crate::connector::stream::{Listing, Table};
 use crate::connector::{ObjectSpec, Shown, Strategy};
 use crate::dispatch::Target;
 use crate::dispatch::pace::Pace;
 use crate::dispatch::plan::{Plan, plan, wanted};
-use crate::dispatch::retry::backoff;
 use crate::dispatch::together::together;
 use crate::event::{canonical_bytes, sha256_hex};
 use crate::ledger::batch::{Batch, Lane};
@@ -29,16 +26,12 @@ use crate::ledger::reconcile::{Comparison, Difference, Kind, ReconcileWrite, exp
 use crate::ledger::standing::holders;
 use crate::ledger::{Ledger, LedgerError};
 use crate::mapping::scope::Scope;
-use crate::source::poll::page::read_record;
 use crate::source::poll::{Pass, Record};
-use tally::{Tally, fields, is_gone, laid_over};
+use read::Reading;
+use tally::{Tally, fields, laid_over};
 
 /// Objects looked for at once that no page showed.
 const UNSEEN: i64 = 200;
-/// Part of the target's quota that a comparison takes at the most.
-const SHARE: f64 = 0.1;
-/// A page that cannot be had is given up after so many tries.
-const TRIES: i32 = 10;
 
 /// A comparison while it runs.
 pub struct Reconciler<'a> {
@@ -80,13 +73,6 @@ impl<'a> Reconciler<'a> {
         Self { ledger, target, comparison, beat, pace: Pace::default() }
     }
 
-    /// Asks the target within the share of its quota that is for this.
-    async fn ask(&self, request: &Request) -> Result<Option<(Class, Answer)>, LedgerError> {
-        self.pace.wait(self.target, SHARE).await;
-        (self.beat)();
-        self.target.ask("reconcile", request, self.ledger.tenure()).await
-    }
-
     /// Compares everything that was asked for, and writes down what came of it.
     pub async fn run(&self) -> Result<(), LedgerError> {
         let started_at = Timestamp::now();
@@ -97,22 +83,24 @@ impl<'a> Reconciler<'a> {
             }
             match self.compare(object, (shown, table, listing), started_at).await? {
                 Ok(tally) => drop(report.insert(object.name.clone(), tally.report())),
-                Err(reason) => return self.end(None, json!({"failed": object.name, "reason": reason})).await,
+                Err(reason) => {
+                    tracing::warn!(target_name = %self.target.name, object = %object.name, reason, "the target cannot be read back");
+                    return self.end(json!({"failed": object.name, "reason": reason}), false).await;
+                }
             }
         }
-        let report = Value::Object(report);
-        self.end(Some(report.clone()), report).await
+        self.end(Value::Object(report), true).await
     }
 
-    async fn end(&self, report: Option<Value>, said: Value) -> Result<(), LedgerError> {
+    async fn end(&self, report: Value, is_done: bool) -> Result<(), LedgerError> {
         let Comparison { id, target, repair, requested_by, .. } = self.comparison;
         let mut batch = Batch::default();
         batch.entry(NewEntry::new(
             EntryKind::Reconcile,
             None,
-            json!({"reconcile": id, "target": target, "repair": repair, "requested_by": requested_by, "report": said}),
+            json!({"reconcile": id, "target": target, "repair": repair, "requested_by": requested_by, "report": report}),
         ));
-        batch.reconciled.push(ReconcileWrite::End { id: *id, report });
+        batch.reconciled.push(ReconcileWrite::End { id: *id, report, is_done });
         self.ledger.writer().write(batch).await.map(|_| ())
     }
 
@@ -135,41 +123,16 @@ impl<'a> Reconciler<'a> {
                 Ok(page) => page,
                 Err(reason) => return Ok(Err(reason)),
             };
-            self.take(object, (shown, table), &page.records, asked_at, &mut tally).await?;
+            if let Err(reason) =
+                self.take(object, (shown, table), &page.records, asked_at, &mut tally).await?
+            {
+                return Ok(Err(reason));
+            }
             if !page.more {
                 break;
             }
         }
-        self.missing(object, table, started_at, &mut tally).await?;
-        Ok(Ok(tally))
-    }
-
-    async fn page(
-        &self,
-        table: &Table,
-        listing: &Listing,
-        pass: &mut Pass,
-    ) -> Result<Result<crate::source::poll::Page, String>, LedgerError> {
-        let request = match pass.request("reconcile", listing, self.target.connector.encoding) {
-            Ok(request) => request,
-            Err(error) => return Ok(Err(error.to_string())),
-        };
-        let mut tries = 0;
-        loop {
-            let asked = self.ask(&request).await?;
-            if let Some((Class::Applied, answer)) = asked {
-                let clock = answer.clock_ms(Timestamp::now());
-                let place = (clock, self.target.way.base_url());
-                return Ok(pass
-                    .take_listed(table, listing, &answer, place)
-                    .map_err(|error| error.to_string()));
-            }
-            tries += 1;
-            if tries >= TRIES {
-                return Ok(Err("the target does not answer with a page".into()));
-            }
-            sleep(backoff(tries, rand::random()).min(Duration::from_secs(30))).await;
-        }
+        Ok(self.missing(object, table, started_at, &mut tally).await?.map(|()| tally))
     }
 
     /// Compares the objects of a page.
@@ -180,7 +143,7 @@ impl<'a> Reconciler<'a> {
         records: &[Record],
         asked_at: Timestamp,
         tally: &mut Tally,
-    ) -> Result<(), LedgerError> {
+    ) -> Result<Result<(), String>, LedgerError> {
         let (target, name, id) = (&self.target.name, &object.name, self.comparison.id);
         tally.listed += records.len() as u64;
         let keys: Vec<String> = records.iter().map(|record| record.key.clone()).collect();
@@ -203,7 +166,15 @@ impl<'a> Reconciler<'a> {
                 continue;
             }
             // As it is now, for something may have moved meanwhile.
-            let Some(now) = self.read(table, &record.key).await? else { continue };
+            let now = match self.read(table, &record.key).await? {
+                Ok(Reading::There(now)) => now,
+                Ok(Reading::Gone) => continue,
+                Ok(Reading::Refused) => {
+                    tally.unread += 1;
+                    continue;
+                }
+                Err(reason) => return Ok(Err(reason)),
+            };
             let different = fields(shown, body, &now);
             if different.is_empty() {
                 continue;
@@ -214,14 +185,8 @@ impl<'a> Reconciler<'a> {
             let fields = different
                 .iter()
                 .map(|(field, ours, theirs)| json!({"field": field, "ours": ours, "theirs": theirs}));
-            let difference = Difference {
-                kind: Kind::Different,
-                object: name.clone(),
-                canonical_id: canonical_id.clone(),
-                external_id: record.key.clone(),
-                fields: fields.collect(),
-                repaired: self.comparison.repair,
-            };
+            let ids = (canonical_id.clone(), record.key.clone());
+            let difference = self.difference(Kind::Different, name, ids, fields.collect());
             if self.comparison.repair {
                 let body = laid_over(body, &shown.as_body(&now));
                 let sha256 = sha256_hex(&canonical_bytes(&without_nulls(&body)));
@@ -234,7 +199,19 @@ impl<'a> Reconciler<'a> {
         let external_ids = ours.into_keys().collect();
         let (target, object) = (target.clone(), name.clone());
         batch.reconciled.push(ReconcileWrite::Seen { id, target, object, external_ids });
-        self.ledger.writer().write(batch).await.map(|_| ())
+        self.ledger.writer().write(batch).await.map(|_| Ok(()))
+    }
+
+    fn difference(
+        &self,
+        kind: Kind,
+        object: &str,
+        (canonical_id, external_id): (String, String),
+        fields: Value,
+    ) -> Difference {
+        // What is somebody else's, or one too many, is not ours to put right.
+        let repaired = self.comparison.repair && matches!(kind, Kind::Different | Kind::Missing);
+        Difference { kind, object: object.to_owned(), canonical_id, external_id, fields, repaired }
     }
 
     /// An object that we know nothing of: somebody else's, or one that carries an id of ours.
@@ -263,14 +240,8 @@ impl<'a> Reconciler<'a> {
             Some(_) => Kind::Doubled,
             None => Kind::Extra,
         };
-        let difference = Difference {
-            kind,
-            object: object.name.clone(),
-            canonical_id,
-            external_id: record.key.clone(),
-            fields: json!([]),
-            repaired: false,
-        };
+        let ids = (canonical_id, record.key.clone());
+        let difference = self.difference(kind, &object.name, ids, json!([]));
         tally.note(&difference);
         batch.reconciled.push(ReconcileWrite::Found { id: self.comparison.id, difference });
         Ok(())
@@ -318,20 +289,28 @@ impl<'a> Reconciler<'a> {
         table: &Table,
         started_at: Timestamp,
         tally: &mut Tally,
-    ) -> Result<(), LedgerError> {
+    ) -> Result<Result<(), String>, LedgerError> {
         let (target, name, id) = (&self.target.name, &object.name, self.comparison.id);
         let mut after = String::new();
         loop {
             (self.beat)();
             let of = (id, target.as_str(), name.as_str());
             let unseen = unseen(self.ledger.reader(), of, started_at, &after, UNSEEN).await?;
-            let Some((_, last)) = unseen.last() else { return Ok(()) };
+            let Some((_, last)) = unseen.last() else { return Ok(Ok(())) };
             after.clone_from(last);
             let mut batch = Batch::default();
             for (external_id, canonical_id) in unseen {
-                if self.read(table, &external_id).await?.is_some() {
-                    tally.found += 1;
-                    continue;
+                match self.read(table, &external_id).await? {
+                    Ok(Reading::Gone) => {}
+                    Ok(Reading::There(_)) => {
+                        tally.found += 1;
+                        continue;
+                    }
+                    Ok(Reading::Refused) => {
+                        tally.unread += 1;
+                        continue;
+                    }
+                    Err(reason) => return Ok(Err(reason)),
                 }
                 let lane =
                     Lane { target: target.clone(), object: name.clone(), canonical_id: canonical_id.clone() };
@@ -339,40 +318,11 @@ impl<'a> Reconciler<'a> {
                     batch.reconciled.push(ReconcileWrite::Gone(lane.clone()));
                     batch.checks.push(lane);
                 }
-                let difference = Difference {
-                    kind: Kind::Missing,
-                    object: name.clone(),
-                    canonical_id,
-                    external_id,
-                    fields: json!([]),
-                    repaired: self.comparison.repair,
-                };
+                let difference = self.difference(Kind::Missing, name, (canonical_id, external_id), json!([]));
                 tally.note(&difference);
                 batch.reconciled.push(ReconcileWrite::Found { id, difference });
             }
             self.ledger.writer().write(batch).await?;
         }
-    }
-
-    /// One object as it is now; `None` when it is not there.
-    async fn read(&self, table: &Table, key: &str) -> Result<Option<Value>, LedgerError> {
-        let value = Value::from(key);
-        let scope = Scope::new([("key", &value)]);
-        let Some(Ok(request)) =
-            table.read.as_ref().map(|read| read.request("read", self.target.connector.encoding, &scope))
-        else {
-            return Ok(None);
-        };
-        for tries in 1..=TRIES {
-            match self.ask(&request).await? {
-                Some((Class::Applied, answer)) => {
-                    let record = read_record(table, &answer, answer.clock_ms(Timestamp::now()));
-                    return Ok(record.ok().map(|record| record.object).filter(|object| !is_gone(object)));
-                }
-                Some((Class::Missing | Class::Rejected | Class::Conflict, _)) => return Ok(None),
-                _ => sleep(backoff(tries, rand::random()).min(Duration::from_secs(30))).await,
-            }
-        }
-        Ok(None)
     }
 }

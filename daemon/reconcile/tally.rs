@@ -18,6 +18,8 @@ pub(super) struct Tally {
     pub found: u64,
     pub expected: i64,
     pub others: u64,
+    /// Objects that may not be read one by one.
+    pub unread: u64,
     pub kinds: BTreeMap<&'static str, u64>,
     pub fields: BTreeMap<String, u64>,
     pub repaired: u64,
@@ -35,7 +37,7 @@ impl Tally {
     }
 
     pub fn report(&self) -> Value {
-        let missing = self.kinds.get("missing").copied().unwrap_or_default();
+        let missing = self.kinds.get("missing").copied().unwrap_or_default() + self.unread;
         let coverage = match self.expected {
             0 => 100.0,
             expected => {
@@ -45,7 +47,7 @@ impl Tally {
             }
         };
         json!({
-            "listed": self.listed, "expected": self.expected, "others": self.others, "coverage_percent": coverage.to_string(),
+            "listed": self.listed, "expected": self.expected, "others": self.others, "unread": self.unread, "coverage_percent": coverage.to_string(),
             "differences": self.kinds, "fields": self.fields, "repaired": self.repaired, "first": self.named,
         })
     }

@@ -113,7 +113,7 @@ impl StreamReader {
         let mut made = 0;
         loop {
             let Some(pass) = &self.cursor.pass else { return Ok(Some(made)) };
-            let request = match pass.request("poll", &stream.listing, self.source.target.connector.encoding) {
+            let request = match pass.request("poll", &stream.listing, &self.source.target.connector) {
                 Ok(request) => request,
                 Err(error) => return Ok(self.complain(complained, &error.to_string())),
             };
@@ -308,7 +308,7 @@ impl ListReader {
         listing: &Listing,
         pass: &mut Pass,
     ) -> Result<Result<(Page, Timestamp), String>, LedgerError> {
-        let request = match pass.request("list", listing, self.source.target.connector.encoding) {
+        let request = match pass.request("list", listing, &self.source.target.connector) {
             Ok(request) => request,
             Err(error) => return Ok(Err(error.to_string())),
         };

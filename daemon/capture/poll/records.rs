@@ -16,7 +16,6 @@ use crate::image::{Emitted, Overlay, Projection, RowId};
 use crate::ledger::batch::Batch;
 use crate::ledger::loads::unseen;
 use crate::ledger::{Ledger, LedgerError};
-use crate::mapping::scope::Scope;
 use crate::source::poll::Record;
 use crate::source::poll::page::read_record;
 
@@ -172,11 +171,7 @@ impl Records {
         let Some(table) = target.connector.reading.table(&record.table) else {
             return Ok(Some(record.clone()));
         };
-        let key = Value::from(record.key.as_str());
-        let scope = Scope::new([("key", &key)]);
-        let Some(Ok(request)) =
-            table.read.as_ref().map(|read| read.request("read", target.connector.encoding, &scope))
-        else {
+        let Some(Ok(request)) = target.connector.read(table, &record.key) else {
             return Ok(Some(record.clone()));
         };
         let mut failures = 0;

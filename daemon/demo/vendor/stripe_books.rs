@@ -17,7 +17,7 @@ pub struct Books {
     pub events: EventLog,
     /// In all ids, so that those of two accounts differ.
     pub tag: String,
-    /// Kind that the key may not read.
+    /// Beginning of what the key may not read, below `/v1/`.
     pub forbidden: Option<&'static str>,
     next: u64,
 }
@@ -143,7 +143,10 @@ impl Books {
         let parts: Vec<&str> = request.path.trim_start_matches("/v1/").split('/').collect();
         match parts.as_slice() {
             // https://docs.stripe.com/keys-best-practices: a restricted key that lacks a permission
-            [plural, ..] if self.forbidden == Some(plural) => {
+            _ if self
+                .forbidden
+                .is_some_and(|start| request.path.trim_start_matches("/v1/").starts_with(start)) =>
+            {
                 let message = "The provided key does not have the required permissions for this endpoint";
                 Some(Reply::plain(
                     403,

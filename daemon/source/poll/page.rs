@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::cursor::Pass;
-use crate::connector::Encoding;
+use crate::connector::Connector;
 use crate::connector::classify::Answer;
 use crate::connector::request::Request;
 use crate::connector::stream::{Listing, Pages, Stream, Table, instant_ms};
@@ -57,7 +57,7 @@ impl Pass {
         &self,
         step: &str,
         listing: &Listing,
-        encoding: Encoding,
+        connector: &Connector,
     ) -> Result<Request, EvaluationError> {
         let line = if self.is_first() { &listing.first } else { &listing.next };
         let seconds = self.since_ms.div_euclid(1_000);
@@ -70,8 +70,9 @@ impl Pass {
             ("token", optional(&self.token)),
             ("page", Value::from(self.page)),
         ];
-        let scope = Scope::new(values.iter().map(|(name, value)| (*name, value)));
-        let request = line.request(step, encoding, &scope);
+        let values = values.iter().map(|(name, value)| (*name, value));
+        let scope = Scope::new(values.chain([("settings", &connector.set)]));
+        let request = line.request(step, connector.encoding, &scope);
         match (&listing.pages, &self.token) {
             // The address is taken as the vendor gave it.
             (Pages::Link { .. }, Some(path)) => Ok(Request { path: path.clone(), ..request? }),
