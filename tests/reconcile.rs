@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::support::triangle::Triangle;
 use crate::support::{World, WorldOptions};
+
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn objects() -> usize {
     std::env::var("TAILWATER_OBJECTS").ok().and_then(|text| text.parse().ok()).unwrap_or(1_500)
@@ -19,8 +22,15 @@ fn resident_mib(pid: u32) -> u64 {
 }
 
 fn reconcile(world: &World, more: &[&str]) -> Value {
-    let arguments: Vec<&str> = ["reconcile", "stripe", "--json"].iter().chain(more).copied().collect();
-    serde_json::from_str(&world.printed(&arguments)).unwrap()
+    reconcile_of(world, &[], "stripe", more)
+}
+
+fn reconcile_of(world: &World, environment: &[(&str, &str)], target: &str, more: &[&str]) -> Value {
+    let arguments: Vec<&str> = ["reconcile", target, "--json"].iter().chain(more).copied().collect();
+    let output = world.run_with(&arguments, environment);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {said}");
+    serde_json::from_slice(&output.stdout).unwrap()
 }
 
 /// Found differences by kind: canonical id, or the target's where we have none.
@@ -150,4 +160,58 @@ async fn a_schedule_compares_and_puts_right_without_being_asked() {
     .await;
     assert!(daemon.terminate().success());
     world.verify();
+}
+
+/// The ERP owns its customers, but for their e-mail, which is the billing system's.
+const OWNERS: &str = "{ customer: { \"*\": odoo, email: stripe } }";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_erp_holds_of_others_is_compared_and_put_right() {
+    the_erp(Triangle::start(OWNERS, "[\"customers\"]").await).await;
+}
+
+/// The same with a running Odoo, over both of its interfaces.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_real_odoo_holds_of_others_is_compared_and_put_right() {
+    for older in [false, true] {
+        let Some(systems) = Triangle::real(OWNERS, "[\"customers\"]", older).await else { return };
+        the_erp(systems).await;
+    }
+}
+
+/// The comparison, as a command beside whatever runs.
+fn compared(systems: &Triangle, target: &str, more: &[&str]) -> Value {
+    reconcile_of(&systems.world, &systems.environment(), target, more)
+}
+
+async fn the_erp(mut systems: Triangle) {
+    let mut daemon = systems.daemon();
+    systems.world.streaming().await;
+    let name = format!("Reconciled {}", rand::random::<u32>());
+    let company = systems.create_company(&name, "erp@example.test").await;
+    systems.at_rest(PATIENCE).await;
+    let customer = systems.at_stripe(company)["id"].as_str().unwrap().to_owned();
+    let members = json!({"email": "billing@example.test"});
+    systems.world.stripe.with(|stripe| stripe.edit(&customer, &members));
+    systems.at_rest(PATIENCE).await;
+    assert!(daemon.terminate().success());
+    let ours = format!("ERP-P-{company}");
+    let found = compared(&systems, "odoo", &[]);
+    assert_eq!(found["differences"], json!([]), "{found:#}");
+    assert_eq!(found["report"]["partner"]["coverage_percent"], "100");
+    // While nobody looks.
+    systems.write(company, "email", "wrong@example.test").await;
+    let found = compared(&systems, "odoo", &["--type", "partner", "--repair"]);
+    assert_eq!(by_kind(&found), BTreeMap::from([("different".to_owned(), vec![ours])]), "{found:#}");
+    assert_eq!(
+        found["differences"][0]["fields"],
+        json!([{"field": "email", "ours": "billing@example.test", "theirs": "wrong@example.test"}])
+    );
+    let mut daemon = systems.daemon();
+    systems.world.streaming().await;
+    systems.at_rest(PATIENCE).await;
+    assert_eq!(systems.partner(company, "email").await.as_deref(), Some("billing@example.test"));
+    assert_eq!(compared(&systems, "odoo", &[])["differences"], json!([]));
+    assert!(daemon.terminate().success());
+    systems.world.verify();
 }

@@ -63,9 +63,12 @@ impl Triangle {
     }
 
     pub fn daemon(&self) -> Daemon {
-        let environment: Vec<(&str, &str)> =
-            self.environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        self.world.daemon_with(&environment)
+        self.world.daemon_with(&self.environment())
+    }
+
+    /// Of each process of ours.
+    pub fn environment(&self) -> Vec<(&str, &str)> {
+        self.environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect()
     }
 
     pub async fn settled(&self, patience: Duration) {

@@ -153,6 +153,32 @@ impl OdooApi {
         Reply { effect, ..Reply::plain(200, Value::Bool(true)) }
     }
 
+    /// A page of partners in the order of their numbers. What a partner does not have is false, as with the real one.
+    fn partners(&self, body: &Value) -> Reply {
+        let condition = &body["domain"][0];
+        let operator = if condition[1] == ">" { ">" } else { "=" };
+        let id = condition[2].as_i64().unwrap_or_default();
+        let fields = texts(&body["fields"]).unwrap_or_default();
+        let known = |field: &String| {
+            TEXTS.contains(&field.as_str()) || ["is_company", "active"].contains(&field.as_str())
+        };
+        if let Some(unknown) = fields.iter().find(|field| !known(field)) {
+            return error(500, "builtins.ValueError", &format!("Invalid field '{unknown}' on 'res.partner'"));
+        }
+        let limit = body["limit"].as_i64().unwrap_or(i64::MAX);
+        let found = self.sql(&format!(
+            "select coalesce(json_agg(r), '[]')::text from (
+               select id, {} from res_partner where id {operator} {id} order by id limit {limit}) r",
+            fields.join(", ")
+        ));
+        let mut rows: Vec<Map<String, Value>> =
+            found.ok().flatten().and_then(|rows| serde_json::from_str(&rows).ok()).unwrap_or_default();
+        for value in rows.iter_mut().flat_map(Map::values_mut).filter(|value| value.is_null()) {
+            *value = Value::Bool(false);
+        }
+        Reply::plain(200, json!(rows))
+    }
+
     fn load_partner(&mut self, body: &Value) -> Reply {
         let (Some(fields), Some(row)) = (texts(&body["fields"]), texts(&body["data"][0])) else {
             return error(422, "odoo.exceptions.UserError", "no rows");
@@ -276,6 +302,7 @@ impl Vendor for OdooApi {
         match request.path.trim_start_matches("/json/2/") {
             "res.partner/write" => self.partner(id, body["vals"].as_object().unwrap_or(&Map::new())),
             "res.partner/load" => self.load_partner(&body),
+            "res.partner/search_read" => self.partners(&body),
             "res.partner/message_post" => self.note(&body),
             "mail.activity/load" | "account.analytic.line/load" => self.load_line(&body),
             "mail.message/search" | "account.payment/search" | "mail.activity/search" => self.search(&body),
