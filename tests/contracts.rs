@@ -5,6 +5,7 @@ use std::path::Path;
 
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
+use tailwater::connector::classify::{Answer, Class};
 use tailwater::connector::request::Request;
 use tailwater::connector::stream::Listing;
 use tailwater::connector::{Connector, ObjectSpec};
@@ -247,4 +248,16 @@ fn a_request_that_does_not_fit_is_objected_to() {
     assert!(bad(&|request| request.path = "/v1/customers?limitt=1".into()) > 0 || good.method == "POST");
     assert!(bad(&|request| request.body = Some("nmae=x".into())) > 0, "an unknown member");
     assert!(bad(&|request| request.body = Some("name[a]=x".into())) > 0, "a member of another type");
+}
+
+#[test]
+fn that_odoo_knows_no_such_external_id_is_an_answer_to_a_look_up_and_a_refusal_of_a_write() {
+    let files = files();
+    let said = json!({"ids": false, "messages": [{"type": "error", "message": "Missing required value"}], "nextrow": 0});
+    for (name, body) in [("odoo", said.clone()), ("odoo-rpc", json!({"jsonrpc": "2.0", "result": said}))] {
+        let connector = files.connectors.iter().find(|connector| connector.name == name).unwrap();
+        let answer = Answer { status: 200, headers: Default::default(), body };
+        assert_eq!(answer.classify("find", &connector.outcomes).0, Class::Applied, "{name}");
+        assert_eq!(answer.classify("create", &connector.outcomes).0, Class::Rejected, "{name}");
+    }
 }
