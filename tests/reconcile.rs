@@ -202,7 +202,7 @@ async fn the_erp(mut systems: Triangle) {
     // While nobody looks.
     systems.write(company, "email", "wrong@example.test").await;
     let found = compared(&systems, "odoo", &["--type", "partner", "--repair"]);
-    assert_eq!(by_kind(&found), BTreeMap::from([("different".to_owned(), vec![ours])]), "{found:#}");
+    assert_eq!(by_kind(&found), BTreeMap::from([("different".to_owned(), vec![ours.clone()])]), "{found:#}");
     assert_eq!(
         found["differences"][0]["fields"],
         json!([{"field": "email", "ours": "billing@example.test", "theirs": "wrong@example.test"}])
@@ -212,6 +212,17 @@ async fn the_erp(mut systems: Triangle) {
     systems.at_rest(PATIENCE).await;
     assert_eq!(systems.partner(company, "email").await.as_deref(), Some("billing@example.test"));
     assert_eq!(compared(&systems, "odoo", &[])["differences"], json!([]));
+    assert!(daemon.terminate().success());
+    // A partner that is gone cannot be made again under its number, and nobody tries for ever.
+    systems.remove(company).await;
+    let members = json!({"email": "later@example.test"});
+    systems.world.stripe.with(|stripe| stripe.edit(&customer, &members));
+    let found = compared(&systems, "odoo", &["--type", "partner", "--repair"]);
+    assert_eq!(by_kind(&found), BTreeMap::from([("missing".to_owned(), vec![ours])]), "{found:#}");
+    assert_eq!(found["differences"][0]["repaired"], false);
+    let mut daemon = systems.daemon();
+    systems.world.streaming().await;
+    systems.at_rest(PATIENCE).await;
     assert!(daemon.terminate().success());
     systems.world.verify();
 }

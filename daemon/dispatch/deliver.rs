@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::adopt::Adopted;
 use super::outcome::Outcome;
-use super::plan::Plan;
+use super::plan::{Plan, own_id};
 use super::quota::Permit;
 use super::target::{Note, Target};
 use super::unsent::Waiting;
@@ -259,7 +259,7 @@ impl Delivery {
             json!({"delivery": self.due.id, "event_seq": self.due.event_seq, "target": self.due.lane.target,
                    "object": self.due.lane.object, "id": self.due.lane.canonical_id, "class": state, "reason": reason}),
         ));
-        if state == "duplicate" && self.due.operation == "delete" {
+        if state == "duplicate" && self.due.operation == "delete" && self.due.external_id.is_none() {
             // It never came to stand there: nobody has to wait for it any more.
             batch.applied.push(AppliedWrite {
                 lane: self.due.lane.clone(),
@@ -274,6 +274,11 @@ impl Delivery {
         }
         batch.closed.push(ClosedWrite { id: self.due.id, state, reason: Some(reason), cause });
         self.ledger.writer().write(batch).await.map(|_| ())
+    }
+
+    /// The target's own id follows from the event: the object came from there.
+    pub(super) fn has_own_id(&self) -> bool {
+        own_id(&self.target.connector, &self.due).is_some()
     }
 
     pub(super) fn correlation_id(&self) -> Option<String> {

@@ -130,7 +130,8 @@ impl Delivery {
                     None => self.refuse(&mut batch, outcome, "rejected"),
                 }
             }
-            Class::Missing if request.step == "update" => {
+            // One with an id of the target's own cannot be made again under it.
+            Class::Missing if request.step == "update" && !self.has_own_id() => {
                 batch.applied.push(self.applied(request, None, index));
                 batch.retries.push(self.retry(Duration::ZERO, outcome, false, true));
             }

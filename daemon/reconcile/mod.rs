@@ -210,8 +210,16 @@ impl<'a> Reconciler<'a> {
         fields: Value,
     ) -> Difference {
         // What is somebody else's, or one too many, is not ours to put right.
-        let repaired = self.comparison.repair && matches!(kind, Kind::Different | Kind::Missing);
+        let repaired = self.comparison.repair && kind == Kind::Different;
         Difference { kind, object: object.to_owned(), canonical_id, external_id, fields, repaired }
+    }
+
+    /// True when the object came from the target: what is gone there cannot be made again under its number.
+    fn is_its_own(&self, object: &ObjectSpec, canonical_id: &str) -> bool {
+        let event = json!({"id": canonical_id});
+        let scope = Scope::new([("event", &event), ("settings", &self.target.connector.set)]);
+        let id = object.own_id.as_ref().map(|own_id| own_id.evaluate(&scope));
+        id.is_some_and(|id| id.is_ok_and(|id| !id.is_null()))
     }
 
     /// An object that we know nothing of: somebody else's, or one that carries an id of ours.
@@ -314,11 +322,14 @@ impl<'a> Reconciler<'a> {
                 }
                 let lane =
                     Lane { target: target.clone(), object: name.clone(), canonical_id: canonical_id.clone() };
-                if self.comparison.repair {
+                let repaired = self.comparison.repair && !self.is_its_own(object, &canonical_id);
+                if repaired {
                     batch.reconciled.push(ReconcileWrite::Gone(lane.clone()));
                     batch.checks.push(lane);
                 }
-                let difference = self.difference(Kind::Missing, name, (canonical_id, external_id), json!([]));
+                let ids = (canonical_id, external_id);
+                let difference =
+                    Difference { repaired, ..self.difference(Kind::Missing, name, ids, json!([])) };
                 tally.note(&difference);
                 batch.reconciled.push(ReconcileWrite::Found { id, difference });
             }

@@ -192,6 +192,18 @@ impl Triangle {
         }
     }
 
+    /// A partner is deleted.
+    pub async fn remove(&self, partner: i32) {
+        match &self.people {
+            People::Simulated(..) => {
+                self.erp.execute("delete from res_partner where id = $1", &[&partner]).await.unwrap();
+            }
+            People::Real(api) => {
+                api.call("res.partner", "unlink", json!({"ids": [partner]})).await;
+            }
+        }
+    }
+
     /// A posted invoice; gives its number.
     pub async fn invoice(&self, customer: i32, cents: u32) -> i64 {
         match &self.people {
