@@ -6,6 +6,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
 use tailwater::demo::vendor::faults::Faults;
+use tailwater::event::words::Word;
 
 use crate::support::eventually;
 use crate::support::triangle::{People, Triangle};
@@ -174,6 +175,18 @@ async fn mixed_changes_on_all_sides_with_faults_and_kills_agree_with_their_owner
     let changes = changes(60);
     let systems = Triangle::start(OWNERS, FLOWS).await;
     campaign(systems, changes).await;
+}
+
+#[test]
+fn what_a_load_shows_anew_may_always_have_been_so_and_what_it_shows_otherwise_is_newer_than_before() {
+    let first = Word::now(&json!({"phone": "1"}), &[], (1_000, true), None);
+    assert_eq!(first.changed["phone"], 0);
+    let same = Word::now(&json!({"phone": "1"}), &[], (2_000, true), Some(&first));
+    assert_eq!(same.changed["phone"], 0);
+    let other = Word::now(&json!({"phone": "2"}), &[], (2_000, true), Some(&first));
+    assert_eq!(other.changed["phone"], 2_000);
+    let streamed = Word::now(&json!({"phone": "2"}), &[], (3_000, false), None);
+    assert_eq!(streamed.changed["phone"], 3_000);
 }
 
 /// The same beside a running Odoo: `TAILWATER_ODOO`, `TAILWATER_ODOO_API`, `TAILWATER_ODOO_KEYS`.

@@ -52,8 +52,8 @@ fn one(flow: &Flow, event: &CanonicalEvent, known: &mut HashMap<Subject, Words>)
         said.remove(&flow.name);
         return Together { event, partial: false, word: None, conflicts: Vec::new() };
     }
-    let at_ms = (!event.snapshot).then(|| event.committed_at.as_millisecond());
-    let mut word = Word::now(&event.data, &event.foreign, at_ms, said.get(&flow.name));
+    let since = (event.committed_at.as_millisecond(), event.snapshot);
+    let mut word = Word::now(&event.data, &event.foreign, since, said.get(&flow.name));
     let conflicts = conflicts(&flow.name, &word, said);
     for conflict in conflicts.iter().filter(|conflict| parks(flow, &event, &conflict.field)) {
         word.dispute(&conflict.field);

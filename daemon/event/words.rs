@@ -33,17 +33,27 @@ pub struct Conflict {
 }
 
 impl Word {
-    /// What a source says now that said `earlier` before. `at_ms`: since when; `None` when it came with a first load.
+    /// What a source says now that said `earlier` before. `at_ms`: since when, at the latest; `listed`: it came with a load, so what
+    /// is new to us may always have been so.
     #[must_use]
-    pub fn now(data: &Value, foreign: &[String], at_ms: Option<i64>, earlier: Option<&Self>) -> Self {
+    pub fn now(
+        data: &Value,
+        foreign: &[String],
+        (at_ms, listed): (i64, bool),
+        earlier: Option<&Self>,
+    ) -> Self {
         let mut word = Self::default();
         for (field, value) in data.as_object().into_iter().flatten() {
             if field == "id" || foreign.contains(field) {
                 continue;
             }
-            let same = earlier.filter(|earlier| earlier.data.get(field) == Some(value));
-            let since = same.and_then(|same| same.changed.get(field)).copied();
-            word.changed.insert(field.clone(), since.unwrap_or(at_ms.unwrap_or_default()));
+            let before = earlier.and_then(|earlier| Some((earlier, earlier.data.get(field)?)));
+            let since = match before {
+                Some((earlier, same)) if same == value => earlier.since(field),
+                None if listed => 0,
+                Some(_) | None => at_ms,
+            };
+            word.changed.insert(field.clone(), since);
             word.data.insert(field.clone(), value.clone());
         }
         word
