@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use tailwater::demo::vendor::stripe_books::Price;
 
+use crate::polling::{await_events, events};
 use crate::support::eventually;
 use crate::support::triangle::{People, Triangle};
 
@@ -48,6 +49,58 @@ async fn run(mut systems: Triangle) {
     asked_for(&systems, company).await;
     systems.at_rest(PATIENCE).await;
     assert_eq!(systems.echoes([&[], &[], &[]]), Vec::<String>::new());
+    assert!(daemon.terminate().success());
+    systems.world.verify();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_before_is_known_and_not_done_again_and_of_payments_the_newest_counts() {
+    let mut systems = Triangle::start(OWNERS, "[\"payments\", \"standing\"]").await;
+    let mut daemon = systems.daemon();
+    systems.world.streaming().await;
+    let company = systems.create_company("Before", "before@example.test").await;
+    systems.at_rest(PATIENCE).await;
+    let customer = systems.at_stripe(company)["id"].as_str().unwrap().to_owned();
+    let stripe = &systems.world.stripe;
+    let charge = |paid: bool, document: &str, ago_s: i64| {
+        stripe.with(|stripe| {
+            stripe.books.events.skew_s = -ago_s;
+            let charge = stripe.books.charge(&customer, (12_100, "usd"), paid, document);
+            stripe.books.events.skew_s = 0;
+            charge
+        })
+    };
+    let standing = || systems.organization(company)["organization_fields"]["tailwater_standing"].clone();
+    // Of a time before the source was first read: only lists show it.
+    let invoice = systems.invoice(company, 12_100).await;
+    let failed = charge(false, "", 7_200);
+    let paid = charge(true, &format!("ERP-I-{invoice}"), 3_600);
+    let reread = ["source", "reread", "--source", "stripe", "--table", "charge"];
+    systems.world.printed(&reread);
+    systems.at_rest(PATIENCE).await;
+    assert_eq!(events(&systems.world, "stripe", "payment.v1").await.len(), 2);
+    assert_eq!(systems.payments(invoice, &format!("tailwater:STRIPE-Y-{paid}")).await, 0);
+    assert_eq!(systems.notes(&format!("<tailwater.STRIPE-Y-{failed}:rejected@tailwater.invalid>")).await, 0);
+    assert_eq!(standing(), "good", "{}", systems.world.log());
+    // A card fails, another one does not: both are heard of at once, the newest first.
+    assert!(daemon.terminate().success());
+    let failed = charge(false, "", 1);
+    charge(true, "", 0);
+    let mut daemon = systems.daemon();
+    systems.world.streaming().await;
+    await_events(&systems.world, "stripe", "payment.v1", 4).await;
+    systems.at_rest(PATIENCE).await;
+    assert_eq!(systems.notes(&format!("<tailwater.STRIPE-Y-{failed}:rejected@tailwater.invalid>")).await, 1);
+    assert_eq!(standing(), "good", "{}", systems.world.log());
+    // What a list does not show is not gone when it can be looked at.
+    let unlisted = charge(true, "", 0);
+    await_events(&systems.world, "stripe", "payment.v1", 5).await;
+    stripe.with(|stripe| stripe.books.unlisted = Some(unlisted.clone()));
+    systems.world.printed(&reread);
+    systems.at_rest(PATIENCE).await;
+    let of_it = |event: &&Value| event["id"] == format!("STRIPE-Y-{unlisted}");
+    let all = events(&systems.world, "stripe", "payment.v1").await;
+    assert_eq!(all.iter().filter(of_it).count(), 1, "{all:?}");
     assert!(daemon.terminate().success());
     systems.world.verify();
 }

@@ -173,7 +173,10 @@ async fn what_the_key_may_not_read_holds_up_neither_other_lists_nor_what_is_writ
     world.settled(Duration::from_secs(20)).await;
     assert!(world.stripe.with(|stripe| stripe.customers().contains_key(&format!("ERP-P-{company}"))));
     assert!(!world.log().contains("it is paused"), "{}", world.log());
-    let open = "select count(*) from load where source = 'stripe' and state = 'reading'";
+    let open = "select count(*) from load where source = 'stripe' and state in ('requested', 'reading')";
+    assert_eq!(world.count(open).await, 1);
+    // Who asks for others does not wait for it, and it is not forgotten.
+    world.printed(&["source", "reread", "--source", "stripe", "--table", "charge"]);
     assert_eq!(world.count(open).await, 1);
     // Once it may, it is read without a word from anybody.
     world.stripe.with(|stripe| stripe.books.forbidden = None);

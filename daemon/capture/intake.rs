@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::SignedDuration;
 use tokio::time::Instant;
 
 use super::flow::Flow;
@@ -11,11 +12,11 @@ use super::mass::LEAST;
 use super::seen::{AsOf, Changed, compare};
 use super::way::{Way, ways};
 use super::words::{Together, overrule, subjects, together};
-use crate::event::{Cluster, Operation, Origin, Transaction};
+use crate::event::{CanonicalEvent, Cluster, Operation, Origin, Transaction};
 use crate::image::{Drift, Emitted, Images, Missing, Overlay, OverlayChanges, Projection, RowId, Touch};
 use crate::ledger::batch::{Batch, ImageWrite, Lane, SpillWrite};
 use crate::ledger::spill::Spilled;
-use crate::ledger::{Ledger, LedgerError, images};
+use crate::ledger::{Ledger, LedgerError, images, standing};
 use crate::mapping::EventSpec;
 use crate::pg::Database;
 use crate::source::postgres::chunk::{ChunkError, read_back};
@@ -50,6 +51,9 @@ pub enum Prepared {
     TooLarge(usize),
 }
 
+/// Clocks differ, and some know whole seconds only: what happened no longer ago than this when a source was first read is no history.
+const SLACK: SignedDuration = SignedDuration::from_secs(60);
+
 /// Works out slices of one source over its images.
 pub struct Intake {
     pub(super) flow: Arc<Flow>,
@@ -62,6 +66,8 @@ pub struct Intake {
     rounds: usize,
     /// Objects that are new to the ledger may be known to the targets.
     pub(super) look_first: bool,
+    /// When the source was first read; `None` where that does not matter.
+    pub began: Option<jiff::Timestamp>,
     /// How old what is worked out next is.
     pub as_of: AsOf,
     /// Rows that were read before the system was last told something of them.
@@ -86,6 +92,7 @@ impl Intake {
             images,
             rounds: 0,
             look_first: false,
+            began: None,
             as_of: AsOf::default(),
             outdated: Vec::new(),
             known: HashMap::new(),
@@ -230,8 +237,8 @@ impl Intake {
         }
         let together = together(&flow, &self.ledger, &emitted).await?;
         let ways = |(emitted, together): (&Emitted, &Option<Together>)| match together {
-            Some(seen) => ways(&flow, &seen.event, seen.partial, &moved),
-            None => ways(&flow, &emitted.event, false, &moved),
+            Some(seen) => ways(&flow, &seen.event, (seen.partial, self.is_history(&seen.event)), &moved),
+            None => ways(&flow, &emitted.event, (false, self.is_history(&emitted.event)), &moved),
         };
         let ways: Vec<Vec<Way<'_>>> = emitted.iter().zip(&together).map(ways).collect();
         // Only of these it matters whether they are owed already.
@@ -241,13 +248,17 @@ impl Intake {
             .filter(|way| way.unless_owed != Ok(true))
             .map(|way| way.lane.clone())
             .collect();
-        if !asked.is_empty() && !settled {
+        let ordered: Vec<Lane> =
+            ways.iter().flatten().filter(|way| way.route.newest).map(|way| way.lane.clone()).collect();
+        let reads_lanes = !asked.is_empty() || !ordered.is_empty();
+        if reads_lanes && !settled {
             return Ok(Prepared::Needs(missing));
         }
         self.rounds = 0;
         let owed = images::owed(self.ledger.reader(), &asked).await?;
+        let latest = standing::latest(self.ledger.reader(), &ordered).await?;
         self.count_known(&emitted).await?;
-        let mut batch = self.batch(emitted, &together, ways, &owed, &moved);
+        let mut batch = self.batch(emitted, &together, ways, (&owed, latest), &moved);
         let compared = compare(&flow, &self.ledger, &seen, as_of, &mut batch).await?;
         self.outdated = compared.outdated;
         batch.images = self.image_writes(&changes);
@@ -257,6 +268,10 @@ impl Intake {
         overrule(&flow, &self.ledger, &drifts, &mut batch).await?;
         self.images.absorb(changes);
         Ok(Prepared::Batch(Box::new(batch)))
+    }
+
+    pub(super) fn is_history(&self, event: &CanonicalEvent) -> bool {
+        self.began.is_some_and(|began| began.duration_since(event.committed_at) > SLACK)
     }
 
     /// Counts the objects of each type of which there may be a mass, when a share of them matters.

@@ -1,6 +1,8 @@
 //! What a slice writes down: its events, and to whom each is owed.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use jiff::Timestamp;
 
 use super::flow::Flow;
 use super::intake::Intake;
@@ -13,13 +15,14 @@ use crate::ledger::entry::NewEntry;
 use crate::mapping::EventKind;
 
 impl Intake {
-    /// The batch of these events; `owed`: lanes whose target is owed the object already.
+    /// The batch of these events; `owed`: lanes whose target is owed the object already; `latest`: the time of the newest event in
+    /// lanes in which only the newest counts, whenever it is heard of.
     pub(super) fn batch(
         &self,
         emitted: Vec<Emitted>,
         together: &[Option<Together>],
         ways: Vec<Vec<Way<'_>>>,
-        owed: &HashSet<Lane>,
+        (owed, mut latest): (&HashSet<Lane>, HashMap<Lane, Timestamp>),
         moved: &BTreeSet<String>,
     ) -> Batch {
         let mut newly_owed: HashSet<Lane> = HashSet::new();
@@ -39,7 +42,9 @@ impl Intake {
                 };
                 let takes = match owed.contains(&lane) || newly_owed.contains(&lane) {
                     true if partial => Ok(true),
-                    true => seen.clone().and_then(|event| route.takes(event, true, moved)),
+                    true => seen
+                        .clone()
+                        .and_then(|event| route.takes(event, (true, self.is_history(event)), moved)),
                     false => unless_owed,
                 };
                 let (takes, requires, parked) = match &fault {
@@ -49,7 +54,7 @@ impl Intake {
                         (Err(error), _) | (_, Err(error)) => (true, Vec::new(), Some(error.to_string())),
                     },
                 };
-                if !takes {
+                if !takes || (route.newest && !is_newest(&mut latest, &lane, event.committed_at)) {
                     continue;
                 }
                 newly_owed.insert(lane.clone());
@@ -91,4 +96,12 @@ impl Intake {
         }
         verdicts
     }
+}
+
+/// True when nothing newer is owed in the lane; then `at` is the newest.
+fn is_newest(latest: &mut HashMap<Lane, Timestamp>, lane: &Lane, at: Timestamp) -> bool {
+    let known = latest.entry(lane.clone()).or_insert(at);
+    let is_newest = *known <= at;
+    *known = at.max(*known);
+    is_newest
 }

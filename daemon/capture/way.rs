@@ -25,11 +25,11 @@ pub(super) struct Way<'a> {
 
 /// Where an event may go.
 ///
-/// `partial`: not all of it is known, so it is told only to those who know the object.
+/// `partial`: not all of it is known, so it is told only to those who know the object; `history`: see [`Route::takes`].
 pub(super) fn ways<'a>(
     flow: &'a Flow,
     event: &CanonicalEvent,
-    partial: bool,
+    (partial, history): (bool, bool),
     moved: &BTreeSet<String>,
 ) -> Vec<Way<'a>> {
     if event.operation == Operation::Delete && !flow.leads(&event.event_type) {
@@ -40,7 +40,7 @@ pub(super) fn ways<'a>(
         let seen = flow.ways.upcasters.event(event, &route.event_type)?;
         let unless_owed = match &seen {
             _ if partial => Ok(false),
-            Ok(seen) => route.takes(seen, false, moved),
+            Ok(seen) => route.takes(seen, (false, history), moved),
             Err(error) => Err(error.clone()),
         };
         let lifted = seen.map(|seen| match seen {

@@ -35,8 +35,10 @@ fn read_table(name: &str, node: &Node, problems: &mut Problems) -> Option<Table>
     let key = over(&mut fields, "key", &["record"], "record.id", problems);
     let at = fields.optional("at");
     let at = at.and_then(|node| Expression::compile(&node, &open_variables(&["record"]), problems));
+    let since = fields.optional("since");
+    let since = since.and_then(|node| Expression::compile(&node, &open_variables(&["record"]), problems));
     fields.finish(problems);
-    Some(Table { name: name.to_owned(), list, read, record: record?, key: key?, at })
+    Some(Table { name: name.to_owned(), list, read, record: record?, key: key?, at, since })
 }
 
 fn read_stream(name: &str, node: &Node, problems: &mut Problems) -> Option<Stream> {

@@ -57,6 +57,8 @@ pub struct Table {
     pub key: Expression,
     /// When it was changed, over `record`; when the vendor answered, where it does not say.
     pub at: Option<Expression>,
+    /// Since when it is so, over `record`, where it does not say when it was changed: the time of events that reading it makes.
+    pub since: Option<Expression>,
 }
 
 /// A request that reads.

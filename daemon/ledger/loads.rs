@@ -138,6 +138,19 @@ pub async fn current(
     }
 }
 
+/// Tables of each load that was asked for and has not begun.
+pub async fn waiting(client: &Client, source: &str) -> Result<Vec<Vec<String>>, LedgerError> {
+    let sql = "select relations from load where source = $1 and state = 'requested' order by id";
+    let rows = client.query(sql, &[&source]).await?;
+    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+}
+
+/// When a source was first read.
+pub async fn began(client: &Client, source: &str) -> Result<Option<Timestamp>, LedgerError> {
+    let sql = "select min(requested_at) from load where source = $1 and kind = 'first'";
+    Ok(client.query_one(sql, &[&source]).await?.try_get(0)?)
+}
+
 /// True when objects of the last load are to be looked up before they are created.
 pub async fn looks_first(client: &Client, source: &str) -> Result<bool, LedgerError> {
     let sql = "select look_first from load where source = $1 and state = 'done' order by id desc limit 1";

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use jiff::Timestamp;
+use serde_json::Value;
 use tokio_postgres::Client;
 
 use super::LedgerError;
@@ -48,6 +50,33 @@ pub async fn references(
                on i.system = $1 and i.object = split_part(r, '/', 1) and i.canonical_id = substr(r, strpos(r, '/') + 1)";
     let rows = client.query(sql, &[&target, &references]).await?;
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+}
+
+/// The time of the event that was last owed in each of these lanes.
+pub async fn latest(client: &Client, lanes: &[Lane]) -> Result<HashMap<Lane, Timestamp>, LedgerError> {
+    if lanes.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let targets: Vec<&str> = lanes.iter().map(|lane| lane.target.as_str()).collect();
+    let objects: Vec<&str> = lanes.iter().map(|lane| lane.object.as_str()).collect();
+    let ids: Vec<&str> = lanes.iter().map(|lane| lane.canonical_id.as_str()).collect();
+    let sql = "select w.target, w.object, w.canonical_id, e.body
+               from (select distinct * from unnest($1::text[], $2::text[], $3::text[])) as w(target, object, canonical_id)
+               cross join lateral (
+                 select d.event_seq from delivery d
+                 where d.target = w.target and d.object = w.object and d.canonical_id = w.canonical_id
+                 order by d.id desc limit 1) d
+               join entry e on e.seq = d.event_seq";
+    let mut latest = HashMap::new();
+    for row in client.query(sql, &[&targets, &objects, &ids]).await? {
+        // Of an event that was erased nothing is known any more.
+        let body: Value = serde_json::from_slice(row.try_get(3)?).unwrap_or_default();
+        let at = body.pointer("/source/committed_at").and_then(Value::as_str);
+        let Some(at) = at.and_then(|at| at.parse().ok()) else { continue };
+        let lane = Lane { target: row.try_get(0)?, object: row.try_get(1)?, canonical_id: row.try_get(2)? };
+        latest.insert(lane, at);
+    }
+    Ok(latest)
 }
 
 /// Who holds these unique values at `target`.

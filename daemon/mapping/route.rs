@@ -55,7 +55,7 @@ pub struct Route {
     pub wave: Option<(Arc<Wave>, bool)>,
     /// Object of the connector.
     pub object: String,
-    /// Condition over `event`, `owed`, `created`, `snapshot`.
+    /// Condition over `event`, `owed`, `created`, `snapshot`, `history`.
     pub when: Expression,
     /// What must stand first.
     pub requires: Vec<Requirement>,
@@ -74,11 +74,12 @@ pub struct Route {
 }
 
 impl Route {
-    /// True when `event` takes this route. `owed`: the target holds the object or is owed it.
+    /// True when `event` takes this route. `owed`: the target holds the object or is owed it; `history`: it is of a time before its
+    /// source was first read.
     pub fn takes(
         &self,
         event: &CanonicalEvent,
-        owed: bool,
+        (owed, history): (bool, bool),
         moved: &BTreeSet<String>,
     ) -> Result<bool, EvaluationError> {
         if event.operation == Operation::Delete {
@@ -94,7 +95,14 @@ impl Route {
             Value::Bool(event.operation == Operation::Create),
             Value::Bool(event.snapshot),
         );
-        let scope = [("event", &event.data), ("owed", &owed), ("created", &created), ("snapshot", &snapshot)];
+        let history = Value::Bool(history);
+        let scope = [
+            ("event", &event.data),
+            ("owed", &owed),
+            ("created", &created),
+            ("snapshot", &snapshot),
+            ("history", &history),
+        ];
         self.when.holds(&Scope::new(scope))
     }
 
@@ -221,7 +229,7 @@ fn read_route(mappings: &Path, node: &Node, waves: &[Arc<Wave>], problems: &mut 
     let wave = read_wave(&mut fields, node, waves, problems);
     let object = fields.string("object", "customer", problems);
     let shape = event_type.as_ref().map_or(Shape::Any, |name| shape_of(mappings, name));
-    let mut variables = open_variables(&["event", "owed", "created", "snapshot"]);
+    let mut variables = open_variables(&["event", "owed", "created", "snapshot", "history"]);
     variables.insert("event".into(), shape.clone());
     let when = fields.required("when", "\"true\"", problems);
     let when = when.and_then(|node| Expression::compile(&node, &variables, problems));

@@ -142,13 +142,13 @@ async fn describe(
             let lane = Lane {
                 target: target.name.clone(),
                 object: route.object.clone(),
-                canonical_id: event.id.clone(),
+                canonical_id: route.lane_of(event).unwrap_or_else(|| event.id.clone()),
             };
             let owed = images::owed(client, std::slice::from_ref(&lane)).await?.contains(&lane);
             let _ = write!(out, "  -> {} {}: ", lane.target, lane.object);
             let lifted = config.upcasters.event(event, &route.event_type).unwrap_or(Ok(Cow::Borrowed(event)));
             let taken = lifted.and_then(|event| {
-                Ok((route.takes(&event, owed, moved)?, route.requirements(&event, false)?, event))
+                Ok((route.takes(&event, (owed, false), moved)?, route.requirements(&event, false)?, event))
             });
             match taken {
                 Err(error) => {

@@ -56,7 +56,11 @@ impl<'a> Rehearsal<'a> {
             let object = (route.system.clone(), route.object.clone(), event.id.clone());
             let owed = self.known.contains(&object);
             let taken = lifted.and_then(|event| {
-                Ok((route.takes(&event, owed, &BTreeSet::new())?, route.requirements(&event, false)?, event))
+                Ok((
+                    route.takes(&event, (owed, false), &BTreeSet::new())?,
+                    route.requirements(&event, false)?,
+                    event,
+                ))
             });
             match taken {
                 Ok((false, ..)) => {}

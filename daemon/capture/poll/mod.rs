@@ -223,25 +223,30 @@ impl Poller {
             json!({"source": name, "action": "expired", "stream": stream, "reason": why.to_string()}),
         ));
         self.ledger.writer().write(batch).await?;
-        if loads::current(self.ledger.reader(), name, false).await?.is_none() {
+        // One that has begun may be past what has changed.
+        let waiting = loads::waiting(self.ledger.reader(), name).await?;
+        let listed = self.listed();
+        if !waiting.iter().any(|waiting| listed.iter().all(|relation| waiting.contains(relation))) {
             self.ask_for_lists(LoadKind::Recover, &why.to_string()).await?;
         }
         Ok(())
     }
 
+    /// Mapped tables that can be listed. A document may need any row: what is joined to comes first, in the order of the mapping.
+    fn listed(&self) -> Vec<String> {
+        let reading = &self.source.target.connector.reading;
+        let tables = self.source.flow.mapping.tables.iter();
+        let listed =
+            tables.filter(|table| reading.table(&table.name).is_some_and(|table| table.list.is_some()));
+        listed.map(|table| table.name.to_string()).collect()
+    }
+
     /// Asks for all objects of every mapped table that can be listed.
     async fn ask_for_lists(&self, kind: LoadKind, reason: &str) -> Result<(), LedgerError> {
-        let Flow { name, mapping, .. } = &*self.source.flow;
-        let reading = &self.source.target.connector.reading;
-        // A document may need any row: what is joined to comes first, in the order of the mapping.
-        let listed = mapping
-            .tables
-            .iter()
-            .filter(|table| reading.table(&table.name).is_some_and(|table| table.list.is_some()));
         let request = Request {
-            source: name.clone(),
+            source: self.source.flow.name.clone(),
             kind,
-            relations: listed.map(|table| table.name.to_string()).collect(),
+            relations: self.listed(),
             lower: None,
             upper: None,
             reason: reason.to_owned(),

@@ -247,9 +247,44 @@ impl ListReader {
                 tracing::info!(load = load.id, "all lists of the load are read");
                 return Ok(());
             }
+            if self.is_in_the_way(load, &left).await? {
+                return self.write(LoadWrite::End { load: load.id, refused: false }).await;
+            }
             open = left;
             sleep(LIST_AGAIN).await;
         }
+    }
+
+    /// True when others wait for tables that can be read, behind a load of which only `left` is open. What is left is then asked for
+    /// anew, behind them.
+    async fn is_in_the_way(
+        &self,
+        load: &Load,
+        left: &[(&Table, &Listing, Pass)],
+    ) -> Result<bool, LedgerError> {
+        let source = &self.source.flow.name;
+        let waiting = loads::waiting(self.ledger.reader(), source).await?;
+        let is_left = |relation: &String| left.iter().any(|(table, ..)| table.name == *relation);
+        if waiting.iter().flatten().all(is_left) {
+            return Ok(false);
+        }
+        let asked: BTreeSet<&String> = waiting.iter().flatten().collect();
+        let relations = left.iter().map(|(table, ..)| table.name.clone());
+        let relations: Vec<String> = relations.filter(|relation| !asked.contains(relation)).collect();
+        if !relations.is_empty() {
+            let request = loads::Request {
+                source: source.clone(),
+                kind: load.kind,
+                relations,
+                lower: None,
+                upper: None,
+                reason: format!("could not be read by load {}", load.id),
+                look_first: false,
+                requested_by: "tailwater".to_owned(),
+            };
+            loads::request(self.ledger.reader(), &request).await?;
+        }
+        Ok(true)
     }
 
     /// Tables of a load that are not read to their end, and where the way through each goes on.

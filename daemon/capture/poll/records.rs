@@ -13,8 +13,8 @@ use crate::capture::seen::AsOf;
 use crate::connector::classify::Class;
 use crate::event::{Change, Cluster, Lsn, Row, RowState, Transaction, canonical_bytes};
 use crate::image::{Emitted, Overlay, Projection, RowId};
-use crate::ledger::batch::Batch;
-use crate::ledger::loads::unseen;
+use crate::ledger::batch::{Batch, LoadWrite};
+use crate::ledger::loads::{began, unseen};
 use crate::ledger::{Ledger, LedgerError};
 use crate::source::poll::Record;
 use crate::source::poll::page::read_record;
@@ -40,6 +40,14 @@ enum Standing {
     Old,
     /// Two things are said of the same instant, and nobody can tell which of them was last.
     Unclear,
+}
+
+/// What looking at an object gave.
+enum Look {
+    Now(Record),
+    Gone,
+    /// Nobody can say.
+    Nothing,
 }
 
 /// How much a record is worth.
@@ -115,6 +123,9 @@ impl Records {
             self.intake.age();
         }
         let source = self.source.clone();
+        if self.intake.began.is_none() {
+            self.intake.began = began(self.ledger.reader(), &source.flow.name).await?;
+        }
         loop {
             self.intake.as_of = AsOf::Asked(asked_at);
             let mut unclear = Vec::new();
@@ -167,29 +178,34 @@ impl Records {
 
     /// One object as it is now; `None` when it is gone.
     async fn read(&self, record: &Record) -> Result<Option<Record>, LedgerError> {
+        Ok(match self.look(&record.table, &record.key).await? {
+            // What it says of itself may be of the same instant again; it is the newest there is.
+            Look::Now(now) => Some(Record { at_ms: now.at_ms.max(record.at_ms), ..now }),
+            Look::Gone => None,
+            Look::Nothing => Some(record.clone()),
+        })
+    }
+
+    /// Looks at one object.
+    async fn look(&self, table: &str, key: &str) -> Result<Look, LedgerError> {
         let target = &self.source.target;
-        let Some(table) = target.connector.reading.table(&record.table) else {
-            return Ok(Some(record.clone()));
-        };
-        let Some(Ok(request)) = target.connector.read(table, &record.key) else {
-            return Ok(Some(record.clone()));
-        };
+        let Some(table) = target.connector.reading.table(table) else { return Ok(Look::Nothing) };
+        let Some(Ok(request)) = target.connector.read(table, key) else { return Ok(Look::Nothing) };
         let mut failures = 0;
         loop {
             match target.ask("poll", &request, self.ledger.tenure()).await? {
                 Some((Class::Applied, answer)) => {
                     let clock = answer.clock_ms(Timestamp::now());
-                    match read_record(table, &answer, clock) {
-                        // What it says of itself may be of the same instant again; it is the newest there is.
-                        Ok(now) => return Ok(Some(Record { at_ms: now.at_ms.max(record.at_ms), ..now })),
-                        Err(reason) => {
+                    return Ok(read_record(table, &answer, clock).map_or_else(
+                        |reason| {
                             tracing::error!(table = %table.name, reason, "an object cannot be read");
-                            return Ok(Some(record.clone()));
-                        }
-                    }
+                            Look::Nothing
+                        },
+                        Look::Now,
+                    ));
                 }
-                Some((Class::Missing, _)) => return Ok(None),
-                Some((Class::Rejected | Class::Conflict, _)) => return Ok(Some(record.clone())),
+                Some((Class::Missing, _)) => return Ok(Look::Gone),
+                Some((Class::Rejected | Class::Conflict, _)) => return Ok(Look::Nothing),
                 _ => {
                     failures += 1;
                     let wait = crate::dispatch::retry::backoff(failures, rand::random());
@@ -199,18 +215,39 @@ impl Records {
         }
     }
 
-    /// Objects that a list of all of them did not show are gone.
+    /// Objects that a list of all of them did not show are gone, unless they can be looked at: one that was made or has moved while
+    /// the list was read is still there.
     async fn sweep(&mut self, load: i64, relation: &str) -> Result<usize, CaptureError> {
         let mut made = 0;
         loop {
             let most = i64::try_from(RECORDS).unwrap_or(i64::MAX);
-            let keys = unseen(self.ledger.reader(), &self.source.flow.name, relation, load, most).await?;
-            if keys.is_empty() {
+            let unseen = unseen(self.ledger.reader(), &self.source.flow.name, relation, load, most).await?;
+            if unseen.is_empty() {
                 return Ok(made);
             }
-            let batch = self.gone(relation, &keys, Timestamp::now().as_millisecond()).await?;
+            let asked_at = Timestamp::now();
+            let (mut gone, mut there, mut keys) = (Vec::new(), Vec::new(), Vec::new());
+            let table = self.source.target.connector.reading.table(relation);
+            let is_readable = table.is_some_and(|table| table.read.is_some());
+            for key in unseen {
+                match if is_readable { self.look(relation, &key).await? } else { Look::Gone } {
+                    Look::Gone => gone.push(key),
+                    Look::Nothing => keys.push(key),
+                    Look::Now(now) => {
+                        keys.push(key);
+                        there.push(now);
+                    }
+                }
+            }
+            let batch = self.gone(relation, &gone, Timestamp::now().as_millisecond()).await?;
             made += batch.entries.len();
             self.write(batch).await?;
+            let (mut batch, again) = self.batch((&there, asked_at), Said::Read, true).await?;
+            made += batch.entries.len();
+            let (source, relation) = (self.source.flow.name.clone(), relation.to_owned());
+            batch.loads.push(LoadWrite::Seen { load, source, relation, keys });
+            self.write(batch).await?;
+            made += self.read_again(again).await?;
         }
     }
 
@@ -238,7 +275,7 @@ impl Records {
 fn split(mut batch: Batch) -> (Batch, Batch) {
     let (ends, seen) = std::mem::take(&mut batch.loads)
         .into_iter()
-        .partition(|write| matches!(write, crate::ledger::batch::LoadWrite::End { .. }));
+        .partition(|write| matches!(write, LoadWrite::End { .. }));
     let first = Batch { loads: seen, ..Batch::default() };
     batch.loads = ends;
     (first, batch)
@@ -271,7 +308,7 @@ fn emitted(
             row.iter().map(|(name, value)| (name.to_string(), value.clone())).collect(),
         )));
         let change = Change::new(&table.name, &record.key, ordinal, RowState::Present(row.into()));
-        let transaction = transaction(change, record.at_ms, snapshot);
+        let transaction = transaction(change, record.since_ms, snapshot);
         found.extend(projection.transaction(overlay, &transaction, usize::MAX).unwrap_or_default());
     }
     found

@@ -19,6 +19,8 @@ pub struct Books {
     pub tag: String,
     /// Beginning of what the key may not read, below `/v1/`.
     pub forbidden: Option<&'static str>,
+    /// An object that lists do not show, as one that was made while they were read.
+    pub unlisted: Option<String>,
     next: u64,
 }
 
@@ -77,7 +79,7 @@ impl Books {
             if paid { ("succeeded", "charge.succeeded") } else { ("failed", "charge.failed") };
         let metadata = if document.is_empty() { json!({}) } else { json!({"tailwater_document": document}) };
         let object = json!({
-            "object": "charge", "amount": amount, "amount_refunded": 0, "currency": currency, "status": status, "paid": paid,
+            "object": "charge", "amount": amount, "amount_captured": if paid { amount } else { 0 }, "captured": paid, "amount_refunded": 0, "currency": currency, "status": status, "paid": paid,
             "customer": customer, "metadata": metadata, "description": null, "receipt_number": null, "disputed": false,
             "failure_code": if paid { Value::Null } else { "card_declined".into() },
             "payment_intent": null, "balance_transaction": null, "refunded": false,
@@ -155,7 +157,9 @@ impl Books {
             }
             ["events"] => Some(Reply::plain(200, self.events.list(&request.query))),
             [plural @ ("charges" | "refunds" | "disputes" | "invoices" | "subscriptions")] => {
-                let objects = self.objects.get(plural).into_iter().flatten().map(|(_, object)| object);
+                let objects = self.objects.get(plural).into_iter().flatten();
+                let objects =
+                    objects.filter(|(id, _)| self.unlisted.as_ref() != Some(id)).map(|(_, object)| object);
                 Some(page(objects, &request.query))
             }
             [plural @ ("charges" | "refunds" | "disputes" | "invoices" | "subscriptions"), id] => {

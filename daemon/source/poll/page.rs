@@ -19,6 +19,8 @@ pub struct Record {
     pub key: String,
     /// When it was changed, or read, in milliseconds since 1970 of the vendor's clock.
     pub at_ms: i64,
+    /// Since when it is so, as far as it says.
+    pub since_ms: i64,
     /// The object.
     pub object: Value,
 }
@@ -211,7 +213,10 @@ fn as_record(table: &Table, object: Value, clock_ms: i64) -> Result<Record, Stri
         }
         None => clock_ms,
     };
-    Ok(Record { table: table.name.clone(), key, at_ms, object })
+    let since = table.since.as_ref().map(|since| since.evaluate(&scope)).transpose();
+    let since = since.map_err(|error| error.to_string())?.filter(|since| !since.is_null());
+    let since_ms = since.and_then(|since| instant_ms(&since)).unwrap_or(at_ms);
+    Ok(Record { table: table.name.clone(), key, at_ms, since_ms, object })
 }
 
 fn at_text(is_null: bool) -> &'static str {
@@ -235,7 +240,11 @@ fn record_of(stream: &Stream, row: &Value) -> Result<(String, i64, Option<Record
     if !object.is_object() {
         return Err("a record is not an object".into());
     }
-    Ok((row_key.unwrap_or_else(|| key.clone()), at_ms, Some(Record { table, key, at_ms, object })))
+    Ok((
+        row_key.unwrap_or_else(|| key.clone()),
+        at_ms,
+        Some(Record { table, key, at_ms, since_ms: at_ms, object }),
+    ))
 }
 
 fn rows_of(listing: &Listing, answer: &Answer) -> Result<Vec<Value>, PageError> {
