@@ -5,6 +5,7 @@ use std::path::Path;
 
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
+use tailwater::connector::bulk::Bulk;
 use tailwater::connector::classify::{Answer, Class};
 use tailwater::connector::request::Request;
 use tailwater::connector::stream::Listing;
@@ -13,6 +14,7 @@ use tailwater::demo::vendor::form;
 use tailwater::dispatch::plan::{Plan, plan};
 use tailwater::ledger::batch::Lane;
 use tailwater::ledger::outbox::Due;
+use tailwater::mapping::scope::Scope;
 use tailwater::source::poll::Pass;
 use tailwater::workbench::mappings::{Files, read};
 
@@ -34,7 +36,8 @@ fn example(event_type: &str) -> Value {
     schema["examples"][0].clone()
 }
 
-/// Every request that a connector makes: of each object new and known, changed and gone; of each list, stream and table.
+/// The requests that a connector makes: of each object new, known and in doubt, changed and gone, one by one and together; of each
+/// list, stream, table and job. What follows a write or goes before it is not among them.
 fn requests(files: &Files, system: &str) -> Vec<Request> {
     let connector = connector(files, system);
     let mut made = Vec::new();
@@ -69,6 +72,9 @@ fn requests(files: &Files, system: &str) -> Vec<Request> {
         made.extend(table.list.iter().flat_map(&pages));
     }
     made.extend(reading.streams.iter().flat_map(|stream| pages(&stream.listing)));
+    let asked = json!("1,2");
+    let jobs = connector.jobs.as_ref();
+    made.extend(jobs.map(|jobs| Request::bare("job", &jobs.line, &Scope::new([("jobs", &asked)])).unwrap()));
     made
 }
 
@@ -77,7 +83,7 @@ fn of_object(
     object: &ObjectSpec,
     data: Value,
     (known, operation): (bool, &str),
-) -> Option<Request> {
+) -> Vec<Request> {
     let id = data["id"].as_str().unwrap().to_owned();
     let lane =
         Lane { target: connector.system.clone(), object: object.name.clone(), canonical_id: id.clone() };
@@ -92,10 +98,31 @@ fn of_object(
         references,
         ..Due::bare(lane)
     };
-    match plan(connector, false, &due, Timestamp::UNIX_EPOCH, &|_| None) {
-        Ok(Plan::Send { request, .. } | Plan::Find(request)) => Some(request),
-        _ => None,
+    let planned =
+        |adopts: bool, due: &Due| plan(connector, adopts, due, Timestamp::UNIX_EPOCH, &|_| None).ok();
+    let mut made = Vec::new();
+    if let Some(Plan::Send { request, .. }) = planned(false, &due) {
+        if let Some(says) = &request.says {
+            made.extend(
+                object.bulk.iter().map(|bulk| many(connector, bulk, says, due.external_id.as_deref())),
+            );
+        }
+        made.push(request);
     }
+    if let Some(Plan::Adopt { look_ups, .. }) = planned(true, &due) {
+        made.extend(look_ups.into_iter().map(|(_, request)| request));
+    }
+    if let Some(Plan::Find(request)) = planned(false, &Due { uncertain: true, ..due.clone() }) {
+        made.push(request);
+    }
+    made
+}
+
+/// Two of an object in one request.
+fn many(connector: &Connector, bulk: &Bulk, says: &Value, external_id: Option<&str>) -> Request {
+    let item = bulk.item(says, external_id).unwrap();
+    let request = Request::bare("bulk", &bulk.line, &Scope::new([])).unwrap();
+    request.with_body(connector.encoding, &bulk.body(vec![item.clone(), item]))
 }
 
 /// The operation of an OpenAPI description that a request is, with what fills its path.
