@@ -115,7 +115,7 @@ pub enum Command {
     ///
     /// Reads the target back through its lists, within a tenth of its quota, and names what is missing, what differs (field by field,
     /// what is there and what should be), what is there twice, what carries an id of ours that we know nothing of, and how much of
-    /// everything is there. The result stands in the ledger. With `--repair` what is missing or differs is put right by ordinary
+    /// everything is there. What may not be looked at counts as unread, never as missing. The result stands in the ledger. With `--repair` what is missing or differs is put right by ordinary
     /// deliveries, as far as ownership goes.
     Reconcile {
         /// The settings file.

@@ -15,7 +15,7 @@ use crate::connector::stream::{Listing, Table};
 use crate::connector::{ObjectSpec, Shown, Strategy};
 use crate::dispatch::Target;
 use crate::dispatch::pace::Pace;
-use crate::dispatch::plan::{Plan, plan, wanted};
+use crate::dispatch::plan::{Plan, own_id, plan, wanted};
 use crate::dispatch::together::together;
 use crate::event::{canonical_bytes, sha256_hex};
 use crate::ledger::batch::{Batch, Lane};
@@ -215,11 +215,8 @@ impl<'a> Reconciler<'a> {
     }
 
     /// True when the object came from the target: what is gone there cannot be made again under its number.
-    fn is_its_own(&self, object: &ObjectSpec, canonical_id: &str) -> bool {
-        let event = json!({"id": canonical_id});
-        let scope = Scope::new([("event", &event), ("settings", &self.target.connector.set)]);
-        let id = object.own_id.as_ref().map(|own_id| own_id.evaluate(&scope));
-        id.is_some_and(|id| id.is_ok_and(|id| !id.is_null()))
+    fn is_its_own(&self, lane: &Lane) -> bool {
+        own_id(&self.target.connector, &Due::bare(lane.clone())).is_some()
     }
 
     /// An object that we know nothing of: somebody else's, or one that carries an id of ours.
@@ -322,7 +319,7 @@ impl<'a> Reconciler<'a> {
                 }
                 let lane =
                     Lane { target: target.clone(), object: name.clone(), canonical_id: canonical_id.clone() };
-                let repaired = self.comparison.repair && !self.is_its_own(object, &canonical_id);
+                let repaired = self.comparison.repair && !self.is_its_own(&lane);
                 if repaired {
                     batch.reconciled.push(ReconcileWrite::Gone(lane.clone()));
                     batch.checks.push(lane);
