@@ -9,14 +9,13 @@ use clap::{CommandFactory, Parser};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use crate::auditing;
 use crate::cache::Cache;
-use crate::cli::{Cli, Command, ConfigArgs, LedgerCommand, MappingsCommand, SourceCommand};
+use crate::cli::{Cli, Command, ConfigArgs, MappingsCommand, SourceCommand};
 use crate::config::secret::Secret;
 use crate::config::source::SourceConfig;
 use crate::config::{Config, load};
-use crate::ledger::LedgerError;
 use crate::ledger::command::Command as LedgerOrder;
-use crate::ledger::verify::{Verdict, verify};
 use crate::operate::{Reread, drain_slot, recover, reread, source_named};
 use crate::ops::status;
 use crate::orders::{backfill, identity, release, wave};
@@ -83,9 +82,7 @@ async fn dispatch(command: Command) -> ExitCode {
         Command::Source(SourceCommand::Drain { config, source, slot, until }) => {
             with_config(&config, |config| drain_slot(config, source, slot, until)).await
         }
-        Command::Ledger(LedgerCommand::Verify { config, json }) => {
-            with_config(&config, |config| verify_ledger(config, json)).await
-        }
+        Command::Ledger(command) => auditing::ledger(command).await,
         Command::Mappings(MappingsCommand::Check { files, against: Some(settings) }) => {
             check_against(&files.dir, &settings).await
         }
@@ -244,34 +241,6 @@ fn print_source_sql(config: Config, name: Option<&str>, uninstall: bool) -> Exit
     };
     say(&if uninstall { uninstall_sql(&names) } else { source_sql(&source.mapping, &names) });
     ExitCode::SUCCESS
-}
-
-async fn verify_ledger(config: Config, as_json: bool) -> ExitCode {
-    let verdict = async {
-        let mut client = config.ledger.connect("tailwater-verify").await?;
-        verify(&mut client, |_, _| {}).await
-    };
-    let verdict: Verdict = match verdict.await {
-        Ok(verdict) => verdict,
-        Err(error @ LedgerError::Tree(_)) => return fail(1, &error.to_string()),
-        Err(error) => return fail(EX_UNAVAILABLE, &error.to_string()),
-    };
-    let (word, details) = match &verdict {
-        Verdict::Sound { size, root } => ("sound", json!({"size": size, "root": root})),
-        Verdict::Tampered { seq, what } => ("tampered", json!({"seq": seq, "what": what})),
-        Verdict::Incomplete { seq, what } => ("incomplete", json!({"seq": seq, "what": what})),
-    };
-    if as_json {
-        say(&format!("{}\n", json!({"verdict": word, "details": details})));
-    } else {
-        match &verdict {
-            Verdict::Sound { size, root } => say(&format!("sound: {size} entries, tree head {root}\n")),
-            Verdict::Tampered { seq, what } | Verdict::Incomplete { seq, what } => {
-                say(&format!("{word}: entry {seq}: {what}\n"));
-            }
-        }
-    }
-    ExitCode::from(verdict.exit_code())
 }
 
 /// `tailwater check`: everything `run` would refuse, and everything worth mending.

@@ -6,6 +6,8 @@
 //! the first half, [`supervise`] and [`app`] everything. See ARCHITECTURE.md.
 
 pub mod app;
+pub mod audit;
+mod auditing;
 pub mod cache;
 pub mod capture;
 pub mod cli;

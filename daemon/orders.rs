@@ -28,7 +28,8 @@ pub async fn order(config: &Config, client: &Client, order: Command) -> Result<(
         if matches!(order, Command::Backfill { .. }) {
             return Ok(());
         }
-        let asked = Asked { id, command: order, requested_by: who };
+        let role = config.ledger.user.clone();
+        let asked = Asked { id, command: order, requested_by: who, peer_uid: None, role };
         command::carry_out(ledger.reader(), ledger.writer(), asked, || ()).await?;
         return Ok(());
     }

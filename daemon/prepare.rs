@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::Mutex;
 
+use crate::audit::publish::CheckpointSettings;
 use crate::cache::{Cache, CacheSettings};
 use crate::capture::Source;
 use crate::capture::flow::{Flow, Ways};
@@ -37,6 +38,8 @@ pub struct Prepared {
     pub schedules: Vec<Schedule>,
     /// The ledger's database.
     pub ledger: crate::pg::Database,
+    /// Its checkpoints.
+    pub checkpoints: Option<Arc<CheckpointSettings>>,
 }
 
 /// See the module's text.
@@ -91,7 +94,14 @@ pub fn prepare(config: Config, waves: &Waves) -> Result<Prepared, String> {
     let sources = config.sources.into_iter().map(source).collect();
     let poll = |config| prepare_poll(config, &ways, &targets, waves);
     let polls = config.polls.into_iter().filter_map(poll).collect();
-    Ok(Prepared { sources, polls, targets, schedules, ledger: config.ledger })
+    let checkpoints = config.checkpoints.map(Arc::new);
+    // A key that cannot be read now would only be found out with the first checkpoint.
+    checkpoints
+        .as_ref()
+        .map(|settings| settings.read_key())
+        .transpose()
+        .map_err(|error| error.to_string())?;
+    Ok(Prepared { sources, polls, targets, schedules, ledger: config.ledger, checkpoints })
 }
 
 /// A source that is polled; its target is among the prepared ones.

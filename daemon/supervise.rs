@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::app::{EX_CONFIG, fail};
+use crate::audit::publish::{CHECKPOINTS, CheckpointSettings, PublishError, Publisher};
 use crate::capture::error::CaptureError;
 use crate::capture::flow::Flow;
 use crate::capture::follow::Follower;
@@ -26,12 +27,13 @@ use crate::dispatch::job::JobFollower;
 use crate::dispatch::retry::backoff;
 use crate::ledger::batch::Batch;
 use crate::ledger::entry::{EntryKind, NewEntry};
+use crate::ledger::head::Head;
 use crate::ledger::membership::{Ambition, Membership};
 use crate::ledger::process::{Role, installation};
 use crate::ledger::{Ledger, LedgerError, recent};
 use crate::ops::commands::{COMMANDS, Watched, Waves, serve};
 use crate::ops::log;
-use crate::ops::pulse::Pulses;
+use crate::ops::pulse::{Pulse, Pulses};
 use crate::ops::systemd::{feed_watchdog, notify};
 use crate::prepare::{Prepared, prepare};
 use crate::reconcile;
@@ -120,7 +122,7 @@ struct Supervisor<'a> {
 impl Supervisor<'_> {
     /// Opens the ledger, and takes up what it says of earlier runs.
     async fn open(&self, wake: &watch::Sender<u64>) -> Result<(Ledger, Membership), LedgerError> {
-        let mut single = vec![COMMANDS.to_owned()];
+        let mut single = vec![COMMANDS.to_owned(), CHECKPOINTS.to_owned()];
         if self.role.captures() {
             single.push(CAPTURE.to_owned());
         }
@@ -131,6 +133,9 @@ impl Supervisor<'_> {
         let ambition = Ambition { single, targets };
         let ledger = Ledger::join(&self.prepared.ledger, self.role, ambition, heard).await?;
         let membership = ledger.membership().cloned().ok_or(LedgerError::WriterGone)?;
+        if let Some(checkpoints) = &self.prepared.checkpoints {
+            checkpoints.guard(ledger.reader()).await.map_err(refused)?;
+        }
         note(&ledger, EntryKind::Start, self.describe(membership.process.epoch)).await?;
         self.waves.refresh(&ledger).await?;
         let installation = installation(ledger.reader()).await?;
@@ -143,6 +148,7 @@ impl Supervisor<'_> {
         let (wake, woken) = watch::channel(0);
         let (ledger, membership) = match self.open(&wake).await {
             Ok(opened) => opened,
+            Err(LedgerError::Refused(message)) => return End::Refused(message),
             Err(error) => return End::LedgerLost(error),
         };
         let mut dispatchers = JoinSet::new();
@@ -169,6 +175,7 @@ impl Supervisor<'_> {
         let (pulse, stopping) = (self.pulses.register("commands"), self.stopping.clone());
         dispatchers.spawn(serve(ledger.clone(), self.watched(), wake, pulse, stopping.clone()));
         dispatchers.spawn(note_reloads(ledger.clone(), self.reloaded.clone(), stopping.clone()));
+        self.publish(&ledger, &membership, &mut dispatchers);
         dispatchers.spawn(divide(membership, self.prepared.targets.clone(), stopping));
         let end = self.wait(&ledger, &mut followers, &mut dispatchers).await;
         ready.abort();
@@ -186,6 +193,7 @@ impl Supervisor<'_> {
             }
             let left = async {
                 note(&ledger, EntryKind::Stop, json!({})).await?;
+                self.publish_last(&ledger).await?;
                 ledger.leave().await
             };
             if let Err(error) = left.await {
@@ -194,6 +202,30 @@ impl Supervisor<'_> {
         }
         dispatchers.shutdown().await;
         end
+    }
+
+    /// Starts what publishes checkpoints, if the settings want any.
+    fn publish(
+        &self,
+        ledger: &Ledger,
+        membership: &Membership,
+        loops: &mut JoinSet<Result<(), LedgerError>>,
+    ) {
+        let Some(settings) = &self.prepared.checkpoints else { return };
+        let (settings, stopping) = ((settings.clone(), ledger.clone()), self.stopping.clone());
+        let pulse = self.pulses.register("checkpoints");
+        loops.spawn(publish_in_turn(membership.clone(), settings, pulse, stopping));
+    }
+
+    /// The stop is covered by a checkpoint, too.
+    async fn publish_last(&self, ledger: &Ledger) -> Result<(), LedgerError> {
+        let publishes = |membership: &Membership| membership.standing().borrow().single.contains(CHECKPOINTS);
+        let settings =
+            self.prepared.checkpoints.as_ref().filter(|_| ledger.membership().is_some_and(publishes));
+        let Some(settings) = settings else { return Ok(()) };
+        let tree = Head::load(ledger.reader()).await?.tree;
+        let published = async { Publisher::new(settings.clone(), ledger.clone())?.publish(&tree).await };
+        published.await.map_err(refused)
     }
 
     /// Sources are followed by one process; the others stand by.
@@ -272,6 +304,7 @@ impl Supervisor<'_> {
                 Err(error) => End::Refused(format!("a work loop ended: {error}")),
             },
             Some(ended) = dispatchers.join_next() => match ended {
+                Ok(Err(LedgerError::Refused(message))) => End::Refused(message),
                 Ok(Err(error)) => End::LedgerLost(error),
                 Ok(Ok(())) => End::Stopped,
                 Err(error) => End::Refused(format!("a work loop ended: {error}")),
@@ -308,6 +341,30 @@ async fn poll_in_turn(membership: Membership, poller: Poller) -> Result<(), Capt
     poller.pulse.clone().during(membership.has(CAPTURE)).await;
     resume(&poller.ledger, &poller.source.flow).await?;
     poller.run().await
+}
+
+/// Publishes checkpoints once this process is the one that does.
+async fn publish_in_turn(
+    membership: Membership,
+    (settings, ledger): (Arc<CheckpointSettings>, Ledger),
+    pulse: Pulse,
+    mut stopping: watch::Receiver<bool>,
+) -> Result<(), LedgerError> {
+    tokio::select! {
+        () = pulse.during(membership.has(CHECKPOINTS)) => {}
+        _ = stopping.wait_for(|stop| *stop) => return Ok(()),
+    }
+    // Another process may have published meanwhile.
+    settings.guard(ledger.reader()).await.map_err(refused)?;
+    Publisher::new(settings, ledger).map_err(refused)?.run(pulse, stopping).await
+}
+
+/// A ledger that is away comes back; everything else is for a person.
+fn refused(error: PublishError) -> LedgerError {
+    match error {
+        PublishError::Ledger(error) => error,
+        other => LedgerError::Refused(other.to_string()),
+    }
 }
 
 /// Takes up what changed before this process followed the source.

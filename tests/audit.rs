@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use tailwater::ledger::tree::Tree;
+use tailwater::ledger::tree::{Subtree, Tree};
 use tlog_tiles::tlog::{Hash, node_hash, record_hash};
 
 use crate::support::world::{STRIPE_KEY, ZENDESK_KEY};
@@ -23,17 +23,18 @@ fn merkle_tree_hash(leaves: &[Hash]) -> Hash {
 
 #[test]
 fn the_tree_kept_as_its_frontier_equals_the_definition_at_every_size() {
-    let leaves: Vec<Hash> = (0..200_u32).map(|n| record_hash(&n.to_be_bytes())).collect();
+    let leaves: Vec<Hash> = (0..700_u32).map(|n| record_hash(&n.to_be_bytes())).collect();
     let mut tree = Tree::default();
     for (index, leaf) in leaves.iter().enumerate() {
-        tree.append(*leaf).unwrap();
-        if index % 7 == 0 {
-            tree.prune();
+        tree.append(*leaf);
+        assert_eq!(tree.root(), merkle_tree_hash(&leaves[..=index]), "size {}", index + 1);
+        for Subtree { level, index, hash } in tree.take_completed() {
+            let first = usize::try_from(index).unwrap() * 256;
+            assert_eq!((level, hash), (1, merkle_tree_hash(&leaves[first..first + 256])));
         }
-        assert_eq!(tree.root().unwrap(), merkle_tree_hash(&leaves[..=index]).0, "size {}", index + 1);
-        tree = Tree::restore(tree.size(), &tree.frontier().unwrap()).unwrap();
+        tree = Tree::restore(tree.size(), tree.frontier().to_vec()).unwrap();
     }
-    assert!(Tree::restore(3, &[[0; 32]]).is_err());
+    assert!(Tree::restore(3, vec![Hash([0; 32])]).is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -48,18 +49,19 @@ async fn any_change_to_the_ledger_is_found_and_its_entry_named() {
     world.settled(Duration::from_secs(20)).await;
     assert!(daemon.terminate().success());
     world.verify();
-    let ledger = world.ledger_client().await;
+    let ledger = world.tamperer().await;
     let size: i64 = ledger.query_one("select size from tree", &[]).await.unwrap().get(0);
     let cases = [
         ("update entry set body = set_byte(body, 20, get_byte(body, 20) # 1) where seq = 5", 1, "entry 5"),
         ("update entry set leaf = sha256('x') where seq = 6", 1, "entry 6"),
         ("update entry set recorded_at = recorded_at + interval '1 s' where seq = 7", 1, "entry 7"),
         ("update entry set kind = 'gap' where seq = 8", 1, "entry 8"),
+        ("update entry set refs = refs || '{x}' where seq = 8", 1, "entry 8"),
         ("update entry set body = '{}', leaf = sha256('\\x00' || '{}'::bytea) where seq = 9", 1, "entry 9"),
         ("delete from entry where seq = 4", 2, "entry 4"),
         ("delete from entry where seq = (select max(seq) from entry)", 2, "missing"),
         (
-            "insert into entry select seq + 1, kind, recorded_at, correlation_id, body, leaf from entry order by seq desc limit 1",
+            "insert into entry select seq + 1, month, kind, recorded_at, correlation_id, refs, body, leaf from entry order by seq desc limit 1",
             2,
             "not covered",
         ),

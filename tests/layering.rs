@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Module, and what it may import of the crate.
-const ALLOWED: [(&str, &[&str]); 17] = [
+const ALLOWED: [(&str, &[&str]); 18] = [
+    ("audit", &["audit", "config", "event", "ledger", "ops", "pg"]),
     ("event", &["event"]),
     ("cache", &["config"]),
-    ("config", &["cache", "config", "connector", "dispatch", "ledger", "mapping", "pg", "pg_tls"]),
+    ("config", &["audit", "cache", "config", "connector", "dispatch", "ledger", "mapping", "pg", "pg_tls"]),
     ("pg", &["config", "pg_tls"]),
     ("pg_tls", &["pg"]),
     ("mapping", &["mapping", "config", "event"]),

@@ -4,35 +4,14 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde_json::json;
-use tailwater::demo::private::{PrivatePostgres, TemporaryDirectory};
 use tailwater::event::Priority;
 use tailwater::ledger::batch::Batch;
 use tailwater::ledger::entry::{EntryKind, NewEntry};
 use tailwater::ledger::outbox::{Outbox, SHARDS, Wanted};
-use tailwater::ledger::verify::{Verdict, verify};
-use tailwater::ledger::{Ledger, SCHEMA};
-use tailwater::pg::Database;
-use tailwater::pg_tls::TlsMode;
+use tailwater::ledger::verify::{Evidence, Span, Verdict, verify};
 use tokio::time::timeout;
 
-/// A server with an empty ledger.
-async fn empty_ledger() -> (TemporaryDirectory, PrivatePostgres, Ledger) {
-    let directory = TemporaryDirectory::new("test").unwrap();
-    let server = PrivatePostgres::start(directory.path(), "ledger", &["autovacuum = off"]).await.unwrap();
-    let database = Database {
-        host: "127.0.0.1".into(),
-        port: server.port,
-        user: "postgres".into(),
-        dbname: "postgres".into(),
-        password: None,
-        tls: TlsMode::Disable,
-        root_certificates: None,
-        certificate: None,
-        schema: SCHEMA,
-    };
-    let ledger = Ledger::open(&database).await.unwrap();
-    (directory, server, ledger)
-}
+use crate::support::entries::LedgerAlone;
 
 fn note(text: &str) -> Batch {
     let mut batch = Batch::default();
@@ -43,7 +22,7 @@ fn note(text: &str) -> Batch {
 /// The writer sends a batch before it knows what became of the one before.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_behind_a_batch_that_failed_is_written() {
-    let (_directory, server, ledger) = empty_ledger().await;
+    let LedgerAlone { ledger, server, directory: _directory, .. } = LedgerAlone::start().await;
     ledger.writer().write(note("first")).await.unwrap();
     // PostgreSQL stores no NUL in a text. The batch has no entry, so the tree does not show that it is missing.
     let mut batches = vec![Batch { forget: vec!["\0".into()], ..Batch::default() }];
@@ -56,21 +35,22 @@ async fn nothing_behind_a_batch_that_failed_is_written() {
     client.batch_execute("set search_path = tailwater").await.unwrap();
     let count: i64 = client.query_one("select count(*) from entry", &[]).await.unwrap().get(0);
     assert_eq!(count, 1);
-    let verdict = verify(&mut client, |_, _| {}).await.unwrap();
+    let verdict = verify(&mut client, Span::ALL, Evidence::default(), |_, _| {}).await.unwrap();
     assert!(matches!(verdict, Verdict::Sound { size: 1, .. }), "{verdict:?}");
 }
 
 /// What is due is found in the same few steps however much is owed, even where no statistics tell the planner so.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backlog_does_not_slow_its_own_working_off() {
-    let (_directory, server, ledger) = empty_ledger().await;
+    let LedgerAlone { ledger, server, directory: _directory, .. } = LedgerAlone::start().await;
     let client = server.client("postgres").await.unwrap();
     client
         .batch_execute(
             "set search_path = tailwater;
-             insert into entry (seq, kind, recorded_at, body, leaf) values (1, 'event', now(), '{}', sha256(''));
-             insert into delivery (event_seq, target, object, canonical_id, operation, fact, state, head)
-             select 1, 'stripe', 'customer', 'ERP-P-' || n % 20000, 'upsert', false, 'pending', n <= 20000
+             insert into entry (seq, month, kind, recorded_at, refs, body, leaf)
+             select 1, month, 'event', now(), '{}', '{}', sha256('') from tree;
+             insert into delivery (event_seq, event_month, target, object, canonical_id, operation, fact, state, head)
+             select 1, (select month from tree), 'stripe', 'customer', 'ERP-P-' || n % 20000, 'upsert', false, 'pending', n <= 20000
              from generate_series(1, 40000) n",
         )
         .await

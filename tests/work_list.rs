@@ -114,8 +114,8 @@ async fn a_million_parked_deliveries_are_listed_and_decided_on_in_bounded_memory
     world.streaming().await;
     let client = world.ledger_client().await;
     let fill = format!(
-        "insert into delivery (event_seq, target, object, canonical_id, operation, fact, state, cause, reason)
-         select 1, 'stripe', 'customer', 'ERP-P-' || n, 'upsert', false, 'rejected', 'refused', 'status 400 parameter_invalid'
+        "insert into delivery (event_seq, event_month, target, object, canonical_id, operation, fact, state, cause, reason)
+         select 1, (select month from tree), 'stripe', 'customer', 'ERP-P-' || n, 'upsert', false, 'rejected', 'refused', 'status 400 parameter_invalid'
          from generate_series(1, {count}) n"
     );
     client.batch_execute(&fill).await.unwrap();

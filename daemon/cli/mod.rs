@@ -1,5 +1,6 @@
 //! The command line.
 
+mod ledger;
 mod operators;
 
 use std::path::PathBuf;
@@ -8,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::ledger::process::Role;
 
+pub use ledger::{EvidenceArgs, ExportFormat, LedgerArgs, LedgerCommand, ProofCommand};
 pub use operators::{
     DecisionArgs, DeliveriesCommand, IdentityCommand, ObjectArgs, QuotaCommand, WaveCommand, Which,
 };
@@ -344,19 +346,5 @@ pub enum SourceCommand {
         /// Where to stop: an LSN such as 16/B374D848.
         #[arg(long, value_name = "LSN")]
         until: crate::event::Lsn,
-    },
-}
-
-/// `tailwater ledger …`.
-#[derive(Debug, Subcommand)]
-pub enum LedgerCommand {
-    /// Prove that the ledger is what was written. Exit 0: sound; 1: tampered with; 2: incomplete.
-    Verify {
-        /// The settings file.
-        #[command(flatten)]
-        config: ConfigArgs,
-        /// Print JSON.
-        #[arg(long)]
-        json: bool,
     },
 }

@@ -18,10 +18,7 @@ pub(super) fn read_database(fields: &mut Fields, example: &str, problems: &mut P
     let text = url.string(problems)?;
     match parse_url(&text) {
         Ok(database) => {
-            let from_passfile = passfile.map(|path| {
-                let parts = [&database.host, &database.port.to_string(), &database.dbname, &database.user];
-                Secret::PassFile { path, parts: parts.map(String::clone) }
-            });
+            let from_passfile = passfile.map(|path| pass_file(path, &database));
             Some(Database { password: password.or(from_passfile), ..database })
         }
         Err(what) => {
@@ -29,6 +26,21 @@ pub(super) fn read_database(fields: &mut Fields, example: &str, problems: &mut P
             None
         }
     }
+}
+
+/// A ledger whose address is not in the settings. `passfile`: left out, that of the user, if there is one.
+pub fn ledger_at(url: &str, passfile: Option<&std::path::Path>) -> Result<Database, String> {
+    let database = parse_url(url)?;
+    let named = passfile.map(|path| pass_file(path.to_path_buf(), &database));
+    // The user's own may be about other servers only.
+    let own = std::env::var_os("HOME").map(|home| pass_file(PathBuf::from(home).join(".pgpass"), &database));
+    let password = named.or(own.filter(|own| own.read().is_ok()));
+    Ok(Database { schema: crate::ledger::SCHEMA, password, ..database })
+}
+
+fn pass_file(path: PathBuf, database: &Database) -> Secret {
+    let parts = [&database.host, &database.port.to_string(), &database.dbname, &database.user];
+    Secret::PassFile { path, parts: parts.map(String::clone) }
 }
 
 /// Parses a PostgreSQL URL, with `host`, `sslmode`, `sslrootcert`, `sslcert` and `sslkey` as libpq knows them.

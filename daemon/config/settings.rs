@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
+use super::checkpoints::read_checkpoints;
 use super::database::read_database;
 use super::environment::overlay;
 use super::node::{At, Fields, Node, Problem, Problems};
@@ -13,6 +14,7 @@ use super::source::{SourceConfig, read_source};
 use super::target::{TargetConfig, read_target};
 use serde_json::Value;
 
+use crate::audit::publish::CheckpointSettings;
 use crate::cache::CacheSettings;
 use crate::mapping;
 use crate::mapping::SourceMapping;
@@ -29,6 +31,8 @@ const INSTALLED_MAPPINGS: &str = "/usr/share/tailwater/mappings";
 pub struct Config {
     /// The ledger's database.
     pub ledger: Database,
+    /// Its checkpoints outside the database.
+    pub checkpoints: Option<CheckpointSettings>,
     /// Redis, for deduplication hints and shared quotas.
     pub redis: CacheSettings,
     /// Sources that are followed by their logical replication.
@@ -78,7 +82,8 @@ fn read(
     let mut routes = route::load(&mappings, problems);
     keep_flows(&mut routes, flows, problems);
     let upcasters = Upcasters::load(&mappings, problems);
-    let config = Config { ledger: ledger?, redis: redis?, sources, polls, targets, routes, upcasters };
+    let (ledger, checkpoints) = ledger?;
+    let config = Config { ledger, checkpoints, redis: redis?, sources, polls, targets, routes, upcasters };
     if problems.is_empty() {
         // Only then is known which events and objects there are.
         check_routes(&config, problems);
@@ -175,12 +180,16 @@ fn find_mappings(path: &Path, fields: &mut Fields, problems: &mut Problems) -> O
     found
 }
 
-fn read_ledger(fields: &mut Fields, problems: &mut Problems) -> Option<Database> {
+fn read_ledger(
+    fields: &mut Fields,
+    problems: &mut Problems,
+) -> Option<(Database, Option<CheckpointSettings>)> {
     let node = fields.required("ledger", "[ledger]", problems)?;
     let mut inner = node.fields(problems);
     let database = read_database(&mut inner, "postgres://tailwater@127.0.0.1:5432/tailwater", problems);
+    let checkpoints = read_checkpoints(&mut inner, problems);
     inner.finish(problems);
-    database.map(|database| Database { schema: crate::ledger::SCHEMA, ..database })
+    database.map(|database| (Database { schema: crate::ledger::SCHEMA, ..database }, checkpoints))
 }
 
 pub(super) fn read_secret(node: &Node, problems: &mut Problems) -> Option<Secret> {

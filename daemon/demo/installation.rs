@@ -10,6 +10,7 @@ use super::shipped;
 use super::vendor::server::{Limit, VendorServer};
 use super::vendor::stripe::Stripe;
 use super::vendor::zendesk::Zendesk;
+use crate::audit::checkpoint;
 
 const STRIPE_KEY: &str = "sk_test_demo";
 const ZENDESK_USER: &str = "bot@example.test";
@@ -65,14 +66,19 @@ impl Installation {
         let path = |name: &str| self.directory.path().join(name);
         std::fs::write(path("stripe.key"), STRIPE_KEY)?;
         std::fs::write(path("zendesk.key"), ZENDESK_KEY)?;
+        let (key, public) = checkpoint::generate("demo.example/ledger").map_err(io::Error::other)?;
+        std::fs::write(path("ledger.key"), key)?;
+        std::fs::write(path("ledger.pub"), public)?;
         let text = format!(
-            "[ledger]\nurl = \"{}\"\n\n[redis]\nurl = \"{}\"\n\n\
+            "[ledger]\nurl = \"{}\"\n\n[ledger.checkpoints]\nkey = {{ file = \"{}\" }}\ndirectory = \"{}\"\nevery = \"5s\"\n\n[redis]\nurl = \"{}\"\n\n\
              [sources.erp]\nkind = \"postgres\"\nurl = \"{}\"\nslot = \"tailwater\"\npublication = \"tailwater\"\n\
              mapping = \"odoo\"\n\n\
              [targets.stripe]\nconnector = \"stripe\"\nbase_url = \"{}\"\napi_key = {{ file = \"{}\" }}\nquota = \"80/s\"\nquotas = {{ endpoint = \"80/s\" }}\n\n\
              [targets.zendesk]\nconnector = \"zendesk\"\nbase_url = \"{}\"\nuser = \"{ZENDESK_USER}\"\n\
              api_key = {{ file = \"{}\" }}\nquota = \"600/min\"\n",
             self.postgres.url("tailwater", "tailwater"),
+            path("ledger.key").display(),
+            path("log").display(),
             self.redis.url(),
             self.postgres.url("tailwater_src", "erp"),
             self.stripe.url(),

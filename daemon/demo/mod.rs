@@ -19,7 +19,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
 
-use crate::ledger::verify::{Verdict, verify};
+use crate::ledger::verify::{Evidence, Span, Verdict, verify};
 use feed::Feed;
 use installation::Installation;
 use odoo::Odoo;
@@ -208,7 +208,7 @@ async fn settle(
 /// Prints the figures; true when nothing was doubled and the ledger is sound.
 async fn summary(feed: &Feed, installation: &Installation, odoo: &Odoo) -> Result<bool, DemoError> {
     let mut client = installation.ledger().await?;
-    let verdict = verify(&mut client, |_, _| {}).await?;
+    let verdict = verify(&mut client, Span::ALL, Evidence::default(), |_, _| {}).await?;
     let doubled = installation.stripe.with(|stripe| stripe.doubled().len());
     let merged = installation.zendesk.with(|zendesk| zendesk.merged.len());
     let (customers, organizations, users) = (
@@ -219,7 +219,7 @@ async fn summary(feed: &Feed, installation: &Installation, odoo: &Odoo) -> Resul
     let counts = &feed.counts;
     let rows = row_changes(odoo).await?;
     let ledger = match &verdict {
-        Verdict::Sound { size, root } => {
+        Verdict::Sound { size, root, .. } => {
             format!("verified: {size} entries, tree head {}", root.get(..16).unwrap_or(root))
         }
         other => format!("NOT SOUND: {other:?}"),

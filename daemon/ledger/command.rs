@@ -93,6 +93,13 @@ pub enum Command {
         /// How that is known.
         reason: String,
     },
+    /// Nothing but an entry: somebody has read the ledger.
+    Read {
+        /// Which view or command.
+        what: String,
+        /// What was asked.
+        details: Option<String>,
+    },
     /// How fast a target may be spoken to, until it is taken back.
     Quota {
         /// Target.
@@ -111,8 +118,12 @@ pub struct Asked {
     pub id: i64,
     /// What.
     pub command: Command,
-    /// By whom.
+    /// By whom, as they say.
     pub requested_by: String,
+    /// User of the process that asked, as the kernel says; none where it asked through the database.
+    pub peer_uid: Option<i64>,
+    /// Role in the database by which it was noted.
+    pub role: String,
 }
 
 /// Notes a command for the daemon.
@@ -125,12 +136,18 @@ pub async fn ask(client: &Client, command: &Command, requested_by: &str) -> Resu
 
 /// Commands that wait, oldest first.
 pub async fn waiting(client: &Client) -> Result<Vec<Asked>, LedgerError> {
-    let sql = "select id, arguments, requested_by from command where done_at is null order by id limit 100";
+    let sql = "select id, arguments, requested_by, peer_uid, role from command where done_at is null order by id limit 100";
     let mut asked = Vec::new();
     for row in client.query(sql, &[]).await? {
         let id: i64 = row.try_get(0)?;
         match serde_json::from_value(row.try_get(1)?) {
-            Ok(command) => asked.push(Asked { id, command, requested_by: row.try_get(2)? }),
+            Ok(command) => asked.push(Asked {
+                id,
+                command,
+                requested_by: row.try_get(2)?,
+                peer_uid: row.try_get(3)?,
+                role: row.try_get(4)?,
+            }),
             Err(error) => {
                 tracing::error!(command = id, %error, "a command cannot be read; it is not carried out");
                 let sql = "update command set done_at = now(), outcome = 'cannot be read' where id = $1";
@@ -155,9 +172,15 @@ pub fn batch(asked: Asked) -> (Batch, EntryIndex) {
         let kind = map.remove("kind").unwrap_or_default();
         map.insert("action".into(), kind);
         map.insert("requested_by".into(), asked.requested_by.clone().into());
+        map.insert("role".into(), asked.role.clone().into());
+        map.extend(asked.peer_uid.map(|uid| ("peer_uid".to_owned(), uid.into())));
     }
+    let kind = match asked.command {
+        Command::Read { .. } => EntryKind::Read,
+        _ => EntryKind::Operator,
+    };
     let mut batch = Batch::default();
-    let entry = batch.entry(NewEntry::new(EntryKind::Operator, None, fields));
+    let entry = batch.entry(NewEntry::new(kind, None, fields));
     batch.commands.push(asked);
     (batch, entry)
 }
@@ -228,7 +251,7 @@ pub fn statements(asked: Asked, out: &mut Vec<Prepared>) {
             parameters![name, moved, asked.requested_by],
         )),
         // These go through in portions of their own, before: see `deliveries::step`.
-        Command::Retry { .. } | Command::Discard { .. } => {}
+        Command::Retry { .. } | Command::Discard { .. } | Command::Read { .. } => {}
         Command::Resolve { id, target, object, canonical_id, applied, .. } => {
             resolve(&Lane { target, object, canonical_id }, id, applied, out);
         }

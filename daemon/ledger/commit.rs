@@ -9,15 +9,18 @@ use std::task::Poll;
 
 use futures_util::future::join_all;
 use jiff::Timestamp;
+use jiff::civil::Date;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Statement};
 
 use super::LedgerError;
 use super::batch::{Batch, EntryIndex};
 use super::dispatch_statements::dispatch_statements;
-use super::statements::{
-    Parameters, Prepared, entry_statement, guard_statements, source_statements, tree_statement,
+use super::head::Head;
+use super::seal_statements::{
+    entry_statement, guard_statements, open_month_statement, subtree_statement, tree_statement,
 };
+use super::statements::{Parameters, Prepared, source_statements};
 use super::tree::Tree;
 
 /// A batch with its place in the ledger, ready to be written.
@@ -30,7 +33,9 @@ pub struct Sealed {
 /// Gives batches their places, one behind the other, whether or not the one before is committed yet: should that fail, the
 /// session ends and nothing behind it is written.
 pub struct Sealer {
-    tree: Tree,
+    head: Head,
+    /// The last month of which it is sure that its entries have a place.
+    opened: Option<Date>,
     /// Batches sealed so far.
     batches: u64,
     /// The process that must not have ended; `None` for one that is alone by force.
@@ -41,37 +46,46 @@ impl Sealer {
     /// Seals for a process; the tree is taken over with its turn.
     #[must_use]
     pub fn new(epoch: Option<i64>) -> Self {
-        Self { tree: Tree::default(), batches: 0, epoch }
+        Self { head: Head { tree: Tree::default(), month: Date::MIN }, opened: None, batches: 0, epoch }
     }
 
     /// Goes on where another process has stopped.
-    pub fn follow(&mut self, tree: Tree) {
-        self.tree = tree;
+    pub fn follow(&mut self, head: Head) {
+        self.head = head;
     }
 
     /// Hashes the entries of `batch` into the tree and makes the statements that write it.
     /// `announced`: other processes are told when something is newly owed.
     pub fn seal(&mut self, mut batch: Batch, now: Timestamp, announced: bool) -> Result<Sealed, LedgerError> {
         let announced = announced && !batch.deliveries.is_empty();
-        let before = self.tree.clone();
+        let before = self.head.clone();
         let first =
-            i64::try_from(before.size()).map_err(|_| LedgerError::Unreadable("tree size".into()))? + 1;
+            i64::try_from(before.tree.size()).map_err(|_| LedgerError::Unreadable("tree size".into()))? + 1;
         let mut sealed = Vec::with_capacity(batch.entries.len());
         for (seq, entry) in (first..).zip(std::mem::take(&mut batch.entries)) {
             let entry = entry.seal(seq, now);
-            self.tree.append(entry.leaf)?;
+            self.head.tree.append(entry.leaf);
             sealed.push(entry);
         }
-        self.tree.prune();
+        let subtrees = self.head.tree.take_completed();
         let seq_of = |index: EntryIndex| first + i64::try_from(index.0).unwrap_or(i64::MAX);
         let mut statements = Vec::new();
         guard_statements(self.batches, self.epoch, &mut statements);
         self.batches += 1;
+        let month = before.month_at(now);
         if !sealed.is_empty() {
-            statements.push(tree_statement(&before, &self.tree)?);
-            statements.push(entry_statement(sealed));
+            self.head.month = month;
+            if self.opened < Some(month) {
+                statements.push(open_month_statement(month));
+                self.opened = Some(month);
+            }
+            statements.push(tree_statement(&before.tree, &self.head)?);
+            statements.push(entry_statement(sealed, month));
+            if !subtrees.is_empty() {
+                statements.push(subtree_statement(&subtrees));
+            }
         }
-        source_statements(&mut batch, &seq_of, &mut statements);
+        source_statements(&mut batch, (&seq_of, month), &mut statements);
         dispatch_statements(batch, &seq_of, &mut statements);
         if announced {
             statements.push(("select pg_notify('tailwater', '')", Vec::new()));

@@ -123,7 +123,7 @@ pub async fn each(
 /// Bodies of the entries that are about a delivery, its event first.
 pub async fn story(client: &Client, id: i64) -> Result<Vec<Value>, LedgerError> {
     // The attempts and outcomes of a delivery carry the correlation id of its event.
-    let sql = "with d as (select d.id, d.event_seq, e.correlation_id from delivery d join entry e on e.seq = d.event_seq
+    let sql = "with d as (select d.id, d.event_seq, e.correlation_id from delivery d join entry e on e.seq = d.event_seq and e.month = d.event_month
                           where d.id = $1)
                select e.body from d join entry e on e.correlation_id = d.correlation_id
                where e.seq = d.event_seq or (e.kind in ('attempt', 'outcome')
@@ -193,12 +193,14 @@ pub fn decide(verb: Verb, ids: Vec<i64>, out: &mut Vec<Prepared>) {
         // As the object is now: the newest state that is known of it, unless that has been or will be delivered anyway. A fact is
         // what it is. It goes to the end of its lane, under a new key.
         out.push((
-            "insert into delivery (event_seq, target, object, canonical_id, operation, fact, requires, state, class, round, head)
+            "insert into delivery (event_seq, target, object, canonical_id, operation, fact, requires, state, class, round, head,
+                                   event_month)
              select d.event_seq, d.target, d.object, d.canonical_id, d.operation, d.fact, d.requires, 'pending', d.class,
                     d.round + 1,
                     row_number() over (partition by d.target, d.object, d.canonical_id order by d.id) = 1
                       and not exists (select from delivery h where h.target = d.target and h.object = d.object
-                                      and h.canonical_id = d.canonical_id and h.head)
+                                      and h.canonical_id = d.canonical_id and h.head),
+                    d.event_month
              from delivery d
              where d.id = any ($1) and d.state in ('parked', 'rejected')
                and (d.fact or not exists (

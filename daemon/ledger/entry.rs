@@ -32,6 +32,10 @@ pub enum EntryKind {
     Reconcile,
     /// What a person did.
     Operator,
+    /// Somebody read the ledger.
+    Read,
+    /// Somebody took a copy of a part of the ledger.
+    Export,
     /// The daemon started.
     Start,
     /// The daemon stopped in good order.
@@ -53,6 +57,8 @@ impl EntryKind {
             Self::Conflict => "conflict",
             Self::Reconcile => "reconcile",
             Self::Operator => "operator",
+            Self::Read => "read",
+            Self::Export => "export",
             Self::Start => "start",
             Self::Stop => "stop",
         }
@@ -101,20 +107,48 @@ impl NewEntry {
     #[must_use]
     pub fn seal(self, seq: i64, recorded_at: Timestamp) -> SealedEntry {
         let Self { kind, correlation_id, content } = self;
-        let body = match content {
-            Content::Event(record) => record.to_body(BODY_VERSION, seq, kind.as_str(), recorded_at),
+        let (refs, body) = match content {
+            Content::Event(record) => {
+                let rows = record.event.causes.iter().map(|cause| (&*cause.table, cause.key.as_str()));
+                let refs = refs(Some(&record.event.id), None, rows);
+                (refs, record.to_body(BODY_VERSION, seq, kind.as_str(), recorded_at))
+            }
             Content::Fields(mut fields) => {
+                let text = |name| fields.get(name).and_then(Value::as_str);
+                let refs = refs(text("id"), text("target").zip(text("external_id")), std::iter::empty());
                 fields.insert("v".into(), BODY_VERSION.into());
                 fields.insert("seq".into(), seq.into());
                 fields.insert("kind".into(), kind.as_str().into());
                 fields.insert("recorded_at".into(), recorded_at.to_string().into());
                 fields.insert("correlation_id".into(), correlation_id.clone().into());
-                canonical_bytes(&Value::Object(fields))
+                (refs, canonical_bytes(&Value::Object(fields)))
             }
         };
         let leaf = record_hash(&body);
-        SealedEntry { seq, kind, recorded_at, correlation_id, body, leaf }
+        SealedEntry { seq, kind, recorded_at, correlation_id, refs, body, leaf }
     }
+}
+
+/// Stands between references where several are one text; in none of them.
+pub const SEPARATOR: &str = "\u{1}";
+
+/// What an entry is found by: the canonical id it is about, the object at a target, and the rows that changed. A copy of what its body
+/// says, so that it can be checked against it.
+#[must_use]
+pub fn refs<'a>(
+    id: Option<&str>,
+    remote: Option<(&'a str, &'a str)>,
+    rows: impl Iterator<Item = (&'a str, &'a str)>,
+) -> Vec<String> {
+    let mut refs: Vec<String> = id.into_iter().map(str::to_owned).collect();
+    refs.extend(remote.into_iter().chain(rows).map(|(whose, key)| format!("{whose}/{key}")));
+    for reference in refs.iter_mut().filter(|reference| reference.contains(SEPARATOR)) {
+        *reference = reference.replace(SEPARATOR, " ");
+    }
+    refs.retain(|reference| !reference.is_empty());
+    refs.sort_unstable();
+    refs.dedup();
+    refs
 }
 
 /// An entry as it is stored.
@@ -128,6 +162,8 @@ pub struct SealedEntry {
     pub recorded_at: Timestamp,
     /// See [`NewEntry::correlation_id`].
     pub correlation_id: Option<String>,
+    /// See [`refs`].
+    pub refs: Vec<String>,
     /// RFC 8785 bytes.
     pub body: Vec<u8>,
     /// RFC 6962 leaf hash of `body`.

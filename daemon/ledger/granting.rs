@@ -68,13 +68,15 @@ impl Granting {
                                                        and g.want_md5 = r.want_md5)) end
                returning s.*)
              insert into delivery (event_seq, target, object, canonical_id, operation, fact, requires, state, round, class,
-                                   head)
+                                   head, event_month)
              select g.event_seq, g.target, g.object, g.canonical_id, 'upsert', coalesce(before.fact, false), g.requires, 'pending',
                     1 + coalesce(before.round, 0), coalesce(before.class, 2),
                     not exists (select from delivery h where h.target = g.target and h.object = g.object
-                                and h.canonical_id = g.canonical_id and h.head)
+                                and h.canonical_id = g.canonical_id and h.head),
+                    coalesce(before.month, (select e.month from entry e where e.seq = g.event_seq))
              from (select distinct event_seq, target, object, canonical_id, requires from granted) g
-             left join lateral (select max(d.round) as round, min(d.class) as class, bool_or(d.fact) as fact from delivery d
+             left join lateral (select max(d.round) as round, min(d.class) as class, bool_or(d.fact) as fact,
+                                       max(d.event_month) as month from delivery d
                                 where d.target = g.target and d.object = g.object and d.canonical_id = g.canonical_id
                                   and d.event_seq = g.event_seq) before on true
              where not exists (select from delivery d where d.target = g.target and d.object = g.object

@@ -86,9 +86,10 @@ pub(super) fn seen(writes: Vec<SeenWrite>, out: &mut Vec<Prepared>) {
 pub(super) fn check(lanes: Vec<Lane>, out: &mut Vec<Prepared>) {
     for lane in lanes {
         out.push((
-            "insert into delivery (event_seq, target, object, canonical_id, operation, fact, requires, state, reason, class, round, head)
+            "insert into delivery (event_seq, target, object, canonical_id, operation, fact, requires, state, reason, class, round, head,
+                                   event_month)
              select d.event_seq, d.target, d.object, d.canonical_id, d.operation, false, d.requires, 'pending', 'looked at again', d.class,
-                    d.round + 1, true
+                    d.round + 1, true, d.event_month
              from delivery d
              where d.id = (select n.id from delivery n where n.target = $1 and n.object = $2 and n.canonical_id = $3
                            order by n.event_seq desc, n.round desc, n.id desc limit 1)

@@ -126,12 +126,7 @@ pub async fn create_indexes(client: &Client, lookups: &[(Arc<str>, Arc<str>)]) -
     for (table, column) in lookups {
         let digest = crate::event::sha256_hex(format!("{table}.{column}").as_bytes());
         let name = format!("image_by_{}", digest.get(..16).unwrap_or_default());
-        let sql = format!(
-            "create index if not exists {name} on image ((row ->> {})) where relation = {}",
-            literal(column),
-            literal(table)
-        );
-        client.batch_execute(&sql).await?;
+        client.execute("select index_images($1, $2, $3)", &[&name, &&**table, &&**column]).await?;
     }
     Ok(())
 }

@@ -11,6 +11,8 @@ pub mod deliveries;
 pub mod dispatch_statements;
 pub mod entry;
 mod granting;
+pub mod hashes;
+pub mod head;
 pub mod held;
 pub mod images;
 pub mod load_statements;
@@ -21,9 +23,12 @@ pub mod owed;
 pub mod polls;
 pub mod position;
 pub mod process;
+pub mod raw;
 pub mod recent;
 pub mod reconcile;
 pub mod said;
+pub mod schema;
+mod seal_statements;
 pub mod spill;
 pub mod standing;
 pub mod statements;
@@ -55,6 +60,10 @@ mod migrations {
 
 /// Everything of the ledger lives in this schema.
 pub const SCHEMA: &str = "tailwater";
+/// Where verification finds entries and hashes: in the tables, or for those who may not read them in the views.
+pub const SCHEMA_OR_VIEWS: &str = "tailwater,tailwater_audit";
+/// Views for those who read the ledger; each reading is an entry.
+pub const VIEWS: &str = "tailwater_audit";
 
 /// Key of the advisory lock (`TAILWATR` in ASCII).
 const WRITER_LOCK: i64 = 0x5441_494C_5741_5452;
@@ -95,12 +104,23 @@ pub enum LedgerError {
         "ledger: its schema has to be brought up to date first\nnext: stop all other tailwater processes of this ledger"
     )]
     OtherVersion,
+    /// Its schema is older than this version, or there is none, and this role does not own it.
+    #[error(
+        "ledger: its schema has to be brought up to date, and this role does not own it\nnext: its DBA runs `tailwater ledger migrate --url postgres://…`"
+    )]
+    NotOwner,
     /// The schema could not be brought up to date.
-    #[error("ledger: migration failed: {0}")]
+    #[error("ledger: migration failed: {}", causes(.0))]
     Migration(#[from] refinery::Error),
     /// Its tree contradicts itself.
     #[error("ledger: {0}")]
     Tree(#[from] tree::BrokenTree),
+    /// It must not be written to, and a person has to see why.
+    #[error("{0}")]
+    Refused(String),
+    /// The entry, or the tree of that many entries, is not in it.
+    #[error("ledger: it has no entry {0}")]
+    NotThere(u64),
     /// Something in it is not what this version writes.
     #[error("ledger: {0} cannot be read by this version")]
     Unreadable(String),
@@ -129,7 +149,7 @@ impl Ledger {
     ) -> Result<Self, LedgerError> {
         let mut client = database.connect("tailwater-ledger-writer").await?;
         if !has_processes(&client).await? {
-            migrate_alone(&mut client).await?;
+            schema::bring_up_to_date_alone(&mut client).await?;
         }
         let process = Process::enter(&client, role).await?;
         let (lost_tx, lost) = watch::channel(false);
@@ -139,10 +159,10 @@ impl Ledger {
         let membership = Membership::begin(keeper, process.clone(), ambition, lost_tx.clone()).await?;
         // The others see the newcomer within a heartbeat, and take turns from then on.
         client.execute("select pg_advisory_lock($1)", &[&WRITER_LOCK]).await?;
-        if has_pending(&mut client).await? && membership.standing().borrow().others.writing > 0 {
+        if schema::is_outdated(&mut client).await? && membership.standing().borrow().others.writing > 0 {
             return Err(LedgerError::OtherVersion);
         }
-        migrations::migrations::runner().run_async(&mut client).await?;
+        schema::bring_up_to_date(&mut client).await?;
         client.execute("select pg_advisory_unlock($1)", &[&WRITER_LOCK]).await?;
         let tenure = process.tenure.clone();
         Self::start(database, client, (lost_tx, lost), tenure, Some(membership)).await
@@ -154,7 +174,7 @@ impl Ledger {
         if is_served(&client).await? {
             return Err(LedgerError::Locked);
         }
-        migrate_alone(&mut client).await?;
+        schema::bring_up_to_date_alone(&mut client).await?;
         Process::enter(&client, Role::Command).await?;
         let (lost_tx, lost) = watch::channel(false);
         Self::start(database, client, (Arc::new(lost_tx), lost), Tenure::endless(), None).await
@@ -225,26 +245,15 @@ impl Ledger {
     }
 }
 
+/// An error with what it comes from; the library alone says little.
+fn causes(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", causes(source)),
+        None => error.to_string(),
+    }
+}
+
 /// False in a database that is empty, or older than this version.
 async fn has_processes(client: &Client) -> Result<bool, LedgerError> {
     Ok(client.query_one("select to_regclass('process') is not null", &[]).await?.try_get(0)?)
-}
-
-async fn has_pending(client: &mut Client) -> Result<bool, LedgerError> {
-    let runner = migrations::migrations::runner();
-    let newest = runner.get_migrations().iter().map(refinery::Migration::version).max();
-    let applied = runner.get_last_applied_migration_async(client).await?;
-    Ok(applied.map(|migration| migration.version()) < newest)
-}
-
-/// Brings the schema up to date while nobody else writes, and keeps the lock.
-async fn migrate_alone(client: &mut Client) -> Result<(), LedgerError> {
-    let row = client.query_one("select pg_try_advisory_lock($1)", &[&WRITER_LOCK]).await?;
-    if !row.try_get::<_, bool>(0)? {
-        return Err(LedgerError::Locked);
-    }
-    client.batch_execute(&format!("create schema if not exists {SCHEMA}")).await?;
-    migrations::migrations::runner().run_async(client).await?;
-    client.execute("select pg_advisory_unlock($1)", &[&WRITER_LOCK]).await?;
-    Ok(())
 }

@@ -63,10 +63,10 @@ pub async fn latest(client: &Client, lanes: &[Lane]) -> Result<HashMap<Lane, Tim
     let sql = "select w.target, w.object, w.canonical_id, e.body
                from (select distinct * from unnest($1::text[], $2::text[], $3::text[])) as w(target, object, canonical_id)
                cross join lateral (
-                 select d.event_seq from delivery d
+                 select d.event_seq, d.event_month from delivery d
                  where d.target = w.target and d.object = w.object and d.canonical_id = w.canonical_id
                  order by d.id desc limit 1) d
-               join entry e on e.seq = d.event_seq";
+               join entry e on e.seq = d.event_seq and e.month = d.event_month";
     let mut latest = HashMap::new();
     for row in client.query(sql, &[&targets, &objects, &ids]).await? {
         // Of an event that was erased nothing is known any more.

@@ -4,12 +4,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use jiff::civil::Date;
 use postgres_types::PgLsn;
 use tokio_postgres::types::ToSql;
 
-use super::LedgerError;
 use super::batch::{Batch, DeliveryWrite, EntryIndex, ImageWrite};
-use super::entry::SealedEntry;
 use super::held::{check, seen};
 use super::load_statements::{load, quiet};
 use super::polls::poll;
@@ -17,7 +16,6 @@ use super::position::Position;
 use super::reconcile::reconcile;
 use super::said::said;
 use super::spill::spill;
-use super::tree::Tree;
 use crate::image::{Emission, Image};
 
 /// Parameters of a statement.
@@ -32,60 +30,12 @@ macro_rules! parameters {
 }
 pub(super) use parameters;
 
-/// Fails the batch unless the one before, number `before`, was committed in this session: it may have failed when this
-/// one was already on its way. A setting is taken back with the transaction that made it.
-///
-/// Fails it as well when the process has been found dead meanwhile: then another one does what it did.
-pub fn guard_statements(before: u64, epoch: Option<i64>, out: &mut Vec<Prepared>) {
-    if let Some(epoch) = epoch {
-        out.push((
-            "select 1 / count(*) from process where epoch = $1 and ended_at is null",
-            parameters![epoch],
-        ));
-    }
-    out.push((
-        "select 1 / (coalesce(nullif(current_setting('tailwater.batch', true), ''), '0') = $1::text)::int",
-        parameters![before.to_string()],
-    ));
-    out.push((
-        "select set_config('tailwater.batch', $1::text, false)",
-        parameters![(before + 1).to_string()],
-    ));
-}
-
-/// Moves the tree on; fails if it is not where it should be.
-pub fn tree_statement(before: &Tree, after: &Tree) -> Result<Prepared, LedgerError> {
-    let size =
-        |tree: &Tree| i64::try_from(tree.size()).map_err(|_| LedgerError::Unreadable("tree size".into()));
-    let frontier: Vec<Vec<u8>> = after.frontier()?.iter().map(|hash| hash.to_vec()).collect();
-    Ok((
-        "with moved as (update tree set size = $1, frontier = $2, root = $3 where size = $4 returning 1)
-         select 1 / count(*) from moved",
-        parameters![size(after)?, frontier, after.root()?.to_vec(), size(before)?],
-    ))
-}
-
-/// Entries, which the tree covers. A second writer would collide on the primary key, so the tree cannot fork.
-pub fn entry_statement(sealed: Vec<SealedEntry>) -> Prepared {
-    let (mut seqs, mut kinds, mut times, mut ids) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let (mut bodies, mut leaves) = (Vec::new(), Vec::new());
-    for entry in sealed {
-        seqs.push(entry.seq);
-        kinds.push(entry.kind.as_str());
-        times.push(entry.recorded_at);
-        ids.push(entry.correlation_id);
-        bodies.push(entry.body);
-        leaves.push(entry.leaf.0.to_vec());
-    }
-    (
-        "insert into entry (seq, kind, recorded_at, correlation_id, body, leaf)
-         select * from unnest($1::bigint[], $2::text[], $3::timestamptz[], $4::text[], $5::bytea[], $6::bytea[])",
-        parameters![seqs, kinds, times, ids, bodies, leaves],
-    )
-}
-
 /// What a source slice changes.
-pub fn source_statements(batch: &mut Batch, seq_of: &dyn Fn(EntryIndex) -> i64, out: &mut Vec<Prepared>) {
+pub fn source_statements(
+    batch: &mut Batch,
+    (seq_of, month): (&dyn Fn(EntryIndex) -> i64, Date),
+    out: &mut Vec<Prepared>,
+) {
     for source in batch.forget.drain(..) {
         out.push(("delete from image where source = $1", parameters![source]));
     }
@@ -97,7 +47,7 @@ pub fn source_statements(batch: &mut Batch, seq_of: &dyn Fn(EntryIndex) -> i64, 
         healed(batch, seq_of, out);
     }
     if !batch.deliveries.is_empty() {
-        deliveries(std::mem::take(&mut batch.deliveries), seq_of, out);
+        deliveries(std::mem::take(&mut batch.deliveries), (seq_of, month), out);
     }
     said(std::mem::take(&mut batch.said), seq_of, out);
     seen(std::mem::take(&mut batch.seen), out);
@@ -233,7 +183,11 @@ fn healed(batch: &mut Batch, seq_of: &dyn Fn(EntryIndex) -> i64, out: &mut Vec<P
     ));
 }
 
-fn deliveries(writes: Vec<DeliveryWrite>, seq_of: &dyn Fn(EntryIndex) -> i64, out: &mut Vec<Prepared>) {
+fn deliveries(
+    writes: Vec<DeliveryWrite>,
+    (seq_of, month): (&dyn Fn(EntryIndex) -> i64, Date),
+    out: &mut Vec<Prepared>,
+) {
     let (mut seqs, mut targets, mut objects, mut ids) = (vec![], vec![], vec![], vec![]);
     let (mut operations, mut facts, mut requires, mut states, mut reasons, mut looks, mut classes) =
         (vec![], vec![], vec![], vec![], vec![], vec![], vec![]);
@@ -272,7 +226,7 @@ fn deliveries(writes: Vec<DeliveryWrite>, seq_of: &dyn Fn(EntryIndex) -> i64, ou
     ));
     out.push((
         "insert into delivery (event_seq, target, object, canonical_id, operation, fact, requires, state, reason, cause, class,
-                               attempted_at, last_attempt_at, head)
+                               attempted_at, last_attempt_at, head, event_month)
          select event_seq, target, object, canonical_id, operation, fact,
                 case when requires = '' then '{}' else string_to_array(requires, E'\\n') end,
                 case when look then 'sending' else state end, reason, cause, class,
@@ -280,13 +234,15 @@ fn deliveries(writes: Vec<DeliveryWrite>, seq_of: &dyn Fn(EntryIndex) -> i64, ou
                 state <> 'parked'
                   and row_number() over (partition by target, object, canonical_id, state = 'parked' order by n) = 1
                   and not exists (select from delivery h where h.target = w.target and h.object = w.object
-                                  and h.canonical_id = w.canonical_id and h.head)
+                                  and h.canonical_id = w.canonical_id and h.head), $13
          from unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::boolean[], $7::text[],
                      $8::text[], $9::text[], $10::boolean[], $11::smallint[], $12::text[])
            with ordinality as w(event_seq, target, object, canonical_id, operation, fact, requires, state, reason, look,
                                 class, cause, n)
          order by n",
-        parameters![seqs, targets, objects, ids, operations, facts, requires, states, reasons, looks, classes, causes],
+        parameters![
+            seqs, targets, objects, ids, operations, facts, requires, states, reasons, looks, classes, causes, month
+        ],
     ));
 }
 

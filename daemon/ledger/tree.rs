@@ -2,11 +2,12 @@
 //!
 //! The hashing is `tlog_tiles`'; here is only which hashes have to be remembered to append.
 
-use std::collections::HashMap;
+use tlog_tiles::tlog::{EMPTY_HASH, Hash, node_hash};
 
-use tlog_tiles::tlog::{
-    EMPTY_HASH, Hash, HashReader, stored_hash_index, stored_hashes_for_record_hash, sub_tree_index, tree_hash,
-};
+/// Leaves of a tile, and tiles of one a level higher (<https://c2sp.org/tlog-tiles>).
+pub const TILE_WIDTH: u64 = 256;
+/// Levels of the binary tree in a tile.
+pub const TILE_HEIGHT: u8 = 8;
 
 /// The tree's hashes contradict each other.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -15,28 +16,32 @@ pub struct BrokenTree {
     size: u64,
 }
 
-/// See the module's text. Invariant: `hashes` holds exactly what `sub_tree_index(0, size)` names, once pruned.
+/// A complete subtree as wide as a tile of its level.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Subtree {
+    /// 1 above 256 leaves, 2 above 256 of these.
+    pub level: u8,
+    /// Which of its level, from 0.
+    pub index: u64,
+    /// Its root.
+    pub hash: Hash,
+}
+
+/// See the module's text. Invariant: `frontier` has a hash for each bit that is set in `size`, largest subtree first.
 #[derive(Debug, Clone, Default)]
 pub struct Tree {
     size: u64,
-    hashes: HashMap<u64, Hash>,
-}
-
-impl HashReader for Tree {
-    fn read_hashes(&self, indexes: &[u64]) -> Result<Vec<Hash>, tlog_tiles::tlog::Error> {
-        let found = indexes.iter().map(|index| self.hashes.get(index).copied());
-        found.collect::<Option<_>>().ok_or(tlog_tiles::tlog::Error::InconsistentTile)
-    }
+    frontier: Vec<Hash>,
+    completed: Vec<Subtree>,
 }
 
 impl Tree {
     /// The tree of `size` leaves with this frontier, largest subtree first.
-    pub fn restore(size: u64, frontier: &[[u8; 32]]) -> Result<Self, BrokenTree> {
-        let indexes = sub_tree_index(0, size, Vec::new());
-        if indexes.len() != frontier.len() {
+    pub fn restore(size: u64, frontier: Vec<Hash>) -> Result<Self, BrokenTree> {
+        if usize::try_from(size.count_ones()).ok() != Some(frontier.len()) {
             return Err(BrokenTree { size });
         }
-        Ok(Self { size, hashes: indexes.into_iter().zip(frontier.iter().map(|hash| Hash(*hash))).collect() })
+        Ok(Self { size, frontier, completed: Vec::new() })
     }
 
     /// Number of leaves.
@@ -46,33 +51,37 @@ impl Tree {
     }
 
     /// Appends a leaf.
-    pub fn append(&mut self, leaf: Hash) -> Result<(), BrokenTree> {
-        let broken = BrokenTree { size: self.size };
-        let new = stored_hashes_for_record_hash(self.size, leaf, self).map_err(|_| broken)?;
-        for (level, hash) in (0_u8..).zip(new) {
-            self.hashes.insert(stored_hash_index(level, self.size >> level), hash);
+    pub fn append(&mut self, leaf: Hash) {
+        let (mut hash, mut level, mut index) = (leaf, 0, self.size);
+        while index % 2 == 1
+            && let Some(left) = self.frontier.pop()
+        {
+            hash = node_hash(left, hash);
+            index /= 2;
+            level += 1;
+            if level % TILE_HEIGHT == 0 {
+                self.completed.push(Subtree { level: level / TILE_HEIGHT, index, hash });
+            }
         }
+        self.frontier.push(hash);
         self.size += 1;
-        Ok(())
     }
 
-    /// Forgets hashes that no later append needs.
-    pub fn prune(&mut self) {
-        let needed = sub_tree_index(0, self.size, Vec::new());
-        self.hashes.retain(|index, _| needed.contains(index));
+    /// Subtrees that have become complete since this was last asked.
+    pub fn take_completed(&mut self) -> Vec<Subtree> {
+        std::mem::take(&mut self.completed)
     }
 
     /// The frontier, largest subtree first.
-    pub fn frontier(&self) -> Result<Vec<[u8; 32]>, BrokenTree> {
-        let hashes = self.read_hashes(&sub_tree_index(0, self.size, Vec::new()));
-        Ok(hashes.map_err(|_| BrokenTree { size: self.size })?.into_iter().map(|hash| hash.0).collect())
+    #[must_use]
+    pub fn frontier(&self) -> &[Hash] {
+        &self.frontier
     }
 
     /// The tree head.
-    pub fn root(&self) -> Result<[u8; 32], BrokenTree> {
-        if self.size == 0 {
-            return Ok(EMPTY_HASH.0);
-        }
-        tree_hash(self.size, self).map(|hash| hash.0).map_err(|_| BrokenTree { size: self.size })
+    #[must_use]
+    pub fn root(&self) -> Hash {
+        let from_the_right = self.frontier.iter().rev().copied();
+        from_the_right.reduce(|right, left| node_hash(left, right)).unwrap_or(EMPTY_HASH)
     }
 }

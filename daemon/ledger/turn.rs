@@ -8,9 +8,8 @@ use tokio::sync::watch;
 use tokio_postgres::Client;
 
 use super::commit::Session;
+use super::head::Head;
 use super::membership::Standing;
-use super::tree::Tree;
-use super::verify::load_tree;
 use super::{LedgerError, WRITER_LOCK};
 
 /// See the module's text.
@@ -39,14 +38,14 @@ impl Turn {
         self.held
     }
 
-    /// Waits for its turn; gives the tree as the others have left it, if it was away.
-    pub async fn take(&mut self) -> Result<Option<Tree>, LedgerError> {
+    /// Waits for its turn; gives the ledger's end as the others have left it, if it was away.
+    pub async fn take(&mut self) -> Result<Option<Head>, LedgerError> {
         if self.held {
             return Ok(None);
         }
         self.client.execute("select pg_advisory_lock($1)", &[&WRITER_LOCK]).await?;
         self.held = true;
-        Ok(Some(load_tree(&self.client).await?))
+        Ok(Some(Head::load(&*self.client).await?))
     }
 
     /// Lets the others write. Everything of this process must have been committed.

@@ -1,12 +1,20 @@
-//! Proves that the ledger is what was written: every body hashes to its leaf, every leaf is in the tree, none is missing.
+//! Proves that the ledger is what was written: every body hashes to its leaf, every leaf is in the tree, none is missing, and the tree
+//! is the one whose heads were signed and kept elsewhere.
+//!
+//! What is inside the database can be made to fit by whoever owns it. Only what is outside tells that it was: checkpoints, and the
+//! leaves that were published with them, which name the first entry that is another one than then.
+
+use std::collections::BTreeMap;
 
 use futures_util::{StreamExt, pin_mut};
-use serde_json::Value;
-use tlog_tiles::tlog::record_hash;
-use tokio_postgres::Client;
+use tlog_tiles::tlog::{Hash, check_tree, record_hash};
+use tokio_postgres::{Client, IsolationLevel, Transaction};
 
 use super::LedgerError;
-use super::tree::Tree;
+use super::hashes::{consistency, tree_at};
+use super::head::Head;
+use super::raw::{RawEntry, entries};
+use super::tree::{Subtree, Tree};
 use crate::event::hex;
 
 /// What verification found.
@@ -18,6 +26,10 @@ pub enum Verdict {
         size: u64,
         /// Tree head, in hexadecimal.
         root: String,
+        /// Checkpoints that it agrees with.
+        checkpoints: usize,
+        /// The first leaf that was published and is not that of an entry, although the checkpoints agree with the ledger.
+        misprinted: Option<u64>,
     },
     /// Something was changed.
     Tampered {
@@ -45,91 +57,305 @@ impl Verdict {
             Self::Incomplete { .. } => 2,
         }
     }
+
+    fn tampered(seq: u64, what: impl Into<String>) -> Self {
+        Self::Tampered { seq: i64::try_from(seq).unwrap_or(i64::MAX), what: what.into() }
+    }
+
+    fn incomplete(seq: u64, what: impl Into<String>) -> Self {
+        Self::Incomplete { seq: i64::try_from(seq).unwrap_or(i64::MAX), what: what.into() }
+    }
 }
 
-/// Reads the tree as the ledger has it.
-pub async fn load_tree(client: &Client) -> Result<Tree, LedgerError> {
-    let row = client.query_one("select size, frontier from tree", &[]).await?;
-    let size: i64 = row.try_get(0)?;
-    let frontier: Vec<Vec<u8>> = row.try_get(1)?;
-    let hashes = frontier.into_iter().map(<[u8; 32]>::try_from).collect::<Result<Vec<_>, _>>();
-    let hashes = hashes.map_err(|_| LedgerError::Unreadable("the tree's frontier".into()))?;
+/// What is known from outside the database. Signatures have been verified.
+#[derive(Default)]
+pub struct Evidence<'a> {
+    /// Tree heads by size.
+    pub checkpoints: BTreeMap<u64, Hash>,
+    /// The leaf of an entry as it was published, by `seq`.
+    pub leaf: Option<&'a mut (dyn FnMut(u64) -> Option<Hash> + Send)>,
+}
+
+/// Entries `from` to `to`; to the end when `None`.
+#[derive(Debug, Clone, Copy)]
+pub struct Span {
+    /// First.
+    pub from: u64,
+    /// Last.
+    pub to: Option<u64>,
+}
+
+impl Span {
+    /// All entries.
+    pub const ALL: Self = Self { from: 1, to: None };
+}
+
+/// Verifies entries of the ledger as of one instant; `progress` is told every thousand.
+pub async fn verify(
+    client: &mut Client,
+    span: Span,
+    evidence: Evidence<'_>,
+    progress: impl FnMut(u64, u64),
+) -> Result<Verdict, LedgerError> {
+    let begun = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).start();
+    verify_within(&begun.await?, span, evidence, progress).await
+}
+
+/// The same as a transaction sees the ledger.
+pub async fn verify_within(
+    transaction: &Transaction<'_>,
+    span: Span,
+    evidence: Evidence<'_>,
+    progress: impl FnMut(u64, u64),
+) -> Result<Verdict, LedgerError> {
+    let row = transaction.query_one("select size, root from tree", &[]).await?;
+    let (size, root): (i64, &[u8]) = (row.try_get(0)?, row.try_get(1)?);
     let size = u64::try_from(size).map_err(|_| LedgerError::Unreadable("the tree's size".into()))?;
-    Ok(Tree::restore(size, &hashes)?)
+    let newest = evidence.checkpoints.last_key_value().map_or(0, |(size, _)| *size);
+    if newest > size {
+        let what = format!("missing; a checkpoint covers {newest} entries, the ledger has {size}");
+        return Ok(Verdict::incomplete(size + 1, what));
+    }
+    let to = span.to.unwrap_or(size);
+    if span.from == 0 || to > size || span.from > to + 1 {
+        return Err(LedgerError::NotThere(to.max(span.from)));
+    }
+    let mut walk = Walk::begin(transaction, evidence, span.from, to).await?;
+    if let Some(verdict) = walk.entries(transaction, progress).await? {
+        return Ok(verdict);
+    }
+    if to == size && walk.tree.root().0.as_slice() != root {
+        return Ok(walk.astray(size, "the entries do not hash to the tree head"));
+    }
+    walk.finish(transaction, size).await
 }
 
-/// Verifies the whole ledger as of one instant; `progress` is told every thousand entries.
-pub async fn verify(client: &mut Client, mut progress: impl FnMut(u64, u64)) -> Result<Verdict, LedgerError> {
-    let transaction = client
-        .build_transaction()
-        .isolation_level(tokio_postgres::IsolationLevel::RepeatableRead)
-        .read_only(true)
-        .start()
-        .await?;
-    let head = transaction.query_one("select size, root from tree", &[]).await?;
-    let (claimed, root): (i64, Vec<u8>) = (head.try_get(0)?, head.try_get(1)?);
-    let sql = "select seq, kind, recorded_at, correlation_id, body, leaf from entry order by seq";
-    let rows = transaction.query_raw(sql, Vec::<i64>::new()).await?;
-    pin_mut!(rows);
-    let mut tree = Tree::default();
-    let mut expected: i64 = 1;
-    while let Some(row) = rows.next().await {
-        let row = row?;
-        let seq: i64 = row.try_get(0)?;
-        if seq != expected {
-            return Ok(Verdict::Incomplete {
-                seq: expected,
-                what: format!("missing; the next one there is {seq}"),
-            });
+/// Goes through entries, and holds each against everything that is known of it.
+struct Walk<'a> {
+    from: u64,
+    to: u64,
+    evidence: Evidence<'a>,
+    tree: Tree,
+    /// Of the entry before, in days of PostgreSQL.
+    month: i32,
+    /// From the first entry on whose leaf is another one than was published: the first such entry, and the tree of what was published.
+    published: Option<(u64, Tree)>,
+    /// The last size at which a checkpoint agreed.
+    agreed: u64,
+    agreements: usize,
+    misprinted: Option<u64>,
+    /// Subtrees that were kept, and not seen yet.
+    subtrees: BTreeMap<(u8, u64), Hash>,
+}
+
+impl<'a> Walk<'a> {
+    async fn begin(
+        transaction: &Transaction<'_>,
+        evidence: Evidence<'a>,
+        from: u64,
+        to: u64,
+    ) -> Result<Self, LedgerError> {
+        let tree = if from == 1 { Tree::default() } else { tree_at(transaction, from - 1).await? };
+        let subtrees = if from == 1 { kept_subtrees(transaction).await? } else { BTreeMap::new() };
+        let (published, agreed) = (None, from - 1);
+        Ok(Self {
+            from,
+            to,
+            evidence,
+            tree,
+            month: i32::MIN,
+            published,
+            agreed,
+            agreements: 0,
+            misprinted: None,
+            subtrees,
+        })
+    }
+
+    /// Reads them all; gives the first thing that is wrong.
+    async fn entries(
+        &mut self,
+        transaction: &Transaction<'_>,
+        mut progress: impl FnMut(u64, u64),
+    ) -> Result<Option<Verdict>, LedgerError> {
+        // What lies behind the end of the tree is looked for, too.
+        let last = if self.to == self.size(transaction).await? { i64::MAX } else { signed(self.to) };
+        let rows = entries(transaction, (signed(self.from), last)).await?;
+        pin_mut!(rows);
+        while let Some(row) = rows.next().await {
+            let row = row?;
+            let Some(entry) = RawEntry::read(&row)? else { continue };
+            if let Some(verdict) = self.entry(&entry) {
+                return Ok(Some(verdict));
+            }
+            if self.tree.size().is_multiple_of(1000) {
+                progress(self.tree.size(), self.to);
+            }
         }
-        if seq > claimed {
-            return Ok(Verdict::Incomplete {
+        let next = self.tree.size() + 1;
+        let missing = || Verdict::incomplete(next, format!("missing; the tree covers {} entries", self.to));
+        Ok((next <= self.to).then(missing))
+    }
+
+    async fn size(&self, transaction: &Transaction<'_>) -> Result<u64, LedgerError> {
+        let size: i64 = transaction.query_one("select size from tree", &[]).await?.try_get(0)?;
+        Ok(u64::try_from(size).unwrap_or_default())
+    }
+
+    fn entry(&mut self, entry: &RawEntry<'_>) -> Option<Verdict> {
+        let expected = self.tree.size() + 1;
+        let seq = u64::try_from(entry.seq).unwrap_or_default();
+        if seq > self.to {
+            return Some(Verdict::incomplete(
                 seq,
-                what: format!("not covered by the tree, whose size is {claimed}"),
-            });
+                format!("not covered by the tree, whose size is {}", self.to),
+            ));
         }
-        let body: Vec<u8> = row.try_get(4)?;
-        let leaf = record_hash(&body);
-        if leaf.0.as_slice() != row.try_get::<_, &[u8]>(5)? {
-            return Ok(Verdict::Tampered { seq, what: "the body does not hash to its leaf".into() });
+        if seq > expected {
+            return Some(
+                self.first(Verdict::incomplete(expected, format!("missing; the next one there is {seq}"))),
+            );
         }
-        if let Some(what) = column_mismatch(&row, &body)? {
-            return Ok(Verdict::Tampered { seq, what });
+        if seq < expected {
+            return Some(self.first(Verdict::tampered(seq, "it is there twice")));
         }
-        tree.append(leaf)?;
-        if seq % 1000 == 0 {
-            tree.prune();
-            progress(tree.size(), u64::try_from(claimed).unwrap_or_default());
+        let leaf = record_hash(entry.body);
+        if leaf.0.as_slice() != entry.leaf {
+            return Some(self.first(Verdict::tampered(seq, "the body does not hash to its leaf")));
         }
-        expected += 1;
+        if let Some(column) = entry.mismatch() {
+            return Some(
+                self.first(Verdict::tampered(seq, format!("column {column} is not what the body says"))),
+            );
+        }
+        if entry.month < self.month.max(entry.month_recorded()) {
+            return Some(self.first(Verdict::tampered(
+                seq,
+                "column month is before that of the entry before it, or of the time it was recorded",
+            )));
+        }
+        self.month = entry.month;
+        self.compare_with_published(seq, leaf);
+        self.tree.append(leaf);
+        self.kept_hashes(seq).or_else(|| self.checkpoint(seq))
     }
-    if expected - 1 != claimed {
-        return Ok(Verdict::Incomplete {
-            seq: expected,
-            what: format!("missing; the tree covers {claimed} entries"),
-        });
+
+    fn compare_with_published(&mut self, seq: u64, leaf: Hash) {
+        let Some(published) = self.evidence.leaf.as_mut().and_then(|leaf| leaf(seq)) else { return };
+        if self.published.is_none() && published != leaf {
+            self.published = Some((seq, self.tree.clone()));
+        }
+        if let Some((_, tree)) = &mut self.published {
+            tree.append(published);
+        }
     }
-    if tree.root()?.as_slice() != root.as_slice() {
-        return Ok(Verdict::Tampered {
-            seq: claimed,
-            what: "the entries do not hash to the tree head".into(),
-        });
+
+    /// Roots of subtrees, of which proofs are made.
+    fn kept_hashes(&mut self, seq: u64) -> Option<Verdict> {
+        for Subtree { level, index, hash } in self.tree.take_completed() {
+            if self.from == 1 && self.subtrees.remove(&(level, index)) != Some(hash) {
+                let what = format!(
+                    "the hash that is kept of subtree {level}/{index}, which ends here, is not that of its entries"
+                );
+                return Some(self.first(Verdict::tampered(seq, what)));
+            }
+        }
+        None
     }
-    Ok(Verdict::Sound { size: tree.size(), root: hex(&root) })
+
+    fn checkpoint(&mut self, seq: u64) -> Option<Verdict> {
+        let signed = *self.evidence.checkpoints.get(&seq)?;
+        if self.tree.root() != signed {
+            return Some(self.astray(
+                seq,
+                &format!("the first {seq} entries are not those of the checkpoint of that size"),
+            ));
+        }
+        self.agreed = seq;
+        self.agreements += 1;
+        if let Some((first, _)) = self.published.take() {
+            // Whoever changed that file did not change the ledger.
+            self.misprinted = Some(first);
+            self.evidence.leaf = None;
+        }
+        None
+    }
+
+    /// Something is wrong with the entries up to `seq`: the first that is another one than was published, or else all that no checkpoint
+    /// has agreed with.
+    fn astray(&self, seq: u64, what: &str) -> Verdict {
+        match &self.published {
+            Some((first, _)) => {
+                Verdict::tampered(*first, format!("it is not the entry that was published; {what}"))
+            }
+            None if self.agreed >= seq => Verdict::tampered(seq, what),
+            None => {
+                Verdict::tampered(self.agreed + 1, format!("it, or one up to {seq}, was changed: {what}"))
+            }
+        }
+    }
+
+    /// What was found, unless an earlier entry is not the one that was published.
+    fn first(&self, verdict: Verdict) -> Verdict {
+        match &self.published {
+            Some((first, _)) => Verdict::tampered(*first, "it is not the entry that was published"),
+            None => verdict,
+        }
+    }
+
+    /// Everything that was read holds; now the rest.
+    async fn finish(mut self, transaction: &Transaction<'_>, size: u64) -> Result<Verdict, LedgerError> {
+        if let Some(((level, index), _)) = self.subtrees.pop_first() {
+            return Ok(Verdict::tampered(
+                size,
+                format!("a hash is kept of subtree {level}/{index}, which is not complete"),
+            ));
+        }
+        if self.to == size && Head::load(transaction).await?.tree.frontier() != self.tree.frontier() {
+            return Ok(Verdict::tampered(size, "the tree's frontier is not that of the entries"));
+        }
+        // Entries of a range are proven by a tree that goes on behind them.
+        let later = self.evidence.checkpoints.range(self.to + 1..).next().map(|(size, root)| (*size, *root));
+        let head = match later {
+            Some(checkpoint) => Some(checkpoint),
+            None if self.to < size => Some((size, tree_at(transaction, size).await?.root())),
+            None => None,
+        };
+        if let Some((later_size, root)) = head.filter(|_| self.to > 0) {
+            let proof = consistency(transaction, self.to, later_size).await?;
+            if check_tree(&proof, later_size, root, self.to, self.tree.root()).is_err() {
+                return Ok(self.astray(
+                    self.to,
+                    &format!("they are not the first of the {later_size} entries of a later tree head"),
+                ));
+            }
+            self.agreements += usize::from(later.is_some());
+        }
+        if self.published.is_some() {
+            return Ok(self.astray(self.to, "no checkpoint speaks of it, but what was published does"));
+        }
+        let root = hex(&self.tree.root().0);
+        Ok(Verdict::Sound {
+            size: self.tree.size(),
+            root,
+            checkpoints: self.agreements,
+            misprinted: self.misprinted,
+        })
+    }
 }
 
-/// Columns are copies of what the body says; a copy that differs was changed.
-fn column_mismatch(row: &tokio_postgres::Row, body: &[u8]) -> Result<Option<String>, LedgerError> {
-    let Ok(body) = serde_json::from_slice::<Value>(body) else {
-        return Ok(Some("the body is not JSON".into()));
-    };
-    let recorded_at: jiff::Timestamp = row.try_get(2)?;
-    let columns = [
-        ("seq", Value::from(row.try_get::<_, i64>(0)?)),
-        ("kind", Value::from(row.try_get::<_, String>(1)?)),
-        ("recorded_at", Value::from(recorded_at.to_string())),
-        ("correlation_id", Value::from(row.try_get::<_, Option<String>>(3)?)),
-    ];
-    let differs = columns.into_iter().find(|(name, value)| body.get(*name) != Some(value));
-    Ok(differs.map(|(name, _)| format!("column {name} is not what the body says")))
+async fn kept_subtrees(transaction: &Transaction<'_>) -> Result<BTreeMap<(u8, u64), Hash>, LedgerError> {
+    let unreadable = || LedgerError::Unreadable("a hash of the tree".into());
+    let mut kept = BTreeMap::new();
+    for row in transaction.query("select level, index, hash from subtree", &[]).await? {
+        let level = u8::try_from(row.try_get::<_, i16>(0)?).map_err(|_| unreadable())?;
+        let index = u64::try_from(row.try_get::<_, i64>(1)?).map_err(|_| unreadable())?;
+        let hash: [u8; 32] = row.try_get::<_, &[u8]>(2)?.try_into().map_err(|_| unreadable())?;
+        kept.insert((level, index), Hash(hash));
+    }
+    Ok(kept)
+}
+
+fn signed(seq: u64) -> i64 {
+    i64::try_from(seq).unwrap_or(i64::MAX)
 }

@@ -107,8 +107,8 @@ impl Sealing {
             };
             let Some(first) = first else { return Ok(()) };
             let Ok(permit) = hand_over.reserve().await else { return Ok(()) };
-            if let Some(tree) = self.turn.take().await? {
-                self.sealer.follow(tree);
+            if let Some(head) = self.turn.take().await? {
+                self.sealer.follow(head);
             }
             let mut merged = Batch::default();
             let mut waiting = Vec::new();

@@ -169,8 +169,9 @@ async fn a_backlog_of_millions_costs_neither_time_nor_memory() {
     // Every tenth has a second state behind it; a part waits for another object.
     let fill = async |from: i64, to: i64| {
         let sql = format!(
-            "insert into delivery (event_seq, target, object, canonical_id, operation, fact, state, class, head, waits_for)
-             select 1 + n % 100, 'sink', 'customer', 'ERP-P-' || (n - n % 10 / 9), 'upsert', false, 'pending', 2 + n % 2,
+            "insert into delivery (event_seq, event_month, target, object, canonical_id, operation, fact, state, class, head,
+                                   waits_for)
+             select 1 + n % 100, (select month from tree), 'sink', 'customer', 'ERP-P-' || (n - n % 10 / 9), 'upsert', false, 'pending', 2 + n % 2,
                     n % 10 <> 9, case when n % 7 = 0 and n % 10 <> 9 then 'organization/' || n end
              from generate_series({from}, {to}) n where n >= 1000"
         );

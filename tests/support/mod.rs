@@ -1,6 +1,7 @@
 //! Private servers, the daemon as a process of its own, and what Odoo's own tables say the targets should hold.
 
 pub mod documents;
+pub mod entries;
 pub mod expected;
 pub mod feed;
 mod files;

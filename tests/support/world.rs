@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use tailwater::audit::checkpoint;
 use tailwater::demo::odoo::{Odoo, SCHEMA as ODOO_SCHEMA};
 use tailwater::demo::private::{PrivatePostgres, PrivateRedis, TemporaryDirectory};
 use tailwater::demo::vendor::server::{Limit, VendorServer};
@@ -18,6 +19,8 @@ use super::eventually;
 
 pub const STRIPE_KEY: &str = "sk_test_51SecretOfStripe";
 pub const ZENDESK_KEY: &str = "zendesk-secret-token";
+/// Name of the ledger's log.
+pub const LOG_NAME: &str = "example.com/ledger";
 pub const ZENDESK_USER: &str = "bot@example.test";
 
 /// What differs between tests.
@@ -169,11 +172,18 @@ impl World {
         let path = |name: &str| self.directory.path().join(name);
         std::fs::write(path("stripe.key"), STRIPE_KEY).unwrap();
         std::fs::write(path("zendesk.key"), ZENDESK_KEY).unwrap();
+        let (private, public) = checkpoint::generate(LOG_NAME).unwrap();
+        std::fs::write(path("ledger.key"), private).unwrap();
+        std::fs::write(path("ledger.pub"), public).unwrap();
         let text = format!(
             r#"
 mappings = "{mappings}"
 [ledger]
 url = "{ledger}"
+[ledger.checkpoints]
+key = {{ file = "{ledger_key}" }}
+directory = "{log}"
+every = "1s"
 [redis]
 url = "{redis}"
 [sources.erp]
@@ -196,6 +206,8 @@ api_key = {{ file = "{zendesk_key}" }}
 quota = "{zendesk_quota}"
 "#,
             mappings = mappings.display(),
+            ledger_key = path("ledger.key").display(),
+            log = path("log").display(),
             mapping = options.data.unwrap_or("odoo"),
             ledger = self.ledger.url("tailwater", "tailwater"),
             redis = self.redis.url(),
@@ -259,6 +271,13 @@ quota = "{zendesk_quota}"
     pub async fn ledger_client(&self) -> Client {
         let client = self.ledger.client("tailwater").await.unwrap();
         client.batch_execute("set search_path = tailwater").await.unwrap();
+        client
+    }
+
+    /// A session of somebody who may do anything to the ledger, as its owner may.
+    pub async fn tamperer(&self) -> Client {
+        let client = self.ledger_client().await;
+        client.batch_execute("set session_replication_role = replica").await.unwrap();
         client
     }
 

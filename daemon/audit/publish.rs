@@ -1,0 +1,225 @@
+//! Signs the ledger's tree head from time to time and takes it out of the database: into files, the journal, and to witnesses.
+//!
+//! A checkpoint is signed only when it follows from the last one that was published, by the leaves that are published with it; so whoever
+//! rewrites what a checkpoint covers gets no further one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tlog_tiles::tlog::Hash;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+use tokio_postgres::GenericClient;
+
+use super::checkpoint::{CheckpointError, CheckpointKey, PublicKey, SignedHead, public_of};
+use super::directory::{DirectoryError, LogDirectory};
+use super::witness::{Place, Teller, Told, WitnessError};
+use crate::config::secret::{Secret, SecretError};
+use crate::ledger::hashes::{consistency, root_at};
+use crate::ledger::head::Head;
+use crate::ledger::tree::Tree;
+use crate::ledger::{Ledger, LedgerError};
+use crate::ops::pulse::Pulse;
+
+/// Lease of the process that publishes.
+pub const CHECKPOINTS: &str = "checkpoints";
+/// How often it is looked whether a checkpoint is due.
+const LOOK: Duration = Duration::from_millis(500);
+/// Leaves that are read at once.
+const PAGE: u64 = 50_000;
+
+/// When and where checkpoints are published.
+#[derive(Debug, Clone)]
+pub struct CheckpointSettings {
+    /// What they are signed with.
+    pub key: Secret,
+    /// Files.
+    pub directory: LogDirectory,
+    /// After this time, where anything was written meanwhile.
+    pub every: Duration,
+    /// After this many entries.
+    pub entries: u64,
+    /// Elsewhere.
+    pub places: Vec<Place>,
+}
+
+/// Why nothing more is published, or nothing may be written.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// The key cannot be read.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    /// It is none, or what it should have signed was signed by another one.
+    #[error("checkpoints: {0}")]
+    Checkpoint(#[from] CheckpointError),
+    /// The published log is broken or away.
+    #[error("checkpoints: {0}")]
+    Directory(#[from] DirectoryError),
+    /// A witness cannot be used.
+    #[error("checkpoints: {0}")]
+    Witness(#[from] WitnessError),
+    /// The ledger is away.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The ledger is an older copy of itself.
+    #[error(
+        "the ledger has {size} entries, and a checkpoint of {published} was published: it is an older copy, or its end was cut off\n\
+         next: restore a newer one. If there is none: `tailwater recover --ledger` notes what is missing, then `tailwater recover --source …`"
+    )]
+    Older {
+        /// Entries.
+        size: u64,
+        /// Of the newest checkpoint.
+        published: u64,
+    },
+    /// The ledger is not the one of which checkpoints were published.
+    #[error(
+        "the first {size} entries of the ledger are not those of the checkpoint that was published: it was rewritten, or is another ledger\n\
+         next: `tailwater ledger verify` names the first entry that was changed"
+    )]
+    Rewritten {
+        /// Of the checkpoint.
+        size: u64,
+    },
+}
+
+impl CheckpointSettings {
+    /// The key.
+    pub fn read_key(&self) -> Result<(CheckpointKey, PublicKey), PublishError> {
+        let text = self.key.read()?;
+        Ok((CheckpointKey::parse(text.expose())?, public_of(text.expose())?))
+    }
+
+    /// Refuses a ledger that is not the one of which checkpoints were published, or an older copy of it.
+    pub async fn guard(&self, client: &impl GenericClient) -> Result<(), PublishError> {
+        let (_, public) = self.read_key()?;
+        let Some(newest) = self.directory.newest(&public)? else { return Ok(()) };
+        let size = Head::load(client).await?.tree.size();
+        if size < newest.size {
+            return Err(PublishError::Older { size, published: newest.size });
+        }
+        if newest.size > 0 && root_at(client, newest.size).await? != newest.root {
+            return Err(PublishError::Rewritten { size: newest.size });
+        }
+        Ok(())
+    }
+}
+
+/// Publishes.
+pub struct Publisher {
+    settings: Arc<CheckpointSettings>,
+    ledger: Ledger,
+    key: CheckpointKey,
+    tellers: Vec<Teller>,
+    /// What was published last.
+    size: u64,
+}
+
+impl Publisher {
+    /// Goes on behind the newest checkpoint.
+    pub fn new(settings: Arc<CheckpointSettings>, ledger: Ledger) -> Result<Self, PublishError> {
+        let (key, public) = settings.read_key()?;
+        let size = settings.directory.newest(&public)?.map_or(0, |head| head.size);
+        let tellers = settings.places.iter().cloned().map(Teller::new).collect::<Result<_, _>>()?;
+        Ok(Self { settings, ledger, key, tellers, size })
+    }
+
+    /// Publishes until the daemon stops. What is outside may be away for a while: then it is caught up with.
+    pub async fn run(mut self, pulse: Pulse, mut stopping: watch::Receiver<bool>) -> Result<(), LedgerError> {
+        let mut due = Instant::now();
+        loop {
+            pulse.beat();
+            let tree = Head::load(self.ledger.reader()).await?.tree;
+            let new = tree.size().saturating_sub(self.size);
+            if new > 0 && (Instant::now() >= due || new >= self.settings.entries) {
+                match self.publish(&tree).await {
+                    Ok(()) => {}
+                    Err(PublishError::Ledger(error)) => return Err(error),
+                    Err(error @ PublishError::Rewritten { .. }) => {
+                        return Err(LedgerError::Refused(error.to_string()));
+                    }
+                    Err(error) => tracing::error!(%error, "no checkpoint was published; it is tried again"),
+                }
+                due = Instant::now() + self.settings.every;
+            }
+            tokio::select! {
+                () = sleep(LOOK) => {}
+                _ = stopping.wait_for(|stop| *stop) => return Ok(()),
+            }
+        }
+    }
+
+    /// Signs the head of `tree`, which the ledger has.
+    pub async fn publish(&mut self, tree: &Tree) -> Result<(), PublishError> {
+        let (size, mut done) = (tree.size(), self.size);
+        let mut published = None;
+        while done < size {
+            let next = (done + PAGE).min(size);
+            let leaves = leaves(self.ledger.reader(), done, next).await?;
+            published = Some(self.settings.directory.extend(done, &leaves)?);
+            done = next;
+        }
+        let Some(published) = published else { return Ok(()) };
+        // What was published before, and what has come since, must make what the ledger says it is.
+        if published.root() != tree.root() {
+            return Err(PublishError::Rewritten { size: self.size });
+        }
+        let mut head = self.key.sign(size, tree.root())?;
+        head.note = self.tell(&head).await?;
+        self.settings.directory.publish(&head, &Timestamp::now().strftime("%Y-%m-%d").to_string())?;
+        tracing::info!(size, note = %head.note.escape_debug(), "checkpoint");
+        self.size = size;
+        Ok(())
+    }
+
+    /// Tells everybody elsewhere; gives the note with their signatures. One that is away hears of the next one.
+    async fn tell(&self, head: &SignedHead) -> Result<String, PublishError> {
+        let mut note = head.note.clone();
+        for teller in &self.tellers {
+            match self.tell_one(teller, head).await {
+                Ok(signatures) => note.push_str(&signatures),
+                Err(PublishError::Witness(error @ WitnessError::OtherLog { .. })) => {
+                    tracing::error!(%error, "a witness refuses the checkpoint");
+                }
+                Err(PublishError::Witness(error)) => {
+                    tracing::warn!(%error, "the checkpoint is not known everywhere; the next one will be");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(note)
+    }
+
+    async fn tell_one(&self, teller: &Teller, head: &SignedHead) -> Result<String, PublishError> {
+        let mut old = teller.known();
+        for _ in 0..2 {
+            let proof = match old {
+                0 => Vec::new(),
+                old => consistency(self.ledger.reader(), old, head.size).await?,
+            };
+            match teller.tell(head, old, &proof).await? {
+                Told::Done { signatures } => return Ok(signatures),
+                Told::From(size) => old = size,
+            }
+        }
+        Ok(String::new())
+    }
+}
+
+/// Leaves behind the first `size` entries, up to `end`.
+async fn leaves(client: &impl GenericClient, size: u64, end: u64) -> Result<Vec<Hash>, LedgerError> {
+    let bound = |seq: u64| i64::try_from(seq).unwrap_or(i64::MAX);
+    let sql = "select seq, leaf from entry where seq > $1 and seq <= $2 order by seq";
+    let rows = client.query(sql, &[&bound(size), &bound(end)]).await?;
+    let mut leaves = Vec::with_capacity(rows.len());
+    for (expected, row) in (size + 1..).zip(&rows) {
+        let leaf: [u8; 32] =
+            row.try_get::<_, &[u8]>(1)?.try_into().map_err(|_| LedgerError::Unreadable("a leaf".into()))?;
+        if row.try_get::<_, i64>(0)? != bound(expected) {
+            return Err(LedgerError::NotThere(expected));
+        }
+        leaves.push(Hash(leaf));
+    }
+    Ok(leaves)
+}

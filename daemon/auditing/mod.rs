@@ -1,0 +1,88 @@
+//! What auditors and DBAs do with a ledger.
+
+mod keys;
+mod proof;
+mod verify;
+
+use std::process::ExitCode;
+
+use crate::app::{EX_CONFIG, EX_UNAVAILABLE, fail};
+use crate::audit::checkpoint::PublicKey;
+use crate::audit::directory::LogDirectory;
+use crate::cli::{EvidenceArgs, LedgerArgs, LedgerCommand, ProofCommand};
+use crate::config::{Config, ledger_at, load};
+use crate::ledger::LedgerError;
+use crate::operate::{Refusal, down, finish};
+use crate::pg::Database;
+
+/// `tailwater ledger …`.
+pub async fn ledger(command: LedgerCommand) -> ExitCode {
+    match command {
+        LedgerCommand::Verify { ledger, evidence, from, to, json } => {
+            verify::verify(&ledger, &evidence, (from, to), json).await
+        }
+        LedgerCommand::Proof(ProofCommand::Inclusion { ledger, evidence, seq, size }) => {
+            finish(proof::inclusion(&ledger, &evidence, seq, size).await)
+        }
+        LedgerCommand::Proof(ProofCommand::Consistency { ledger, evidence, old, new }) => {
+            finish(proof::consistency(&ledger, &evidence, old, new).await)
+        }
+        LedgerCommand::Key { name, out } => finish(keys::generate(&name, &out)),
+    }
+}
+
+/// Where the ledger is, and what its settings say, if there are any. `schema`: where its tables or views are looked for.
+fn place(args: &LedgerArgs, schema: &'static str) -> Result<(Database, Option<Config>), Refusal> {
+    if let Some(url) = &args.url {
+        let database = ledger_at(url, args.passfile.as_deref());
+        let database = database.map_err(|what| Refusal(EX_CONFIG, format!("--url: {what}")))?;
+        return Ok((Database { schema, ..database }, None));
+    }
+    let config = load(&args.config, std::env::vars()).map_err(|problems| {
+        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        let next = "next: correct them, or say --url postgres://USER@HOST/DATABASE";
+        Refusal(EX_CONFIG, format!("the settings have mistakes:\n{}\n{next}", lines.join("\n")))
+    })?;
+    Ok((Database { schema, ..config.ledger.clone() }, Some(config)))
+}
+
+/// What is published outside, and whose it must be. Without a key there is no telling what was signed by whom.
+struct Outside {
+    key: Option<PublicKey>,
+    directory: Option<LogDirectory>,
+}
+
+impl Outside {
+    fn find(args: &EvidenceArgs, config: Option<&Config>) -> Result<Self, Refusal> {
+        let wrong = |error: &dyn ToString| Refusal(EX_CONFIG, error.to_string());
+        let settings = config.and_then(|config| config.checkpoints.as_ref());
+        let key = match (&args.pubkey, settings) {
+            (Some(text), _) => {
+                let text = std::fs::read_to_string(text).unwrap_or_else(|_| text.clone());
+                Some(PublicKey::parse(&text).map_err(|error| wrong(&error))?)
+            }
+            (None, Some(settings)) => Some(settings.read_key().map_err(|error| wrong(&error))?.1),
+            (None, None) => None,
+        };
+        let directory = args.log.as_deref().map(LogDirectory::new);
+        let directory = directory.or_else(|| settings.map(|settings| settings.directory.clone()));
+        if key.is_none() && (directory.is_some() || !args.checkpoints.is_empty()) {
+            return Err(Refusal(EX_CONFIG, "whose checkpoints are they?\nnext: --pubkey NAME+ID+KEY".into()));
+        }
+        Ok(Self { key, directory })
+    }
+}
+
+impl From<crate::pg::ConnectError> for Refusal {
+    fn from(error: crate::pg::ConnectError) -> Self {
+        down(error)
+    }
+}
+
+/// The exit code of a ledger that cannot be read.
+fn unreadable(error: &LedgerError) -> ExitCode {
+    match error {
+        LedgerError::Tree(_) => fail(1, &error.to_string()),
+        other => fail(EX_UNAVAILABLE, &other.to_string()),
+    }
+}

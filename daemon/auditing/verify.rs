@@ -1,0 +1,134 @@
+//! `tailwater ledger verify`.
+
+use std::collections::BTreeMap;
+use std::io::{IsTerminal, Write as _};
+use std::process::ExitCode;
+
+use serde_json::json;
+
+use super::{Outside, place, unreadable};
+use crate::app::{EX_CONFIG, EX_UNAVAILABLE, fail, say};
+use crate::audit::checkpoint::{SignedHead, split};
+use crate::audit::directory::PublishedLeaves;
+use crate::cli::{EvidenceArgs, LedgerArgs};
+use crate::ledger::SCHEMA_OR_VIEWS;
+use crate::ledger::verify::{Evidence, Span, Verdict, verify as verify_ledger};
+use crate::operate::Refusal;
+
+/// Entries between two words on the progress.
+const STEP: u64 = 50_000;
+
+/// See the module's text.
+pub async fn verify(
+    ledger: &LedgerArgs,
+    evidence: &EvidenceArgs,
+    (from, to): (u64, Option<u64>),
+    as_json: bool,
+) -> ExitCode {
+    let prepared = async {
+        let (database, config) = place(ledger, SCHEMA_OR_VIEWS)?;
+        let outside = Outside::find(evidence, config.as_ref())?;
+        let heads = heads(&outside, evidence)?;
+        Ok::<_, Refusal>((database.connect("tailwater-verify").await?, outside, heads))
+    };
+    let (mut client, outside, heads) = match prepared.await {
+        Ok(prepared) => prepared,
+        Err(Refusal(code, message)) => return fail(code, &message),
+    };
+    let mut checkpoints = BTreeMap::new();
+    for head in &heads {
+        if checkpoints.insert(head.size, head.root).is_some_and(|other| other != head.root) {
+            let what = format!(
+                "two checkpoints of {} entries are signed that differ: there are two logs of that name",
+                head.size
+            );
+            return report(
+                &Verdict::Tampered { seq: i64::try_from(head.size).unwrap_or(i64::MAX), what },
+                as_json,
+            );
+        }
+    }
+    let newest = outside.newest(&heads);
+    let mut leaves = newest.map(|(directory, size)| PublishedLeaves::new(directory, size));
+    let mut leaf = leaves.as_mut().map(|leaves| |seq| leaves.leaf(seq));
+    let evidence = Evidence {
+        checkpoints,
+        leaf: leaf.as_mut().map(|leaf| leaf as &mut (dyn FnMut(u64) -> Option<_> + Send)),
+    };
+    let terminal = std::io::stderr().is_terminal();
+    let progress = |done: u64, of: u64| {
+        if terminal && done.is_multiple_of(STEP) {
+            // A terminal that went away is no reason to stop looking.
+            let _ = write!(std::io::stderr(), "\r\x1b[K{done} of {of} entries");
+        }
+    };
+    let verdict = verify_ledger(&mut client, Span { from, to }, evidence, progress).await;
+    if terminal {
+        let _ = write!(std::io::stderr(), "\r\x1b[K");
+    }
+    match verdict {
+        Ok(verdict) => report(&verdict, as_json),
+        Err(error) => unreadable(&error),
+    }
+}
+
+impl Outside {
+    /// The published log, and up to where it goes.
+    fn newest(&self, heads: &[SignedHead]) -> Option<(crate::audit::directory::LogDirectory, u64)> {
+        let directory = self.directory.clone()?;
+        let newest = directory.newest(self.key.as_ref()?).ok().flatten()?;
+        heads.iter().any(|head| head.size == newest.size).then_some((directory, newest.size))
+    }
+}
+
+/// All checkpoints from outside, their signatures verified.
+fn heads(outside: &Outside, evidence: &EvidenceArgs) -> Result<Vec<SignedHead>, Refusal> {
+    let Some(key) = &outside.key else { return Ok(Vec::new()) };
+    let wrong = |what: String| Refusal(EX_CONFIG, what);
+    let mut heads = match &outside.directory {
+        Some(directory) => directory.all(key).map_err(|error| wrong(error.to_string()))?,
+        None => Vec::new(),
+    };
+    for path in &evidence.checkpoints {
+        let text = std::fs::read_to_string(path);
+        let text = text.map_err(|error| Refusal(EX_UNAVAILABLE, format!("{}: {error}", path.display())))?;
+        for note in split(&text) {
+            heads.push(key.verify(note).map_err(|error| wrong(format!("{}: {error}", path.display())))?);
+        }
+    }
+    Ok(heads)
+}
+
+fn report(verdict: &Verdict, as_json: bool) -> ExitCode {
+    let (word, details) = match verdict {
+        Verdict::Sound { size, root, checkpoints, misprinted } => (
+            "sound",
+            json!({"size": size, "root": root, "checkpoints": checkpoints, "misprinted": misprinted}),
+        ),
+        Verdict::Tampered { seq, what } => ("tampered", json!({"seq": seq, "what": what})),
+        Verdict::Incomplete { seq, what } => ("incomplete", json!({"seq": seq, "what": what})),
+    };
+    if as_json {
+        say(&format!("{}\n", json!({"verdict": word, "details": details})));
+        return ExitCode::from(verdict.exit_code());
+    }
+    match verdict {
+        Verdict::Sound { size, root, checkpoints, misprinted } => {
+            say(&format!("sound: {size} entries, tree head {root}, {checkpoints} checkpoints agree\n"));
+            if *checkpoints == 0 {
+                say(
+                    "nothing outside the database was compared: its owner could have rewritten it as a whole\n",
+                );
+            }
+            if let Some(seq) = misprinted {
+                say(&format!(
+                    "the published log was changed at entry {seq}; the ledger and its checkpoints were not\n"
+                ));
+            }
+        }
+        Verdict::Tampered { seq, what } | Verdict::Incomplete { seq, what } => {
+            say(&format!("{word}: entry {seq}: {what}\n"));
+        }
+    }
+    ExitCode::from(verdict.exit_code())
+}

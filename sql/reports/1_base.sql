@@ -1,0 +1,60 @@
+-- What auditors see: views, and nothing else. Whoever reads them is written into the ledger.
+
+create schema if not exists tailwater_audit;
+
+-- Notes who reads what; true. The daemon makes an entry of it. Once for each transaction: what comes later in one belongs to the same
+-- question. Where nothing can be written, such as on a replica, nothing can be read: it would leave no trace.
+create or replace function tailwater_audit.noted(what text, details text default null) returns boolean
+language plpgsql volatile security definer set search_path = tailwater, pg_temp as $$
+declare
+  me text := txid_current()::text;
+begin
+  if coalesce(current_setting('tailwater.noted', true), '') = me then
+    return true;
+  end if;
+  insert into command (kind, arguments, requested_by)
+  values ('read', jsonb_strip_nulls(jsonb_build_object('kind', 'read', 'what', what, 'details', details)),
+          session_user || coalesce(' at ' || host(inet_client_addr()), ' at this machine')
+            || coalesce(' with ' || nullif(current_setting('application_name', true), ''), ''));
+  perform set_config('tailwater.noted', me, true);
+  return true;
+end $$;
+
+-- Every line of the ledger. `body` is exactly what the tree covers, `json` the same to be read.
+create or replace view tailwater_audit.entry as
+select e.seq, e.month, e.kind, e.recorded_at, e.correlation_id, e.refs, e.body, e.leaf,
+       convert_from(e.body, 'UTF8')::jsonb as json
+from tailwater.entry e
+where (select tailwater_audit.noted('entry'));
+
+-- Hashes, of which nothing can be learnt but whether what one has is complete and unaltered.
+create or replace view tailwater_audit.tree as select size, frontier, root, month from tailwater.tree;
+create or replace view tailwater_audit.subtree as select level, index, hash from tailwater.subtree;
+
+-- Every row of the ERP that led to an event: who wrote it, what it was before and after.
+create or replace view tailwater_audit.change as
+select e.seq, e.recorded_at, (b.body #>> '{source,committed_at}')::timestamptz as committed_at,
+       c.change ->> 'relation' as table_name, c.change ->> 'key' as key, c.change ->> 'op' as operation,
+       c.change ->> 'by' as changed_by, c.change -> 'before' as before, c.change -> 'after' as after,
+       b.body ->> 'type' as event_type, b.body ->> 'id' as id, b.body #>> '{source,name}' as source,
+       (b.body #>> '{source,xid}')::bigint as xid, b.body #>> '{source,commit_lsn}' as commit_lsn,
+       (b.body #>> '{source,ordinal}')::numeric as ordinal, b.body #>> '{source,system_identifier}' as system_identifier,
+       (b.body #>> '{source,timeline}')::int as timeline, b.body ->> 'mapping_sha256' as mapping_sha256,
+       e.correlation_id, e.refs
+from tailwater.entry e
+cross join lateral (select convert_from(e.body, 'UTF8')::jsonb as body offset 0) b
+cross join lateral jsonb_array_elements(b.body -> 'changes') c(change)
+where e.kind = 'event' and (select tailwater_audit.noted('change'));
+
+-- The same, a line for each field that is another one than before.
+create or replace view tailwater_audit.field_change as
+select c.seq, c.recorded_at, c.committed_at, c.table_name, c.key, c.operation, c.changed_by, f.field,
+       nullif(c.before, 'null'::jsonb) ->> f.field as old_value, nullif(c.after, 'null'::jsonb) ->> f.field as new_value,
+       c.event_type, c.id, c.source, c.correlation_id, c.refs
+from tailwater_audit.change c
+cross join lateral (
+  select k.field from (
+    select jsonb_object_keys(c.before) where jsonb_typeof(c.before) = 'object'
+    union
+    select jsonb_object_keys(c.after) where jsonb_typeof(c.after) = 'object') k(field)
+  where (nullif(c.before, 'null'::jsonb) -> k.field) is distinct from (nullif(c.after, 'null'::jsonb) -> k.field)) f;

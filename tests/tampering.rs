@@ -1,0 +1,257 @@
+//! Whatever is done to a ledger behind its back is found, and the first entry that is not what it was is named.
+
+use std::collections::BTreeMap;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use serde_json::Value;
+use tailwater::event::canonical_bytes;
+use tailwater::ledger::tree::{Subtree, Tree};
+use tailwater::ledger::verify::{Evidence, Span, Verdict, verify_within};
+use tlog_tiles::tlog::{Hash, record_hash};
+use tokio_postgres::Transaction;
+
+use crate::support::entries::LedgerAlone;
+
+/// Every kind of tampering, by what it does.
+const KINDS: [&str; 17] = [
+    "byte of a body",
+    "byte of a leaf",
+    "kind",
+    "time",
+    "correlation id",
+    "references",
+    "month",
+    "row deleted",
+    "tail cut",
+    "rows swapped",
+    "row doubled",
+    "subtree",
+    "tree head",
+    "frontier",
+    "rewritten with its tree",
+    "tail cut with its tree",
+    "row inserted with its tree",
+];
+
+/// What is kept outside: the head at some sizes, and all leaves.
+struct Outside {
+    checkpoints: BTreeMap<u64, Hash>,
+    leaves: Vec<Hash>,
+}
+
+async fn verdict(transaction: &Transaction<'_>, outside: &Outside) -> Verdict {
+    let mut leaf = |seq: u64| outside.leaves.get(usize::try_from(seq).unwrap() - 1).copied();
+    let evidence = Evidence { checkpoints: outside.checkpoints.clone(), leaf: Some(&mut leaf) };
+    verify_within(transaction, Span::ALL, evidence, |_, _| {}).await.unwrap()
+}
+
+/// Does it; gives the entry that has to be named.
+async fn tamper(t: &Transaction<'_>, kind: &str, size: i64, random: &mut StdRng) -> i64 {
+    let seq = random.random_range(1..=size);
+    let run = async |sql: &str| assert!(t.execute(sql, &[]).await.unwrap() > 0, "{sql}");
+    match kind {
+        "byte of a body" | "byte of a leaf" => {
+            let column = if kind == "byte of a body" { "body" } else { "leaf" };
+            let length: i32 = t
+                .query_one(&format!("select length({column}) from entry where seq = $1"), &[&seq])
+                .await
+                .unwrap()
+                .get(0);
+            let (at, bits) = (random.random_range(0..length), random.random_range(1..256));
+            run(&format!(
+                "update entry set {column} = set_byte({column}, {at}, get_byte({column}, {at}) # {bits}) where seq = {seq}"
+            ))
+            .await;
+            seq
+        }
+        "kind" => {
+            run(&format!("update entry set kind = case kind when 'event' then 'attempt' else 'event' end where seq = {seq}")).await;
+            seq
+        }
+        "time" => {
+            run(&format!(
+                "update entry set recorded_at = recorded_at + interval '1 microsecond' where seq = {seq}"
+            ))
+            .await;
+            seq
+        }
+        "correlation id" => {
+            run(&format!("update entry set correlation_id = left(correlation_id, -1) where seq = {seq}"))
+                .await;
+            seq
+        }
+        "references" => {
+            run(&format!("update entry set refs = refs[2:] where seq = {seq}")).await;
+            seq
+        }
+        // In another partition it would be dropped with the wrong month.
+        "month" if seq == size => {
+            run(&format!("update entry set recorded_at = recorded_at - interval '1 s' where seq = {seq}"))
+                .await;
+            seq
+        }
+        "month" => {
+            run(&format!("update entry set month = month + interval '1 month' where seq = {seq}")).await;
+            seq + 1
+        }
+        "row deleted" => {
+            run(&format!("delete from entry where seq = {seq}")).await;
+            seq
+        }
+        "tail cut" => {
+            run(&format!("delete from entry where seq >= {seq}")).await;
+            seq
+        }
+        "rows swapped" => {
+            let other = if seq == size { 1 } else { seq + 1 };
+            run(&format!(
+                "update entry e set kind = o.kind, recorded_at = o.recorded_at, correlation_id = o.correlation_id, refs = o.refs,
+                        body = o.body, leaf = o.leaf
+                 from entry o where (e.seq, o.seq) in (({seq}, {other}), ({other}, {seq}))"
+            ))
+            .await;
+            seq.min(other)
+        }
+        "row doubled" => {
+            run(&format!(
+                "insert into entry select {size} + 1, month, kind, recorded_at, correlation_id, refs, body, leaf from entry where seq = {seq}"
+            ))
+            .await;
+            size + 1
+        }
+        "subtree" => {
+            let index = random.random_range(0..size / 256);
+            run(&format!("update subtree set hash = sha256(hash) where level = 1 and index = {index}")).await;
+            (index + 1) * 256
+        }
+        "tree head" => {
+            run("update tree set root = sha256(root)").await;
+            size
+        }
+        "frontier" => {
+            run("update tree set frontier[1] = sha256(frontier[1])").await;
+            size
+        }
+        "rewritten with its tree" => {
+            rewrite(t, seq, random).await;
+            seal(t).await;
+            seq
+        }
+        "tail cut with its tree" => {
+            run(&format!("delete from entry where seq >= {seq}")).await;
+            seal(t).await;
+            seq
+        }
+        _ => {
+            insert(t, seq, size).await;
+            seal(t).await;
+            seq
+        }
+    }
+}
+
+/// Says something else, in the form of an entry.
+async fn rewrite(t: &Transaction<'_>, seq: i64, random: &mut StdRng) {
+    let body: Vec<u8> = t.query_one("select body from entry where seq = $1", &[&seq]).await.unwrap().get(0);
+    let mut body: Value = serde_json::from_slice(&body).unwrap();
+    body["reason"] = format!("another {}", random.random::<u32>()).into();
+    let body = canonical_bytes(&body);
+    let leaf = record_hash(&body).0.to_vec();
+    t.execute("update entry set body = $1, leaf = $2 where seq = $3", &[&body, &leaf, &seq]).await.unwrap();
+}
+
+/// Puts an entry that never was before entry `seq`; all others move on.
+async fn insert(t: &Transaction<'_>, seq: i64, size: i64) {
+    let rows =
+        t.query("select seq, body from entry where seq >= $1 order by seq desc", &[&seq]).await.unwrap();
+    t.execute("update entry set seq = seq + $2 where seq >= $1", &[&seq, &(size * 2)]).await.unwrap();
+    for row in &rows {
+        let old: i64 = row.get(0);
+        let mut body: Value = serde_json::from_slice(row.get(1)).unwrap();
+        body["seq"] = (old + 1).into();
+        let body = canonical_bytes(&body);
+        let leaf = record_hash(&body).0.to_vec();
+        let sql = "update entry set seq = $1, body = $2, leaf = $3 where seq = $4";
+        t.execute(sql, &[&(old + 1), &body, &leaf, &(old + size * 2)]).await.unwrap();
+    }
+    let sql = "insert into entry select $1::bigint, month, kind, recorded_at, correlation_id, refs, body, leaf from entry where seq = $1::bigint + 1";
+    t.execute(sql, &[&seq]).await.unwrap();
+    let body: Vec<u8> = t.query_one("select body from entry where seq = $1", &[&seq]).await.unwrap().get(0);
+    let mut body: Value = serde_json::from_slice(&body).unwrap();
+    body["seq"] = seq.into();
+    body["reason"] = "never was".into();
+    let body = canonical_bytes(&body);
+    let leaf = record_hash(&body).0.to_vec();
+    t.execute("update entry set body = $1, leaf = $2 where seq = $3", &[&body, &leaf, &seq]).await.unwrap();
+}
+
+/// Makes tree and subtrees those of the entries as they are now, as the owner of the tables can.
+async fn seal(t: &Transaction<'_>) {
+    let mut tree = Tree::default();
+    for row in t.query("select leaf from entry order by seq", &[]).await.unwrap() {
+        tree.append(Hash(row.get::<_, &[u8]>(0).try_into().unwrap()));
+    }
+    t.execute("delete from subtree", &[]).await.unwrap();
+    for Subtree { level, index, hash } in tree.take_completed() {
+        let (level, index) = (i16::from(level), i64::try_from(index).unwrap());
+        let sql = "insert into subtree (level, index, hash) values ($1, $2, $3)";
+        t.execute(sql, &[&level, &index, &hash.0.as_slice()]).await.unwrap();
+    }
+    let frontier: Vec<&[u8]> = tree.frontier().iter().map(|hash| hash.0.as_slice()).collect();
+    let (size, root) = (i64::try_from(tree.size()).unwrap(), tree.root());
+    let sql = "update tree set size = $1, frontier = $2, root = $3";
+    t.execute(sql, &[&size, &frontier, &root.0.as_slice()]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn random_tampering_is_found_and_its_first_entry_named() {
+    let number =
+        |name: &str, default| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
+    let (entries, times) = (number("TAILWATER_ENTRIES", 1_500), number("TAILWATER_TAMPERINGS", 85));
+    let alone = LedgerAlone::start().await;
+    alone.fill(entries).await;
+    let size = i64::try_from(entries).unwrap();
+    let mut client = alone.server.client("postgres").await.unwrap();
+    client
+        .batch_execute("set search_path = tailwater; set session_replication_role = replica")
+        .await
+        .unwrap();
+    let rows = client.query("select leaf from entry order by seq", &[]).await.unwrap();
+    let leaves: Vec<Hash> = rows.iter().map(|row| Hash(row.get::<_, &[u8]>(0).try_into().unwrap())).collect();
+    let (mut tree, mut checkpoints) = (Tree::default(), BTreeMap::new());
+    for leaf in &leaves {
+        tree.append(*leaf);
+        if tree.size().is_multiple_of(400) || tree.size() == entries as u64 {
+            checkpoints.insert(tree.size(), tree.root());
+        }
+    }
+    let agreeing = checkpoints.len();
+    let outside = Outside { checkpoints, leaves };
+    let seed = number("TAILWATER_SEED", rand::random::<u32>() as usize);
+    println!("seed {seed}");
+    let mut random = StdRng::seed_from_u64(seed as u64);
+    let mut found: BTreeMap<&str, usize> = BTreeMap::new();
+    for round in 0..times {
+        let clean = client.transaction().await.unwrap();
+        if round % 100 == 0 {
+            let verdict = verdict(&clean, &outside).await;
+            assert!(
+                matches!(verdict, Verdict::Sound { checkpoints, misprinted: None, .. } if checkpoints == agreeing),
+                "{verdict:?}"
+            );
+        }
+        let kind = KINDS[round % KINDS.len()];
+        let expected = tamper(&clean, kind, size, &mut random).await;
+        match verdict(&clean, &outside).await {
+            Verdict::Tampered { seq, what } | Verdict::Incomplete { seq, what } => {
+                assert_eq!(seq, expected, "{kind}: {what}");
+            }
+            verdict @ Verdict::Sound { .. } => panic!("{kind} at {expected}: {verdict:?}"),
+        }
+        *found.entry(kind).or_default() += 1;
+        clean.rollback().await.unwrap();
+    }
+    println!("# {times} tamperings of {entries} entries, all found: {found:?}");
+    assert_eq!(found.values().sum::<usize>(), times);
+}
