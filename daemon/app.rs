@@ -67,9 +67,8 @@ async fn dispatch(command: Command) -> ExitCode {
         }
         Command::Check { config, json } => check(&config, json).await,
         Command::Status { config, json } => with_config(&config, |config| show_status(config, json)).await,
-        Command::Recover { config, source, accept_new_cluster } => {
-            with_config(&config, |config| async move { recover(config, &source, accept_new_cluster).await })
-                .await
+        Command::Recover { config, source, accept_new_cluster, .. } => {
+            with_config(&config, |config| recover(config, source, accept_new_cluster)).await
         }
         Command::Source(SourceCommand::Sql { config, source, uninstall }) => {
             let print = |config| async move { print_source_sql(config, source.as_deref(), uninstall) };

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use crate::app::{EX_CONFIG, EX_SOFTWARE, EX_TEMPORARY, EX_UNAVAILABLE, EX_USAGE, fail, say};
+use crate::auditing::recover_ledger;
 use crate::capture::Source;
 use crate::capture::recover::Recovery;
 use crate::config::{Config, SourceConfig, TargetConfig};
@@ -42,6 +43,16 @@ impl From<LedgerError> for Refusal {
 /// The refusal of a service that is down.
 pub fn down(error: impl ToString) -> Refusal {
     Refusal(EX_UNAVAILABLE, error.to_string())
+}
+
+/// The ledger for this process alone, unless it is not the one of which checkpoints were published.
+pub async fn open_alone(config: &Config) -> Result<Ledger, Refusal> {
+    let ledger = Ledger::open(&config.ledger).await?;
+    if let Some(checkpoints) = &config.checkpoints {
+        let guarded = checkpoints.guard(ledger.reader()).await;
+        guarded.map_err(|error| Refusal(EX_CONFIG, error.to_string()))?;
+    }
+    Ok(ledger)
 }
 
 /// Prints the answer or the refusal.
@@ -86,13 +97,14 @@ pub fn operator() -> String {
 }
 
 /// `tailwater recover`.
-pub async fn recover(config: Config, name: &str, accept_new_cluster: bool) -> ExitCode {
+pub async fn recover(config: Config, name: Option<String>, accept_new_cluster: bool) -> ExitCode {
+    let Some(name) = name.as_deref() else { return recover_ledger(&config).await };
     let source = match source_named(&config.sources, Some(name)) {
         Ok(source) => Source::new(source.clone(), Arc::default(), None, Waves::default()),
         Err(code) => return code,
     };
     let work = async {
-        let ledger = Ledger::open(&config.ledger).await?;
+        let ledger = open_alone(&config).await?;
         let position = Position::load(ledger.reader(), &source.flow.name).await?;
         let position = position.ok_or_else(|| {
             Refusal(EX_USAGE, format!("source \"{name}\" was never read\nnext: tailwater run"))

@@ -12,9 +12,9 @@ use crate::cli::{IdentityCommand, ObjectArgs, WaveCommand};
 use crate::config::Config;
 use crate::ledger::batch::Lane;
 use crate::ledger::command::{self, Asked, Command, Held};
-use crate::ledger::{Ledger, is_served, standing};
+use crate::ledger::{is_served, standing};
 use crate::mapping::route::Route;
-use crate::operate::{Refusal, down, finish, operator, source_named, target_named};
+use crate::operate::{Refusal, down, finish, open_alone, operator, source_named, target_named};
 
 /// How long a running daemon may take to carry a command out.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub async fn order(config: &Config, client: &Client, order: Command) -> Result<(), Refusal> {
     let who = operator();
     if !is_served(client).await? {
-        let ledger = Ledger::open(&config.ledger).await?;
+        let ledger = open_alone(config).await?;
         let id = command::ask(ledger.reader(), &order, &who).await?;
         if matches!(order, Command::Backfill { .. }) {
             return Ok(());

@@ -17,6 +17,7 @@ fn mapping() -> Arc<SourceMapping> {
         name: "partner".into(),
         key: vec!["id".into()],
         columns: vec!["id".into(), "name".into(), "note".into()],
+        author: None,
     };
     Arc::new(SourceMapping {
         name: "m".into(),

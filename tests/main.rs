@@ -14,6 +14,7 @@
 mod support;
 
 mod audit;
+mod auditors;
 mod bench;
 mod bulk;
 mod cache;

@@ -95,6 +95,23 @@ impl LogDirectory {
         Ok(heads)
     }
 
+    /// Names of logs that were written here and have ended: their ledgers were lost.
+    #[must_use]
+    pub fn ended(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.path.join("ended")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// Puts the log aside, and notes that nothing more is written under its name; gives where it is now.
+    pub fn end(&self, name: &str, size: u64) -> Result<PathBuf, DirectoryError> {
+        let mut ended = self.ended();
+        ended.push(name.to_owned());
+        let aside = self.path.with_added_extension(format!("ended-at-{size}"));
+        fs::rename(&self.path, &aside).map_err(|error| DirectoryError::Io { path: aside.clone(), error })?;
+        self.write("ended", (ended.join("\n") + "\n").as_bytes())?;
+        Ok(aside)
+    }
+
     /// Writes the hashes of `leaves`, the entries behind the first `size`, and gives the tree with them.
     pub fn extend(&self, size: u64, leaves: &[Hash]) -> Result<Tree, DirectoryError> {
         let mut tree = self.tree(size)?;

@@ -73,6 +73,15 @@ pub enum PublishError {
         /// Of the newest checkpoint.
         published: u64,
     },
+    /// The key is that of a log that has ended.
+    #[error(
+        "the log {name} has ended, because its ledger was lost\n\
+         next: tailwater ledger key --name {name}-2 --out FILE, name FILE in [ledger.checkpoints], and give the public key to the auditors"
+    )]
+    Ended {
+        /// Its name.
+        name: String,
+    },
     /// The ledger is not the one of which checkpoints were published.
     #[error(
         "the first {size} entries of the ledger are not those of the checkpoint that was published: it was rewritten, or is another ledger\n\
@@ -94,6 +103,9 @@ impl CheckpointSettings {
     /// Refuses a ledger that is not the one of which checkpoints were published, or an older copy of it.
     pub async fn guard(&self, client: &impl GenericClient) -> Result<(), PublishError> {
         let (_, public) = self.read_key()?;
+        if self.directory.ended().iter().any(|name| name == public.name()) {
+            return Err(PublishError::Ended { name: public.name().to_owned() });
+        }
         let Some(newest) = self.directory.newest(&public)? else { return Ok(()) };
         let size = Head::load(client).await?.tree.size();
         if size < newest.size {

@@ -1,7 +1,13 @@
 //! What auditors and DBAs do with a ledger.
 
+mod export;
 mod keys;
+mod migrate;
+mod parquet;
 mod proof;
+mod read;
+mod recover;
+mod times;
 mod verify;
 
 use std::process::ExitCode;
@@ -9,11 +15,14 @@ use std::process::ExitCode;
 use crate::app::{EX_CONFIG, EX_UNAVAILABLE, fail};
 use crate::audit::checkpoint::PublicKey;
 use crate::audit::directory::LogDirectory;
-use crate::cli::{EvidenceArgs, LedgerArgs, LedgerCommand, ProofCommand};
+use crate::cli::{EvidenceArgs, LedgerArgs, LedgerCommand, ProofCommand, ReadingArgs};
 use crate::config::{Config, ledger_at, load};
-use crate::ledger::LedgerError;
+use crate::ledger::{LedgerError, VIEWS};
 use crate::operate::{Refusal, down, finish};
 use crate::pg::Database;
+use tokio_postgres::Client;
+
+pub use recover::recover_ledger;
 
 /// `tailwater ledger …`.
 pub async fn ledger(command: LedgerCommand) -> ExitCode {
@@ -26,6 +35,23 @@ pub async fn ledger(command: LedgerCommand) -> ExitCode {
         }
         LedgerCommand::Proof(ProofCommand::Consistency { ledger, evidence, old, new }) => {
             finish(proof::consistency(&ledger, &evidence, old, new).await)
+        }
+        LedgerCommand::Show { reading, seq } => finish(read::show(&reading, seq).await),
+        LedgerCommand::History { reading, table, key } => finish(read::history(&reading, &table, &key).await),
+        LedgerCommand::AsOf { reading, table, key, time } => {
+            finish(read::as_of(&reading, (&table, &key), &time).await)
+        }
+        LedgerCommand::Diff { reading, from, to, table } => {
+            finish(read::diff(&reading, (&from, &to), table.as_deref()).await)
+        }
+        LedgerCommand::Trace { reading, id, last } => finish(read::trace(&reading, &id, last).await),
+        LedgerCommand::Export { reading, evidence, from, to, format, with_proofs, out } => {
+            let what = export::Export { from: &from, to: to.as_deref(), format, with_proofs, out };
+            finish(export::export(&reading, &evidence, &what).await)
+        }
+        LedgerCommand::Migrate { url, passfile, writer, auditors, print } => {
+            let logins = migrate::Logins { writer: &writer, auditors: &auditors };
+            finish(migrate::migrate(&url, passfile.as_deref(), logins, print).await)
         }
         LedgerCommand::Key { name, out } => finish(keys::generate(&name, &out)),
     }
@@ -44,6 +70,12 @@ fn place(args: &LedgerArgs, schema: &'static str) -> Result<(Database, Option<Co
         Refusal(EX_CONFIG, format!("the settings have mistakes:\n{}\n{next}", lines.join("\n")))
     })?;
     Ok((Database { schema, ..config.ledger.clone() }, Some(config)))
+}
+
+/// A session of somebody who reads.
+async fn reader(args: &ReadingArgs) -> Result<Client, Refusal> {
+    let (database, _) = place(&args.ledger, VIEWS)?;
+    Ok(database.connect("tailwater-ledger").await?)
 }
 
 /// What is published outside, and whose it must be. Without a key there is no telling what was signed by whom.
@@ -70,6 +102,13 @@ impl Outside {
             return Err(Refusal(EX_CONFIG, "whose checkpoints are they?\nnext: --pubkey NAME+ID+KEY".into()));
         }
         Ok(Self { key, directory })
+    }
+
+    /// The newest checkpoint that was published: its size, and the note.
+    fn newest_note(&self) -> Result<Option<(u64, String)>, Refusal> {
+        let Some((directory, key)) = self.directory.as_ref().zip(self.key.as_ref()) else { return Ok(None) };
+        let newest = directory.newest(key).map_err(|error| Refusal(EX_CONFIG, error.to_string()))?;
+        Ok(newest.map(|head| (head.size, head.note)))
     }
 }
 

@@ -1,12 +1,9 @@
 //! `tailwater ledger proof`.
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
-use tlog_tiles::tlog::Hash;
 
 use super::{Outside, place};
-use crate::app::EX_CONFIG;
+use crate::audit::bundle::text;
 use crate::cli::{EvidenceArgs, LedgerArgs};
 use crate::ledger::SCHEMA_OR_VIEWS;
 use crate::ledger::hashes;
@@ -21,7 +18,7 @@ pub async fn inclusion(
     size: Option<u64>,
 ) -> Result<String, Refusal> {
     let (database, config) = place(ledger, SCHEMA_OR_VIEWS)?;
-    let newest = newest(&Outside::find(evidence, config.as_ref())?)?;
+    let newest = Outside::find(evidence, config.as_ref())?.newest_note()?;
     let client = database.connect("tailwater-proof").await?;
     let covering = newest.filter(|(covered, _)| *covered >= seq && size.is_none_or(|size| size == *covered));
     let size = match (&covering, size) {
@@ -45,7 +42,7 @@ pub async fn consistency(
     new: Option<u64>,
 ) -> Result<String, Refusal> {
     let (database, config) = place(ledger, SCHEMA_OR_VIEWS)?;
-    let newest = newest(&Outside::find(evidence, config.as_ref())?)?;
+    let newest = Outside::find(evidence, config.as_ref())?.newest_note()?;
     let client = database.connect("tailwater-proof").await?;
     let new = match new {
         Some(new) => new,
@@ -58,18 +55,6 @@ pub async fn consistency(
         "hashes": hashes.iter().map(text).collect::<Vec<_>>(),
         "checkpoint": newest.filter(|(covered, _)| *covered == new).map(|(_, note)| note),
     })))
-}
-
-fn newest(outside: &Outside) -> Result<Option<(u64, String)>, Refusal> {
-    let Some((directory, key)) = outside.directory.as_ref().zip(outside.key.as_ref()) else {
-        return Ok(None);
-    };
-    let newest = directory.newest(key).map_err(|error| Refusal(EX_CONFIG, error.to_string()))?;
-    Ok(newest.map(|head| (head.size, head.note)))
-}
-
-fn text(hash: &Hash) -> String {
-    BASE64_STANDARD.encode(hash.0)
 }
 
 fn print(proof: &Value) -> String {

@@ -18,6 +18,20 @@ pub struct LedgerArgs {
     pub passfile: Option<PathBuf>,
 }
 
+/// Who reads what, and how it is shown. Each reading is an entry of its own.
+#[derive(Debug, Clone, Args)]
+pub struct ReadingArgs {
+    /// Which.
+    #[command(flatten)]
+    pub ledger: LedgerArgs,
+    /// Zone in which times are shown beside UTC; left out: that of this machine.
+    #[arg(long, value_name = "ZONE")]
+    pub zone: Option<String>,
+    /// Print JSON, a line for each thing.
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Where checkpoints are, and whose they must be.
 #[derive(Debug, Clone, Args)]
 pub struct EvidenceArgs {
@@ -59,6 +73,108 @@ pub enum LedgerCommand {
     /// Prove that an entry is in the ledger, or that a ledger goes on where a smaller one ended, to somebody who has neither.
     #[command(subcommand)]
     Proof(ProofCommand),
+    /// Show an entry.
+    Show {
+        /// Which ledger.
+        #[command(flatten)]
+        reading: ReadingArgs,
+        /// The entry.
+        seq: i64,
+    },
+    /// What became of a row: who wrote it, when, which fields, from what to what.
+    History {
+        /// Which ledger.
+        #[command(flatten)]
+        reading: ReadingArgs,
+        /// Table, such as res_partner.
+        table: String,
+        /// Primary key; a JSON array of texts when it has several columns.
+        key: String,
+    },
+    /// A row as it was at a time.
+    AsOf {
+        /// Which ledger.
+        #[command(flatten)]
+        reading: ReadingArgs,
+        /// Table.
+        table: String,
+        /// Primary key.
+        key: String,
+        /// When, such as 2026-11-24, "2026-11-24 10:00" in your zone, or 2026-11-24T10:00:00Z.
+        time: String,
+    },
+    /// What changed between two times: each row once, as it was and as it became.
+    Diff {
+        /// Which ledger.
+        #[command(flatten)]
+        reading: ReadingArgs,
+        /// From here.
+        from: String,
+        /// To here.
+        to: String,
+        /// Only this table.
+        #[arg(long)]
+        table: Option<String>,
+    },
+    /// The whole story: rows, event, requests, answers.
+    ///
+    /// Of an event id, an entry's number, a canonical id (ERP-P-8), a row (res_partner/8), or an object at a target (stripe/cus_…, or
+    /// its id alone).
+    Trace {
+        /// Which ledger.
+        #[command(flatten)]
+        reading: ReadingArgs,
+        /// Of what.
+        id: String,
+        /// Stories at the most, the newest ones.
+        #[arg(long, default_value_t = 20, value_name = "N")]
+        last: i64,
+    },
+    /// Take a copy of a part of the ledger, for tools or to be checked elsewhere (tailwater-verify).
+    Export {
+        /// Which ledger.
+        #[command(flatten)]
+        reading: ReadingArgs,
+        /// What is known from outside: the newest checkpoint becomes part of a bundle.
+        #[command(flatten)]
+        evidence: EvidenceArgs,
+        /// From this entry, or this time.
+        #[arg(long, value_name = "SEQ|TIME", default_value = "1")]
+        from: String,
+        /// To this entry, or this time; left out: to the end.
+        #[arg(long, value_name = "SEQ|TIME")]
+        to: Option<String>,
+        /// In which form.
+        #[arg(long, value_enum, default_value_t = ExportFormat::Jsonl)]
+        format: ExportFormat,
+        /// A bundle (tar) that proves itself complete and unaltered.
+        #[arg(long)]
+        with_proofs: bool,
+        /// File to write; left out: standard output.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+    /// Make the ledger's roles, tables, views and rights, or bring them up to date.
+    ///
+    /// Run by a DBA, once and with each new version: as a superuser, or as one with CREATEROLE who owns the database. Three roles keep
+    /// apart who owns (tailwater_owner), who writes (tailwater_writer) and who reads (tailwater_auditor). May be run again.
+    Migrate {
+        /// The database, as a role that may make others: postgres://postgres@/tailwater?host=/run/postgresql
+        #[arg(long, value_name = "URL")]
+        url: String,
+        /// A password file as libpq reads it.
+        #[arg(long, value_name = "FILE")]
+        passfile: Option<PathBuf>,
+        /// Role with which the daemon connects; made a writer.
+        #[arg(long, value_name = "ROLE", default_value = "tailwater")]
+        writer: String,
+        /// Role of an auditor; may be given several times.
+        #[arg(long = "auditor", value_name = "ROLE")]
+        auditors: Vec<String>,
+        /// Print the SQL of the roles, and do nothing.
+        #[arg(long)]
+        print: bool,
+    },
     /// Make a key to sign checkpoints with. The public part is printed: give it to the auditors.
     Key {
         /// Name of the log: a host with a path of yours, such as example.com/ledger.

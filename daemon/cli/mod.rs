@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::ledger::process::Role;
 
-pub use ledger::{EvidenceArgs, ExportFormat, LedgerArgs, LedgerCommand, ProofCommand};
+pub use ledger::{EvidenceArgs, ExportFormat, LedgerArgs, LedgerCommand, ProofCommand, ReadingArgs};
 pub use operators::{
     DecisionArgs, DeliveriesCommand, IdentityCommand, ObjectArgs, QuotaCommand, WaveCommand, Which,
 };
@@ -102,13 +102,19 @@ pub enum Command {
     ///
     /// Records the gap in the ledger and lets go of what is left of the slot. The next `tailwater run` makes a new slot and
     /// reads all tables again; what changed in between is delivered, what was deleted too. The daemon must be stopped.
+    ///
+    /// With --ledger: the ledger is an older copy than its published checkpoints say, and there is none newer. What is missing is
+    /// recorded, and the published log is put aside: the ledger goes on under a new key. Then recover each source.
     Recover {
         /// The settings file.
         #[command(flatten)]
         config: ConfigArgs,
         /// Source in the settings.
-        #[arg(long)]
-        source: String,
+        #[arg(long, required_unless_present = "ledger")]
+        source: Option<String>,
+        /// The ledger itself was restored from an older copy.
+        #[arg(long, conflicts_with = "source")]
+        ledger: bool,
         /// The source is another database cluster than before, and that is meant: the ERP was restored from a dump.
         #[arg(long)]
         accept_new_cluster: bool,

@@ -50,6 +50,8 @@ pub struct Cause {
     pub before: Option<Arc<Row>>,
     /// Mapped columns after, `None` for a deleted row.
     pub after: Option<Arc<Row>>,
+    /// Who wrote it, in the source's terms (Odoo: `res_users.id`); `None` where that is not known.
+    pub by: Option<Box<str>>,
 }
 
 /// A normalised business fact.
@@ -149,7 +151,7 @@ fn change(cause: &Cause) -> ChangeOfBody<'_> {
         _ => "update",
     };
     let (after, before) = (cause.after.as_deref(), cause.before.as_deref());
-    ChangeOfBody { after, before, key: &cause.key, op, relation: &cause.table }
+    ChangeOfBody { after, before, by: cause.by.as_deref(), key: &cause.key, op, relation: &cause.table }
 }
 
 /// Fields in the order of their names, as RFC 8785 wants them.
@@ -181,6 +183,8 @@ struct Body<'a> {
 struct ChangeOfBody<'a> {
     after: Option<&'a Row>,
     before: Option<&'a Row>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    by: Option<&'a str>,
     key: &'a str,
     op: &'a str,
     relation: &'a str,

@@ -30,6 +30,8 @@ pub struct Change {
     pub state: RowState,
     /// The transaction inserted the row: there is no earlier image of it.
     pub inserted: bool,
+    /// Who wrote the row, as its own column says (`author` of the mapping); nobody can be told of a row that is gone.
+    pub by: Option<Box<str>>,
     /// The key this row had before, when the transaction changed it: columns not sent are to be found there.
     pub moved_from: Option<String>,
 }
@@ -38,7 +40,15 @@ impl Change {
     /// A change of a row that kept its key.
     #[must_use]
     pub fn new(table: &Arc<str>, key: &str, ordinal: u64, state: RowState) -> Self {
-        Self { table: table.clone(), key: key.to_owned(), ordinal, state, inserted: false, moved_from: None }
+        Self {
+            table: table.clone(),
+            key: key.to_owned(),
+            ordinal,
+            state,
+            inserted: false,
+            by: None,
+            moved_from: None,
+        }
     }
 }
 

@@ -196,7 +196,8 @@ fn apply_one(overlay: &mut Overlay<'_>, change: &Change, moved: Option<Arc<Row>>
         return None;
     }
     overlay.set_row(&change.table, &change.key, after.clone());
-    let cause = Cause { table: change.table.clone(), key: change.key.clone(), before, after };
+    let by = change.by.clone();
+    let cause = Cause { table: change.table.clone(), key: change.key.clone(), before, after, by };
     Some((change.ordinal, cause))
 }
 

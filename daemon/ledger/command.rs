@@ -100,6 +100,13 @@ pub enum Command {
         /// What was asked.
         details: Option<String>,
     },
+    /// The same: somebody has taken a copy of a part of it.
+    Export {
+        /// Which command.
+        what: String,
+        /// Which part.
+        details: Option<String>,
+    },
     /// How fast a target may be spoken to, until it is taken back.
     Quota {
         /// Target.
@@ -177,6 +184,7 @@ pub fn batch(asked: Asked) -> (Batch, EntryIndex) {
     }
     let kind = match asked.command {
         Command::Read { .. } => EntryKind::Read,
+        Command::Export { .. } => EntryKind::Export,
         _ => EntryKind::Operator,
     };
     let mut batch = Batch::default();
@@ -251,7 +259,7 @@ pub fn statements(asked: Asked, out: &mut Vec<Prepared>) {
             parameters![name, moved, asked.requested_by],
         )),
         // These go through in portions of their own, before: see `deliveries::step`.
-        Command::Retry { .. } | Command::Discard { .. } | Command::Read { .. } => {}
+        Command::Retry { .. } | Command::Discard { .. } | Command::Read { .. } | Command::Export { .. } => {}
         Command::Resolve { id, target, object, canonical_id, applied, .. } => {
             resolve(&Lane { target, object, canonical_id }, id, applied, out);
         }

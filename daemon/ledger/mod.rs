@@ -24,6 +24,7 @@ pub mod polls;
 pub mod position;
 pub mod process;
 pub mod raw;
+pub mod reading;
 pub mod recent;
 pub mod reconcile;
 pub mod said;

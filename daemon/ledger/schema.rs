@@ -48,6 +48,11 @@ pub async fn bring_up_to_date(client: &mut Client) -> Result<(), LedgerError> {
     client.batch_execute(&format!("create schema if not exists {SCHEMA}")).await?;
     migrations::migrations::runner().run_async(client).await?;
     complete_subtrees(client).await?;
+    apply_views(client).await
+}
+
+/// Makes views and rights anew, for roles that may have come meanwhile.
+pub async fn apply_views(client: &mut Client) -> Result<(), LedgerError> {
     let transaction = client.transaction().await?;
     transaction.batch_execute(&VIEWS.join("\n")).await?;
     transaction.execute("update installation set views = $1", &[&views_digest()]).await?;

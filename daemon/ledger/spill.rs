@@ -130,7 +130,8 @@ pub async fn read(
 
 fn to_json(cause: &Cause) -> Value {
     let row = |row: &Option<Arc<Row>>| row.as_ref().and_then(|row| serde_json::to_value(&**row).ok());
-    json!({"table": &*cause.table, "key": cause.key, "before": row(&cause.before), "after": row(&cause.after)})
+    json!({"table": &*cause.table, "key": cause.key, "before": row(&cause.before), "after": row(&cause.after),
+           "by": cause.by})
 }
 
 fn from_json(value: &Value, like: &mut Columns) -> Option<Cause> {
@@ -141,7 +142,13 @@ fn from_json(value: &Value, like: &mut Columns) -> Option<Cause> {
         Some(_) => None,
     };
     let (before, after) = (row("before")?, row("after")?);
-    Some(Cause { table: text("table")?.into(), key: text("key")?.to_owned(), before, after })
+    Some(Cause {
+        table: text("table")?.into(),
+        key: text("key")?.to_owned(),
+        before,
+        after,
+        by: text("by").map(Box::from),
+    })
 }
 
 /// Several slices may have changed a row: what it was before the first and after the last counts.
@@ -151,7 +158,10 @@ fn merged(causes: Vec<Cause>) -> Vec<Cause> {
     for cause in causes {
         let id = (cause.table.clone(), cause.key.clone());
         match places.get(&id).and_then(|place| merged.get_mut(*place)) {
-            Some(earlier) => earlier.after = cause.after,
+            Some(earlier) => {
+                earlier.after = cause.after;
+                earlier.by = cause.by;
+            }
             None => {
                 places.insert(id, merged.len());
                 merged.push(cause);

@@ -2,6 +2,7 @@
 //!
 //! ```yaml
 //! format: 1
+//! author: write_uid                                      # column of all tables below, where they have it, that says who wrote a row
 //! only_with: { contract_contract: [recurring_next_date] }  # the file counts only where the source has these
 //! tables:
 //!   res_partner: { key: [id], columns: [id, name] }        # `schema.table` for other schemas than public
@@ -58,7 +59,8 @@ pub fn load(
     for (path, only_with, mut fields) in read_files {
         let only_with = only_with.iter().map(|(table, body)| required_table(table, body, problems)).collect();
         let declared = fields.optional("tables").map(|node| node.entries(problems)).unwrap_or_default();
-        let tables = read_tables(&declared, &parts, problems);
+        let author = fields.optional("author").and_then(|node| node.string(problems)).map(Arc::from);
+        let tables = read_tables(&declared, &parts, author, problems);
         let events = fields.optional("events").map(|node| node.entries(problems)).unwrap_or_default();
         fields.finish(problems);
         sections.extend(events.into_iter().map(|(event_type, body)| (parts.len(), event_type, body)));
@@ -125,7 +127,7 @@ fn table_spec(name: &str, key: Vec<Arc<str>>, mut columns: Vec<Arc<str>>) -> Tab
     let (schema, table) = name.split_once('.').unwrap_or(("public", name));
     columns.sort_unstable();
     columns.dedup();
-    TableSpec { schema: schema.into(), name: table.into(), key, columns }
+    TableSpec { schema: schema.into(), name: table.into(), key, columns, author: None }
 }
 
 fn required_table(name: &str, body: &Node, problems: &mut Problems) -> TableSpec {
@@ -133,7 +135,12 @@ fn required_table(name: &str, body: &Node, problems: &mut Problems) -> TableSpec
 }
 
 /// Tables of one file. A table may be declared in several files, each with the columns it needs.
-fn read_tables(declared: &[(String, Node)], earlier: &[Part], problems: &mut Problems) -> Vec<TableSpec> {
+fn read_tables(
+    declared: &[(String, Node)],
+    earlier: &[Part],
+    author: Option<Arc<str>>,
+    problems: &mut Problems,
+) -> Vec<TableSpec> {
     let mut tables: Vec<TableSpec> = Vec::new();
     for (name, body) in declared {
         let mut fields = body.fields(problems);
@@ -144,7 +151,7 @@ fn read_tables(declared: &[(String, Node)], earlier: &[Part], problems: &mut Pro
             let what = format!("key column `{column}` is not among the columns");
             problems.add(&body.at, what, "add it to `columns`");
         }
-        let spec = table_spec(name, key, columns);
+        let spec = TableSpec { author: author.clone(), ..table_spec(name, key, columns) };
         if tables.iter().any(|table| table.name == spec.name) {
             let what = format!("table `{name}` is declared twice");
             problems.add(&body.at, what, "one declaration with all columns");

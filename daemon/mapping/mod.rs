@@ -41,6 +41,8 @@ pub struct TableSpec {
     pub key: Vec<Arc<str>>,
     /// Columns that are kept, in the order of their bytes; all others are dropped in the decoder and stored nowhere.
     pub columns: Vec<Arc<str>>,
+    /// Column that says who wrote a row, where the table has it. It is no part of the row: another author alone is no change.
+    pub author: Option<Arc<str>>,
 }
 
 impl TableSpec {
@@ -49,6 +51,7 @@ impl TableSpec {
         self.columns.extend(other.columns.iter().cloned());
         self.columns.sort_unstable();
         self.columns.dedup();
+        self.author = self.author.take().or_else(|| other.author.clone());
     }
 }
 

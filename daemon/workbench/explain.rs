@@ -64,8 +64,13 @@ pub async fn explain(
         let overlay = Overlay::new(&seen);
         let row = overlay.row(&table, question.key).flatten();
         found = row.is_some();
-        let cause =
-            Cause { table: table.clone(), key: question.key.to_owned(), before: row.clone(), after: row };
+        let cause = Cause {
+            table: table.clone(),
+            key: question.key.to_owned(),
+            before: row.clone(),
+            after: row,
+            by: None,
+        };
         answers = source
             .mapping
             .events

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
 use tailwater::event::Lsn;
-use tailwater::mapping::{SourceMapping, TableSpec};
+use tailwater::mapping::{Constants, Ownership, SourceMapping, TableSpec};
 use tailwater::source::postgres::transaction::{Assembler, Consumer, SliceLimits};
 use tailwater::source::postgres::types::Types;
 
@@ -15,8 +15,17 @@ fuzz_target!(|data: &[u8]| {
         name: "t".into(),
         key: vec!["k".into()],
         columns: vec!["k".into(), "v".into()],
+        author: Some("v".into()),
     };
-    let mapping = SourceMapping { name: "m".into(), sha256: String::new(), tables: vec![table], events: Vec::new() };
+    let mapping = SourceMapping {
+        name: "m".into(),
+        sha256: String::new(),
+        parts: Vec::new(),
+        tables: vec![table],
+        events: Vec::new(),
+        constants: Constants::of("s"),
+        ownership: Ownership::default(),
+    };
     let limits = SliceLimits { rows: 8, bytes: 1 << 10 };
     let mut assembler = Assembler::new(Arc::new(mapping), Types::default(), limits, (Lsn(0), None));
     let mut rest = data;

@@ -4,7 +4,8 @@ create schema if not exists tailwater_audit;
 
 -- Notes who reads what; true. The daemon makes an entry of it. Once for each transaction: what comes later in one belongs to the same
 -- question. Where nothing can be written, such as on a replica, nothing can be read: it would leave no trace.
-create or replace function tailwater_audit.noted(what text, details text default null) returns boolean
+create or replace function tailwater_audit.noted(what text, details text default null, kind text default 'read')
+returns boolean
 language plpgsql volatile security definer set search_path = tailwater, pg_temp as $$
 declare
   me text := txid_current()::text;
@@ -12,8 +13,11 @@ begin
   if coalesce(current_setting('tailwater.noted', true), '') = me then
     return true;
   end if;
+  if kind not in ('read', 'export') then
+    raise exception 'only readings are noted here';
+  end if;
   insert into command (kind, arguments, requested_by)
-  values ('read', jsonb_strip_nulls(jsonb_build_object('kind', 'read', 'what', what, 'details', details)),
+  values (kind, jsonb_strip_nulls(jsonb_build_object('kind', kind, 'what', what, 'details', details)),
           session_user || coalesce(' at ' || host(inet_client_addr()), ' at this machine')
             || coalesce(' with ' || nullif(current_setting('application_name', true), ''), ''));
   perform set_config('tailwater.noted', me, true);
@@ -30,6 +34,10 @@ where (select tailwater_audit.noted('entry'));
 -- Hashes, of which nothing can be learnt but whether what one has is complete and unaltered.
 create or replace view tailwater_audit.tree as select size, frontier, root, month from tailwater.tree;
 create or replace view tailwater_audit.subtree as select level, index, hash from tailwater.subtree;
+
+-- Which object at a system is which of ours.
+create or replace view tailwater_audit.identity as
+select canonical_id, system, object, external_id from tailwater.identity where (select tailwater_audit.noted('identity'));
 
 -- Every row of the ERP that led to an event: who wrote it, what it was before and after.
 create or replace view tailwater_audit.change as

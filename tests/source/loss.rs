@@ -66,6 +66,23 @@ async fn an_advanced_slot_and_a_ledger_from_an_older_dump_are_refused_and_nothin
     admin.batch_execute("drop database tailwater with (force)").await.unwrap();
     admin.batch_execute("create database tailwater owner tailwater").await.unwrap();
     run("pg_restore", &["-d", &url, dump.to_str().unwrap()]);
+    refused(&world, "it is an older copy");
+    let not_yet = world.run(&["recover", "--source", "erp"]);
+    assert!(text(&not_yet).contains("older copy") && not_yet.status.code() == Some(78), "{}", text(&not_yet));
+    let missing = world.printed(&["recover", "--ledger"]);
+    assert!(missing.contains("are missing; that is in the ledger"), "{missing}");
+    let ended = world.run(&["run"]);
+    assert!(text(&ended).contains("has ended") && ended.status.code() == Some(78), "{}", text(&ended));
+    let key = world.directory.path().join("ledger-2.key");
+    world.printed_without_settings(&[
+        "ledger",
+        "key",
+        "--name",
+        "example.com/ledger-2",
+        "--out",
+        key.to_str().unwrap(),
+    ]);
+    world.edit_settings("ledger.key", "ledger-2.key");
     refused(&world, "ahead of the ledger");
     unheard(&world).await;
     // Nobody waits an hour for Stripe's search here; the simulated one shows a customer after a second.
@@ -86,7 +103,7 @@ async fn an_advanced_slot_and_a_ledger_from_an_older_dump_are_refused_and_nothin
     world.streaming().await;
     let erp = world.erp.client("erp").await.unwrap();
     everything_arrived(&world, &erp).await;
-    assert_eq!(gaps(&world).await, 1);
+    assert_eq!(gaps(&world).await, 2, "of the ledger and of the source");
     world.verify();
 }
 

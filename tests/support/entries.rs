@@ -111,6 +111,7 @@ pub fn event(n: usize) -> NewEntry {
             key: id.to_string(),
             before: Some(row(id)),
             after: Some(row(id + 1)),
+            by: Some((n % 40).to_string().into()),
         }],
     };
     let cluster = Cluster { system_identifier: "7301234567890123456".into(), timeline: 1 };

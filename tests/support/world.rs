@@ -307,6 +307,14 @@ quota = "{zendesk_quota}"
         text
     }
 
+    /// The same of one that needs no settings.
+    pub fn printed_without_settings(&self, arguments: &[&str]) -> String {
+        let output = Command::new(env!("CARGO_BIN_EXE_tailwater")).args(arguments).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
+        text
+    }
+
     /// A count in the ledger.
     pub async fn count(&self, sql: &str) -> i64 {
         self.ledger_client().await.query_one(sql, &[]).await.unwrap().get(0)

@@ -85,7 +85,12 @@ pub struct Relation {
     wanted: Vec<Wanted>,
     /// Places of the key among `columns`, in the order of the mapping.
     key: Vec<usize>,
+    /// Place of the column that says who wrote the row; behind the last of `columns` where it is not one of these.
+    author: Option<usize>,
 }
+
+/// A row: its key, its mapped columns, who wrote it.
+pub type ReadRow = (String, SentRow, Option<Box<str>>);
 
 impl Relation {
     /// Finds the mapped columns in a relation message.
@@ -99,6 +104,10 @@ impl Relation {
             Some(Wanted { index, place, form })
         };
         let mut wanted: Vec<Wanted> = columns.iter().enumerate().filter_map(of).collect();
+        let author = author_place(spec, &columns).filter(|(_, name)| sent(name).is_some());
+        if let Some((place, name)) = author.filter(|(place, _)| *place == columns.len()) {
+            wanted.extend(of((place, name)));
+        }
         wanted.sort_by_key(|wanted| wanted.index);
         let mut key = Vec::with_capacity(spec.key.len());
         for name in &spec.key {
@@ -112,14 +121,18 @@ impl Relation {
             }
         }
         let (table, width) = (spec.name.clone(), message.columns.len());
-        Ok(Self { table, vanished, width, columns: columns.into(), wanted, key })
+        let author = author.map(|(place, _)| place);
+        Ok(Self { table, vanished, width, columns: columns.into(), wanted, key, author })
     }
 
-    /// Key and mapped columns of a row image.
-    pub fn row(&self, tuple: Tuple<'_>) -> Result<(String, SentRow), RelationError> {
-        let (values, unsent) = self.values(tuple)?;
+    /// Key, mapped columns and author of a row image.
+    pub fn row(&self, tuple: Tuple<'_>) -> Result<ReadRow, RelationError> {
+        let (mut values, unsent) = self.values(tuple)?;
         let key = self.key(&values)?;
-        Ok((key, SentRow::new(Row::new(self.columns.clone(), values), unsent)))
+        let author = self.author.and_then(|place| values.get(place)).filter(|author| !author.is_null());
+        let author = author.map(|author| key_text(author).into());
+        values.truncate(self.columns.len());
+        Ok((key, SentRow::new(Row::new(self.columns.clone(), values), unsent), author))
     }
 
     /// The key of the row that `tuple` is an old image of; its other columns may be missing.
@@ -156,7 +169,7 @@ impl Relation {
                 expected: self.width,
             });
         }
-        let mut values = vec![Value::Null; self.columns.len()];
+        let mut values = vec![Value::Null; self.columns.len() + 1];
         let mut unsent = Vec::new();
         let mut sent = tuple.values();
         let mut next = 0;
@@ -185,4 +198,10 @@ impl Relation {
             error,
         }
     }
+}
+
+/// Where the author of a row stands among its values, and the column's name.
+fn author_place<'a>(spec: &'a TableSpec, columns: &[Arc<str>]) -> Option<(usize, &'a Arc<str>)> {
+    let name = spec.author.as_ref()?;
+    Some((columns.iter().position(|column| column == name).unwrap_or(columns.len()), name))
 }

@@ -218,7 +218,7 @@ impl Assembler {
     ) -> Result<(), StreamError> {
         let Some(ordinal) = self.count()? else { return Ok(()) };
         let Some(relation) = self.relation(oid)? else { return Ok(()) };
-        let (key, mut row) = relation.row(new)?;
+        let (key, mut row, by) = relation.row(new)?;
         let old_key = old.map(|tuple| relation.key_of(tuple)).transpose()?.filter(|old_key| *old_key != key);
         let table = relation.table.clone();
         if let Some(old_key) = &old_key {
@@ -231,7 +231,7 @@ impl Assembler {
         // It may have moved before.
         let moved_from = old_key.map(|old_key| self.origin_of(&table, &old_key).unwrap_or(old_key));
         let change = Change::new(&table, &key, ordinal, RowState::Present(row));
-        self.record(Change { moved_from, inserted, ..change })
+        self.record(Change { moved_from, inserted, by, ..change })
     }
 
     fn delete(&mut self, oid: u32, old: Tuple<'_>) -> Result<(), StreamError> {
@@ -292,6 +292,7 @@ impl Assembler {
             Some(earlier) => {
                 earlier.state = fold(std::mem::replace(&mut earlier.state, RowState::Absent), change.state);
                 earlier.ordinal = change.ordinal;
+                earlier.by = change.by;
                 earlier.moved_from = change.moved_from.or(earlier.moved_from.take());
             }
             None => {

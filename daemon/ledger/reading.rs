@@ -1,0 +1,136 @@
+//! Questions of auditors, answered from the views in schema `tailwater_audit`. All of one transaction are one reading, which the daemon
+//! writes into the ledger.
+
+use jiff::Timestamp;
+use serde_json::Value;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, IsolationLevel, Transaction};
+
+use super::LedgerError;
+
+/// Somebody who reads, and has said so.
+pub struct Reading<'a>(Transaction<'a>);
+
+/// What is said of a row.
+const CHANGE: &str = "jsonb_build_object('seq', c.seq, 'recorded_at', c.recorded_at, 'committed_at', c.committed_at,
+  'table', c.table_name, 'key', c.key, 'operation', c.operation, 'by', c.changed_by, 'before', c.before, 'after', c.after,
+  'event', c.event_type, 'id', c.id, 'source', c.source, 'xid', c.xid, 'commit_lsn', c.commit_lsn, 'ordinal', c.ordinal,
+  'event_id', c.correlation_id)";
+
+impl<'a> Reading<'a> {
+    /// Begins, and notes `what` is read; `kind`: `read` or `export`.
+    pub async fn begin(
+        client: &'a mut Client,
+        kind: &str,
+        (what, details): (&str, &str),
+    ) -> Result<Self, LedgerError> {
+        let begun = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).start();
+        let transaction = begun.await?;
+        transaction.execute("select noted($1, $2, $3)", &[&what, &details, &kind]).await?;
+        Ok(Self(transaction))
+    }
+
+    /// The transaction.
+    #[must_use]
+    pub fn transaction(&self) -> &Transaction<'a> {
+        &self.0
+    }
+
+    /// Ends; only now is the reading noted.
+    pub async fn end(self) -> Result<(), LedgerError> {
+        Ok(self.0.commit().await?)
+    }
+
+    /// An entry as it stands.
+    pub async fn entry(&self, seq: i64) -> Result<Option<Value>, LedgerError> {
+        let sql = "select json || jsonb_build_object('leaf', encode(leaf, 'hex'), 'refs', to_jsonb(refs)) from entry where seq = $1";
+        let row = self.0.query_opt(sql, &[&seq]).await?;
+        row.map(|row| Ok(row.try_get(0)?)).transpose()
+    }
+
+    /// Changes of a row, oldest first; one that led to several events once.
+    pub async fn history(&self, table: &str, key: &str) -> Result<Vec<Value>, LedgerError> {
+        let sql = format!(
+            "select {CHANGE} from (
+               select distinct on (c.source, c.commit_lsn) c.* from change c
+               where c.refs @> array[$1 || '/' || $2] and c.table_name = $1 and c.key = $2
+               order by c.source, c.commit_lsn, c.seq) c order by c.seq"
+        );
+        self.values(&sql, &[&table, &key]).await
+    }
+
+    /// The last change of a row that was committed by then, and the first one after it.
+    pub async fn around(
+        &self,
+        (table, key): (&str, &str),
+        at: Timestamp,
+    ) -> Result<(Option<Value>, Option<Value>), LedgerError> {
+        let one = async |is: &str, order: &str| {
+            let sql = format!(
+                "select {CHANGE} from change c where c.refs @> array[$1 || '/' || $2] and c.table_name = $1 and c.key = $2
+                   and c.committed_at {is} $3 order by c.seq {order} limit 1"
+            );
+            Ok::<_, LedgerError>(self.values(&sql, &[&table, &key, &at]).await?.into_iter().next())
+        };
+        Ok((one("<=", "desc").await?, one(">", "asc").await?))
+    }
+
+    /// Rows that changed between two times, each once: as it was before and after all of it.
+    pub async fn differences(
+        &self,
+        (from, to): (Timestamp, Timestamp),
+        table: Option<&str>,
+    ) -> Result<Vec<Value>, LedgerError> {
+        let sql = "select jsonb_build_object('table', table_name, 'key', key, 'before', first_before, 'after', last_after,
+                                             'changes', changes, 'by', people, 'first_seq', first_seq, 'last_seq', last_seq)
+                   from (
+                     select table_name, key, (array_agg(before order by seq))[1] as first_before,
+                            (array_agg(after order by seq desc))[1] as last_after, count(distinct (source, commit_lsn)) as changes,
+                            array_agg(distinct changed_by) filter (where changed_by is not null) as people,
+                            min(seq) as first_seq, max(seq) as last_seq
+                     from change
+                     where recorded_at >= $1::timestamptz - interval '1 day' and committed_at > $1 and committed_at <= $2
+                       and ($3::text is null or table_name = $3)
+                     group by table_name, key) d
+                   where first_before is distinct from last_after order by table_name, key";
+        self.values(sql, &[&from, &to, &table]).await
+    }
+
+    /// What an id may be: events that are about it, newest first.
+    pub async fn stories(&self, id: &str, last: i64) -> Result<Vec<String>, LedgerError> {
+        let sql = "
+          with named(ref) as (
+            select $1::text union select i.system || '/' || i.external_id from identity i where i.external_id = $1),
+          found(correlation_id, seq) as (
+            select correlation_id, seq from entry where correlation_id = $1
+            union all
+            select correlation_id, seq from entry where seq = $2 and correlation_id is not null
+            union all
+            select e.correlation_id, e.seq from entry e where e.refs && (select array_agg(ref) from named)
+              and e.correlation_id is not null)
+          select correlation_id from found group by correlation_id order by min(seq) desc limit $3";
+        let seq: i64 = id.parse().unwrap_or_default();
+        let rows = self.0.query(sql, &[&id, &seq, &last]).await?;
+        rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+    }
+
+    /// All entries of a story, in order.
+    pub async fn story(&self, correlation_id: &str) -> Result<Vec<Value>, LedgerError> {
+        self.values("select json from entry where correlation_id = $1 order by seq", &[&correlation_id]).await
+    }
+
+    /// The first entry recorded at or after `at`, or the last one recorded at or before it.
+    pub async fn seq_at(&self, at: Timestamp, is_end: bool) -> Result<Option<i64>, LedgerError> {
+        let sql = if is_end {
+            "select max(seq) from entry where recorded_at <= $1"
+        } else {
+            "select min(seq) from entry where recorded_at >= $1"
+        };
+        Ok(self.0.query_one(sql, &[&at]).await?.try_get(0)?)
+    }
+
+    async fn values(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Value>, LedgerError> {
+        let rows = self.0.query(sql, parameters).await?;
+        rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+    }
+}
