@@ -1,6 +1,7 @@
 //! Commands that act on a source: recover, reread, and reading a slot for measurement.
 
 use std::io::{IsTerminal, Write as _};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,9 +14,11 @@ use crate::capture::Source;
 use crate::capture::recover::Recovery;
 use crate::config::{Config, SourceConfig, TargetConfig};
 use crate::event::Lsn;
-use crate::ledger::loads::{LoadKind, Request, request};
+use crate::ledger::command::{Asker, Asking, note};
+use crate::ledger::loads::{LoadKind, Request};
 use crate::ledger::position::Position;
 use crate::ledger::{Ledger, LedgerError, is_served};
+use crate::ops::admin;
 use crate::ops::commands::Waves;
 use crate::ops::progress::{Progress, progress};
 use crate::source::postgres::connection::ReplicationConnection;
@@ -47,7 +50,7 @@ pub fn down(error: impl ToString) -> Refusal {
 
 /// The ledger for this process alone, unless it is not the one of which checkpoints were published.
 pub async fn open_alone(config: &Config) -> Result<Ledger, Refusal> {
-    let ledger = Ledger::open(&config.ledger).await?;
+    let ledger = Ledger::open(&config.ledger, &config.master).await?;
     if let Some(checkpoints) = &config.checkpoints {
         let guarded = checkpoints.guard(ledger.reader()).await;
         guarded.map_err(|error| Refusal(EX_CONFIG, error.to_string()))?;
@@ -88,7 +91,21 @@ pub fn target_named<'a>(targets: &'a [TargetConfig], name: &str) -> Result<&'a T
     })
 }
 
-/// Who gives a command, for the ledger.
+/// Has something noted for the running daemon: by its socket, so that it knows who asks, or where there is none in the ledger.
+pub async fn ask(
+    socket: Option<&Path>,
+    client: &tokio_postgres::Client,
+    asking: &Asking,
+) -> Result<i64, Refusal> {
+    if let Some(socket) = socket
+        && let Some(answer) = admin::ask(socket, asking).await
+    {
+        return answer.map_err(|reason| Refusal(EX_UNAVAILABLE, reason));
+    }
+    Ok(note(client, asking, &Asker { name: operator(), peer_uid: None }).await?)
+}
+
+/// Who gives a command, by their own account, for the ledger.
 #[must_use]
 pub fn operator() -> String {
     let uid = std::fs::metadata("/proc/self").map(|meta| std::os::unix::fs::MetadataExt::uid(&meta));
@@ -188,7 +205,7 @@ pub async fn reread(config: Config, name: Option<String>, what: Reread) -> ExitC
             look_first: false,
             requested_by: operator(),
         };
-        let load = request(&client, &asked).await?;
+        let load = ask(config.admin_socket.as_deref(), &client, &Asking::Load(asked)).await?;
         if !is_served(&client).await? {
             return Ok(format!(
                 "load {load} is asked for; the daemon is not running, it begins with the next start\n"

@@ -11,29 +11,29 @@ use crate::app::{EX_TEMPORARY, EX_UNAVAILABLE, EX_USAGE, fail, say, with_config}
 use crate::cli::{IdentityCommand, ObjectArgs, WaveCommand};
 use crate::config::Config;
 use crate::ledger::batch::Lane;
-use crate::ledger::command::{self, Asked, Command, Held};
+use crate::ledger::command::{self, Asked, Asker, Asking, Command, Held};
 use crate::ledger::{is_served, standing};
 use crate::mapping::route::Route;
-use crate::operate::{Refusal, down, finish, open_alone, operator, source_named, target_named};
+use crate::operate::{Refusal, ask, down, finish, open_alone, operator, source_named, target_named};
 
 /// How long a running daemon may take to carry a command out.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Carries a command out, or has it carried out.
 pub async fn order(config: &Config, client: &Client, order: Command) -> Result<(), Refusal> {
-    let who = operator();
     if !is_served(client).await? {
         let ledger = open_alone(config).await?;
-        let id = command::ask(ledger.reader(), &order, &who).await?;
+        let asker = Asker { name: operator(), peer_uid: None };
+        let id = command::ask(ledger.reader(), &order, &asker).await?;
         if matches!(order, Command::Backfill { .. }) {
             return Ok(());
         }
         let role = config.ledger.user.clone();
-        let asked = Asked { id, command: order, requested_by: who, peer_uid: None, role };
+        let asked = Asked { id, command: order, requested_by: asker.name, peer_uid: None, role };
         command::carry_out(ledger.reader(), ledger.writer(), asked, || ()).await?;
         return Ok(());
     }
-    let id = command::ask(client, &order, &who).await?;
+    let id = ask(config.admin_socket.as_deref(), client, &Asking::Command(order)).await?;
     let until = Instant::now() + PATIENCE;
     while !command::is_done(client, id).await? {
         if Instant::now() > until {

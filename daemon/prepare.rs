@@ -21,6 +21,7 @@ use crate::dispatch::job::JobCount;
 use crate::dispatch::quota::Quotas;
 use crate::dispatch::quota::shared::SharedBuckets;
 use crate::dispatch::target::Versions;
+use crate::ledger::keyring::Master;
 use crate::mapping::{EventKind, SourceMapping};
 use crate::ops::commands::Waves;
 use crate::reconcile::serve::Schedule;
@@ -38,6 +39,10 @@ pub struct Prepared {
     pub schedules: Vec<Schedule>,
     /// The ledger's database.
     pub ledger: crate::pg::Database,
+    /// What personal data is sealed with there.
+    pub master: Master,
+    /// Where operators on this machine ask.
+    pub admin_socket: Option<std::path::PathBuf>,
     /// Its checkpoints.
     pub checkpoints: Option<Arc<CheckpointSettings>>,
 }
@@ -57,18 +62,10 @@ pub fn prepare(config: Config, waves: &Waves) -> Result<Prepared, String> {
             .map(|source| &source.mapping)
             .chain(config.polls.iter().map(|poll| &poll.mapping)),
     );
-    let mut twins: HashMap<String, String> = config
-        .targets
-        .iter()
-        .filter_map(|target| Some((target.twin.as_ref()?.0.clone(), target.name.clone())))
-        .collect();
-    twins.extend(config.polls.iter().map(|poll| (poll.name.clone(), poll.target.clone())));
-    let ways = Ways {
-        routes: routes.clone(),
-        upcasters: upcasters.clone(),
-        targets: by_system,
-        shared: shared.clone(),
-    };
+    let twins = twins(&config.targets, &config.polls);
+    let (routes_of, upcasters_of) = (routes.clone(), upcasters.clone());
+    let ways =
+        Ways { routes: routes_of, upcasters: upcasters_of, targets: by_system, shared: shared.clone() };
     let ways = Arc::new(ways);
     let versions = Versions { routes: routes.clone(), upcasters: upcasters.clone() };
     let cache = Arc::new(Cache::new(config.redis));
@@ -101,7 +98,23 @@ pub fn prepare(config: Config, waves: &Waves) -> Result<Prepared, String> {
         .map(|settings| settings.read_key())
         .transpose()
         .map_err(|error| error.to_string())?;
-    Ok(Prepared { sources, polls, targets, schedules, ledger: config.ledger, checkpoints })
+    Ok(Prepared {
+        sources,
+        polls,
+        targets,
+        schedules,
+        ledger: config.ledger,
+        master: config.master,
+        admin_socket: config.admin_socket,
+        checkpoints,
+    })
+}
+
+/// Targets that are the same system as a source, by the source's name.
+fn twins(targets: &[TargetConfig], polls: &[PollConfig]) -> HashMap<String, String> {
+    let named =
+        targets.iter().filter_map(|target| Some((target.twin.as_ref()?.0.clone(), target.name.clone())));
+    named.chain(polls.iter().map(|poll| (poll.name.clone(), poll.target.clone()))).collect()
 }
 
 /// A source that is polled; its target is among the prepared ones.

@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::time::sleep;
+use tokio_postgres::Client;
 
 use crate::app::{EX_USAGE, fail};
 use crate::config::Config;
-use crate::ledger::reconcile::{Difference, differences, request, state};
+use crate::ledger::command::Asking;
+use crate::ledger::reconcile::{Difference, differences, state};
 use crate::ledger::{Ledger, is_served};
-use crate::operate::{Refusal, down, finish, operator, target_named};
+use crate::operate::{Refusal, ask, down, finish, target_named};
 use crate::ops::commands::Waves;
 use crate::ops::pulse::Pulse;
 use crate::prepare::prepare;
@@ -37,7 +39,8 @@ pub async fn reconcile(config: Config, what: Reconcile) -> ExitCode {
     if let Err(code) = target_named(&config.targets, &what.target) {
         return code;
     }
-    let database = config.ledger.clone();
+    let (database, socket) = (config.ledger.clone(), config.admin_socket.clone());
+    let master = config.master.clone();
     let prepared = match prepare(config, &Waves::default()) {
         Ok(prepared) => prepared,
         Err(reason) => return fail(crate::app::EX_CONFIG, &reason),
@@ -60,35 +63,42 @@ pub async fn reconcile(config: Config, what: Reconcile) -> ExitCode {
     }
     let work = async {
         let client = database.connect("tailwater-reconcile").await.map_err(down)?;
-        let who = operator();
+        let asking = Asking::Reconcile {
+            target: what.target.clone(),
+            objects: what.objects.clone(),
+            repair: what.repair,
+        };
         let id = if is_served(&client).await? {
-            request(&client, &what.target, &what.objects, what.repair, &who).await?
+            ask(socket.as_deref(), &client, &asking).await?
         } else {
-            let ledger = Ledger::open(&database).await?;
-            let id = request(ledger.reader(), &what.target, &what.objects, what.repair, &who).await?;
+            let ledger = Ledger::open(&database, &master).await?;
+            let id = ask(None, ledger.reader(), &asking).await?;
             let pulse = Pulse::default();
             while one(&ledger, &prepared.targets, &pulse).await? {}
             id
         };
-        loop {
-            match state(&client, id).await? {
-                (state, Some(report)) if state == "done" => {
-                    let found = differences(&client, id).await?;
-                    return Ok(if what.json { machine(&report, &found) } else { people(&report, &found) });
-                }
-                (state, report) if state == "failed" => {
-                    let part = |name: &str| {
-                        report.as_ref().and_then(|report| report.get(name)?.as_str()).unwrap_or("?")
-                    };
-                    let reason =
-                        format!("objects of {} cannot be read back: {}", part("failed"), part("reason"));
-                    return Err(Refusal(crate::app::EX_UNAVAILABLE, reason));
-                }
-                _ => sleep(LOOK).await,
-            }
-        }
+        report(&client, id, what.json).await
     };
     finish(work.await)
+}
+
+/// What came of a comparison, once it has come to its end.
+async fn report(client: &Client, id: i64, as_json: bool) -> Result<String, Refusal> {
+    loop {
+        match state(client, id).await? {
+            (state, Some(report)) if state == "done" => {
+                let found = differences(client, id).await?;
+                return Ok(if as_json { machine(&report, &found) } else { people(&report, &found) });
+            }
+            (state, report) if state == "failed" => {
+                let part =
+                    |name: &str| report.as_ref().and_then(|report| report.get(name)?.as_str()).unwrap_or("?");
+                let reason = format!("objects of {} cannot be read back: {}", part("failed"), part("reason"));
+                return Err(Refusal(crate::app::EX_UNAVAILABLE, reason));
+            }
+            _ => sleep(LOOK).await,
+        }
+    }
 }
 
 fn machine(report: &Value, found: &[(String, Difference)]) -> String {

@@ -32,9 +32,9 @@ use crate::ledger::membership::{Ambition, Membership};
 use crate::ledger::process::{Role, installation};
 use crate::ledger::{Ledger, LedgerError, recent};
 use crate::ops::commands::{COMMANDS, Watched, Waves, serve};
-use crate::ops::log;
 use crate::ops::pulse::{Pulse, Pulses};
 use crate::ops::systemd::{feed_watchdog, notify};
+use crate::ops::{admin, log};
 use crate::prepare::{Prepared, prepare};
 use crate::reconcile;
 use crate::reload::{note_reloads, reload_on_hangup, tune};
@@ -131,7 +131,8 @@ impl Supervisor<'_> {
         let wake = wake.clone();
         let heard = move || wake.send_modify(|count| *count = count.wrapping_add(1));
         let ambition = Ambition { single, targets };
-        let ledger = Ledger::join(&self.prepared.ledger, self.role, ambition, heard).await?;
+        let ledger =
+            Ledger::join((&self.prepared.ledger, &self.prepared.master), self.role, ambition, heard).await?;
         let membership = ledger.membership().cloned().ok_or(LedgerError::WriterGone)?;
         if let Some(checkpoints) = &self.prepared.checkpoints {
             checkpoints.guard(ledger.reader()).await.map_err(refused)?;
@@ -204,13 +205,17 @@ impl Supervisor<'_> {
         end
     }
 
-    /// Starts what publishes checkpoints, if the settings want any.
+    /// Starts what speaks to people: the admin socket, and checkpoints, if the settings want any.
     fn publish(
         &self,
         ledger: &Ledger,
         membership: &Membership,
         loops: &mut JoinSet<Result<(), LedgerError>>,
     ) {
+        if let Some(socket) = self.prepared.admin_socket.clone() {
+            let (ledger, stopping) = (ledger.clone(), self.stopping.clone());
+            loops.spawn(async move { admin::serve(&socket, ledger, stopping).await });
+        }
         let Some(settings) = &self.prepared.checkpoints else { return };
         let (settings, stopping) = ((settings.clone(), ledger.clone()), self.stopping.clone());
         let pulse = self.pulses.register("checkpoints");

@@ -195,9 +195,16 @@ async fn an_auditor_answers_every_question_from_the_readme() {
         "customer",
         &format!("ERP-P-{company}"),
     ]);
-    let people = "select role, requested_by from tailwater_audit.intervention where action = 'unlink'";
+    let people =
+        "select role, requested_by, peer_uid from tailwater_audit.intervention where action = 'unlink'";
     let row = alice.query_one(people, &[]).await.unwrap();
-    assert_eq!(row.get::<_, &str>(0), "tailwater");
+    let uid = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/proc/self").unwrap());
+    assert_eq!(
+        (row.get::<_, &str>(0), row.get::<_, Option<i64>>(2)),
+        ("tailwater", Some(uid.into())),
+        "as the kernel says"
+    );
+    assert!(row.get::<_, &str>(1).ends_with(&format!("(uid {uid})")));
     let alone = "select people, interventions from tailwater_audit.four_eyes where target = 'stripe'";
     let row = alice.query_one(alone, &[]).await.unwrap();
     assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (1, 1));

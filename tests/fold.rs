@@ -6,7 +6,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use serde_json::json;
 use tailwater::capture::load::window::{Remainder, Windows};
 use tailwater::event::{Columns, Field, Lsn, Row, RowState, Transaction};
-use tailwater::mapping::{Constants, Ownership, SourceMapping, TableSpec};
+use tailwater::mapping::{Constants, Ownership, Policy, SourceMapping, TableSpec};
 use tailwater::source::postgres::chunk::Snapshot;
 use tailwater::source::postgres::transaction::{Assembler, Consumer, SliceLimits, StreamError};
 use tailwater::source::postgres::types::Types;
@@ -18,6 +18,8 @@ fn mapping() -> Arc<SourceMapping> {
         key: vec!["id".into()],
         columns: vec!["id".into(), "name".into(), "note".into()],
         author: None,
+        personal: Policy::default(),
+        digest_key: None,
     };
     Arc::new(SourceMapping {
         name: "m".into(),

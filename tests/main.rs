@@ -35,6 +35,7 @@ mod mapping;
 mod mass;
 mod orders;
 mod pages;
+mod personal;
 mod poll_gaps;
 mod polling;
 mod processes;

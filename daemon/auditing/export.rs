@@ -17,6 +17,7 @@ use crate::cli::{EvidenceArgs, ExportFormat, ReadingArgs};
 use crate::event::hex;
 use crate::ledger::hashes::{consistency, root_at, tree_at};
 use crate::ledger::head::Head;
+use crate::ledger::keyring::Master;
 use crate::ledger::raw::{RawEntry, entries};
 use crate::ledger::reading::Reading;
 use crate::operate::Refusal;
@@ -53,9 +54,9 @@ pub async fn export(
         }
         false => None,
     };
-    let mut client = reader(args).await?;
+    let (mut client, _) = reader(args).await?;
     let details = format!("{} to {}", what.from, what.to.unwrap_or("the end"));
-    let reading = Reading::begin(&mut client, "export", ("export", &details)).await?;
+    let reading = Reading::begin(&mut client, "export", ("export", &details), Master::default()).await?;
     let size = Head::load(reading.transaction()).await?.tree.size();
     let first = bound(&reading, what.from, &times, false).await?.unwrap_or(size + 1);
     let last = match what.to {

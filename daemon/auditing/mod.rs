@@ -1,5 +1,6 @@
 //! What auditors and DBAs do with a ledger.
 
+mod erase;
 mod export;
 mod keys;
 mod migrate;
@@ -12,11 +13,12 @@ mod verify;
 
 use std::process::ExitCode;
 
-use crate::app::{EX_CONFIG, EX_UNAVAILABLE, fail};
+use crate::app::{EX_CONFIG, EX_UNAVAILABLE, fail, with_config};
 use crate::audit::checkpoint::PublicKey;
 use crate::audit::directory::LogDirectory;
 use crate::cli::{EvidenceArgs, LedgerArgs, LedgerCommand, ProofCommand, ReadingArgs};
 use crate::config::{Config, ledger_at, load};
+use crate::ledger::keyring::Master;
 use crate::ledger::{LedgerError, VIEWS};
 use crate::operate::{Refusal, down, finish};
 use crate::pg::Database;
@@ -49,6 +51,10 @@ pub async fn ledger(command: LedgerCommand) -> ExitCode {
             let what = export::Export { from: &from, to: to.as_deref(), format, with_proofs, out };
             finish(export::export(&reading, &evidence, &what).await)
         }
+        LedgerCommand::Erase { config, subject, reason } => {
+            with_config(&config, |config| async move { finish(erase::erase(&config, subject, reason).await) })
+                .await
+        }
         LedgerCommand::Migrate { url, passfile, writer, auditors, print } => {
             let logins = migrate::Logins { writer: &writer, auditors: &auditors };
             finish(migrate::migrate(&url, passfile.as_deref(), logins, print).await)
@@ -73,9 +79,13 @@ fn place(args: &LedgerArgs, schema: &'static str) -> Result<(Database, Option<Co
 }
 
 /// A session of somebody who reads.
-async fn reader(args: &ReadingArgs) -> Result<Client, Refusal> {
-    let (database, _) = place(&args.ledger, VIEWS)?;
-    Ok(database.connect("tailwater-ledger").await?)
+async fn reader(args: &ReadingArgs) -> Result<(Client, Master), Refusal> {
+    let (database, config) = place(&args.ledger, VIEWS)?;
+    let master = config.filter(|_| args.unseal).map(|config| config.master);
+    if args.unseal && master.is_none() {
+        return Err(Refusal(EX_CONFIG, "--unseal needs the settings, which name the sealing_key".into()));
+    }
+    Ok((database.connect("tailwater-ledger").await?, master.unwrap_or_default()))
 }
 
 /// What is published outside, and whose it must be. Without a key there is no telling what was signed by whom.

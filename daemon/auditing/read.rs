@@ -6,6 +6,7 @@ use super::reader;
 use super::times::Times;
 use crate::app::EX_USAGE;
 use crate::cli::ReadingArgs;
+use crate::event::sealing::SEALED;
 use crate::ledger::reading::Reading;
 use crate::operate::Refusal;
 
@@ -14,8 +15,8 @@ const LONGEST: usize = 80;
 
 /// `tailwater ledger show`.
 pub async fn show(args: &ReadingArgs, seq: i64) -> Result<String, Refusal> {
-    let mut client = reader(args).await?;
-    let reading = Reading::begin(&mut client, "read", ("show", &seq.to_string())).await?;
+    let (mut client, master) = reader(args).await?;
+    let reading = Reading::begin(&mut client, "read", ("show", &seq.to_string()), master).await?;
     let entry = reading.entry(seq).await?;
     reading.end().await?;
     match entry {
@@ -28,8 +29,8 @@ pub async fn show(args: &ReadingArgs, seq: i64) -> Result<String, Refusal> {
 /// `tailwater ledger history`.
 pub async fn history(args: &ReadingArgs, table: &str, key: &str) -> Result<String, Refusal> {
     let times = Times::of(args)?;
-    let mut client = reader(args).await?;
-    let reading = Reading::begin(&mut client, "read", ("history", &format!("{table}/{key}"))).await?;
+    let (mut client, master) = reader(args).await?;
+    let reading = Reading::begin(&mut client, "read", ("history", &format!("{table}/{key}")), master).await?;
     let changes = reading.history(table, key).await?;
     reading.end().await?;
     if changes.is_empty() && !args.json {
@@ -45,8 +46,9 @@ pub async fn history(args: &ReadingArgs, table: &str, key: &str) -> Result<Strin
 pub async fn as_of(args: &ReadingArgs, (table, key): (&str, &str), time: &str) -> Result<String, Refusal> {
     let times = Times::of(args)?;
     let at = times.parse(time)?;
-    let mut client = reader(args).await?;
-    let reading = Reading::begin(&mut client, "read", ("as-of", &format!("{table}/{key} {at}"))).await?;
+    let (mut client, master) = reader(args).await?;
+    let reading =
+        Reading::begin(&mut client, "read", ("as-of", &format!("{table}/{key} {at}")), master).await?;
     let (last, next) = reading.around((table, key), at).await?;
     reading.end().await?;
     let row = match (&last, &next) {
@@ -81,9 +83,9 @@ pub async fn diff(
 ) -> Result<String, Refusal> {
     let times = Times::of(args)?;
     let (from, to) = (times.parse(from)?, times.parse(to)?);
-    let mut client = reader(args).await?;
+    let (mut client, master) = reader(args).await?;
     let details = format!("{from} to {to} {}", table.unwrap_or("all tables"));
-    let reading = Reading::begin(&mut client, "read", ("diff", &details)).await?;
+    let reading = Reading::begin(&mut client, "read", ("diff", &details), master).await?;
     let rows = reading.differences((from, to), table).await?;
     reading.end().await?;
     if args.json {
@@ -108,8 +110,8 @@ pub async fn diff(
 /// `tailwater ledger trace`.
 pub async fn trace(args: &ReadingArgs, id: &str, last: i64) -> Result<String, Refusal> {
     let times = Times::of(args)?;
-    let mut client = reader(args).await?;
-    let reading = Reading::begin(&mut client, "read", ("trace", id)).await?;
+    let (mut client, master) = reader(args).await?;
+    let reading = Reading::begin(&mut client, "read", ("trace", id), master).await?;
     let mut text = String::new();
     let stories = reading.stories(id, last).await?;
     for story in stories.iter().rev() {
@@ -163,10 +165,15 @@ fn fields(change: &Value) -> String {
     let (before, after) = (side("before"), side("after"));
     let names = before.keys().chain(after.keys().filter(|name| !before.contains_key(*name)));
     let value = |row: &Map<String, Value>, name: &str| row.get(name).map_or_else(|| "-".to_owned(), short);
-    names
-        .filter(|name| before.get(*name) != after.get(*name))
-        .map(|name| format!("  {name}: {} -> {}\n", value(before, name), value(after, name)))
-        .collect()
+    let open = names
+        .filter(|name| before.get(*name) != after.get(*name) && *name != SEALED)
+        .map(|name| format!("  {name}: {} -> {}\n", value(before, name), value(after, name)));
+    // Of what is sealed it is known that it changed.
+    let is_sealed = before.contains_key(SEALED) || after.contains_key(SEALED);
+    let sealed = change.get("sealed").and_then(Value::as_array).filter(|_| is_sealed);
+    let mut names: Vec<&str> = sealed.into_iter().flatten().filter_map(Value::as_str).collect();
+    names.dedup();
+    open.chain(names.iter().map(|name| format!("  {name}: (sealed)\n"))).collect()
 }
 
 /// A line of a story.

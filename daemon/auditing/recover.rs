@@ -25,7 +25,7 @@ async fn recovered(config: &Config) -> Result<String, Refusal> {
     let wrong = |error: &dyn ToString| Refusal(EX_CONFIG, error.to_string());
     let (_, key) = checkpoints.read_key().map_err(|error| wrong(&error))?;
     let published = checkpoints.directory.newest(&key).map_err(|error| wrong(&error))?;
-    let ledger = Ledger::open(&config.ledger).await?;
+    let ledger = Ledger::open(&config.ledger, &config.master).await?;
     let size = Head::load(ledger.reader()).await?.tree.size();
     let Some(published) = published.filter(|published| published.size > size) else {
         return Ok(format!(

@@ -63,6 +63,8 @@ pub struct Intake {
     pub(super) origin: Arc<Origin>,
     ledger: Ledger,
     images: Images,
+    /// Subjects that had been forgotten when they were loaded.
+    erasures: i64,
     rounds: usize,
     /// Objects that are new to the ledger may be known to the targets.
     pub(super) look_first: bool,
@@ -84,6 +86,7 @@ impl Intake {
         let mapping_sha256 = flow.mapping.sha256.clone();
         let origin = Arc::new(Origin { source: flow.name.clone(), cluster, mapping_sha256 });
         Self {
+            erasures: flow.waves.erasures(),
             name: flow.name.as_str().into(),
             flow,
             database,
@@ -218,6 +221,10 @@ impl Intake {
         settled: bool,
         project: impl FnOnce(&Projection<'_>, &mut Overlay<'_>) -> Option<Vec<Emitted>>,
     ) -> Result<Prepared, IntakeError> {
+        if self.forgets() && !settled {
+            return Ok(Prepared::Needs(Missing::default()));
+        }
+        self.forget_erased();
         let as_of = std::mem::take(&mut self.as_of);
         let projection = self.projection();
         let mut overlay = Overlay::new(&self.images);
@@ -268,6 +275,19 @@ impl Intake {
         overrule(&flow, &self.ledger, &drifts, &mut batch).await?;
         self.images.absorb(changes);
         Ok(Prepared::Batch(Box::new(batch)))
+    }
+
+    /// Somebody has been forgotten since the images were loaded.
+    fn forgets(&self) -> bool {
+        self.flow.waves.erasures() != self.erasures
+    }
+
+    /// Forgets all images, once everything in them is in the ledger.
+    fn forget_erased(&mut self) {
+        if self.forgets() {
+            self.erasures = self.flow.waves.erasures();
+            self.images = Images::new(&self.flow.mapping.lookup_columns());
+        }
     }
 
     pub(super) fn is_history(&self, event: &CanonicalEvent) -> bool {

@@ -75,7 +75,8 @@ impl Intake {
                 tracing::warn!(event = %event.event_id, object = %event.id, reason = %fault, "a document is held back");
             }
             let origin = self.origin.clone();
-            batch.entry(NewEntry::event(EventRecord { event, origin, fault, heals }));
+            let personal = self.flow.mapping.personal_of(&event);
+            batch.entry(NewEntry::event(EventRecord { event, origin, fault, heals, personal }));
             if let Some(together) = together {
                 note(&self.flow, together, entry, &mut batch);
             }

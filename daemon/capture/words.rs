@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use jiff::Timestamp;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::flow::Flow;
 use crate::event::words::{Conflict, Word, Words, conflicts, merge};
@@ -86,10 +86,17 @@ pub(super) fn note(flow: &Flow, seen: &Together, entry: EntryIndex, batch: &mut 
         let kept = Some(kept).filter(|_| !parked);
         let fields = json!({
             "type": event.event_type, "id": event.id, "field": field, "rule": rule, "kept": kept,
-            "values": {flow.name.as_str(): said, other.as_str(): theirs}, "noticed_at": Timestamp::now(),
+            "values": open(flow, &event.event_type, field, json!({flow.name.as_str(): said, other.as_str(): theirs})), "noticed_at": Timestamp::now(),
         });
         batch.entry(NewEntry::new(EntryKind::Conflict, Some(event.event_id.clone()), fields));
     }
+}
+
+/// What was said of a field, unless it is personal: then nothing but that it was.
+fn open(flow: &Flow, event_type: &str, field: &str, values: Value) -> Value {
+    let spec = flow.mapping.events.iter().find(|spec| spec.event_type == event_type);
+    let is_personal = spec.is_some_and(|spec| spec.personal.seal.iter().any(|sealed| **sealed == *field));
+    if is_personal { Value::Null } else { values }
 }
 
 /// Writes down what the source has changed without owning it, beside what those say whose word counts.
@@ -112,7 +119,7 @@ pub(super) async fn overrule(
             }
             let mut sides = serde_json::Map::from_iter([(flow.name.clone(), theirs.clone())]);
             sides.extend(kept.map(|(source, ours)| (source.clone(), ours.clone())));
-            values.insert(field.clone(), sides.into());
+            values.insert(field.clone(), open(flow, &drift.event_type, field, sides.into()));
         }
         if values.is_empty() {
             continue;

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::ConfigArgs;
+
 /// Which ledger.
 #[derive(Debug, Clone, Args)]
 pub struct LedgerArgs {
@@ -30,6 +32,9 @@ pub struct ReadingArgs {
     /// Print JSON, a line for each thing.
     #[arg(long)]
     pub json: bool,
+    /// Show personal values that are sealed, with the key of the settings.
+    #[arg(long, conflicts_with = "url")]
+    pub unseal: bool,
 }
 
 /// Where checkpoints are, and whose they must be.
@@ -153,6 +158,20 @@ pub enum LedgerCommand {
         /// File to write; left out: standard output.
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
+    },
+    /// Forget a person: destroy the key of what is sealed of them, and take what is in clear out of everything but the entries.
+    ///
+    /// Entries, tree and proofs stay as they are. Have the person erased in the ERP first: what it still says comes back. What the
+    /// targets hold is not touched; where that is, is printed.
+    Erase {
+        /// The settings file.
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Canonical id, such as ERP-P-8.
+        subject: String,
+        /// Why; it stands in the ledger.
+        #[arg(long)]
+        reason: String,
     },
     /// Make the ledger's roles, tables, views and rights, or bring them up to date.
     ///

@@ -16,6 +16,7 @@ use serde_json::Value;
 
 use crate::audit::publish::CheckpointSettings;
 use crate::cache::CacheSettings;
+use crate::ledger::keyring::Master;
 use crate::mapping;
 use crate::mapping::SourceMapping;
 use crate::mapping::route::{self, Route};
@@ -25,6 +26,15 @@ use crate::pg::Database;
 
 /// Where `make install` puts the mapping files.
 const INSTALLED_MAPPINGS: &str = "/usr/share/tailwater/mappings";
+/// Characters of a key at the least.
+const SHORTEST_KEY: usize = 32;
+
+/// `[ledger]`.
+struct ReadLedger {
+    ledger: Database,
+    checkpoints: Option<CheckpointSettings>,
+    master: Master,
+}
 
 /// All settings.
 #[derive(Debug)]
@@ -33,6 +43,10 @@ pub struct Config {
     pub ledger: Database,
     /// Its checkpoints outside the database.
     pub checkpoints: Option<CheckpointSettings>,
+    /// What personal data is sealed with in it.
+    pub master: Master,
+    /// Where operators on this machine ask the daemon.
+    pub admin_socket: Option<PathBuf>,
     /// Redis, for deduplication hints and shared quotas.
     pub redis: CacheSettings,
     /// Sources that are followed by their logical replication.
@@ -69,6 +83,7 @@ fn read(
     let mappings = find_mappings(path, &mut fields, problems);
     let ledger = read_ledger(&mut fields, problems);
     let redis = read_redis(&mut fields, problems);
+    let admin_socket = read_admin_socket(&mut fields, problems);
     let sources = entries(&mut fields, "sources", problems);
     let targets = entries(&mut fields, "targets", problems);
     let flows = fields.optional("flows").map(|node| node.list(problems)).unwrap_or_default();
@@ -82,8 +97,19 @@ fn read(
     let mut routes = route::load(&mappings, problems);
     keep_flows(&mut routes, flows, problems);
     let upcasters = Upcasters::load(&mappings, problems);
-    let (ledger, checkpoints) = ledger?;
-    let config = Config { ledger, checkpoints, redis: redis?, sources, polls, targets, routes, upcasters };
+    let ReadLedger { ledger, checkpoints, master } = ledger?;
+    let config = Config {
+        ledger,
+        checkpoints,
+        master,
+        admin_socket,
+        redis: redis?,
+        sources,
+        polls,
+        targets,
+        routes,
+        upcasters,
+    };
     if problems.is_empty() {
         // Only then is known which events and objects there are.
         check_routes(&config, problems);
@@ -180,16 +206,49 @@ fn find_mappings(path: &Path, fields: &mut Fields, problems: &mut Problems) -> O
     found
 }
 
-fn read_ledger(
-    fields: &mut Fields,
-    problems: &mut Problems,
-) -> Option<(Database, Option<CheckpointSettings>)> {
+fn read_ledger(fields: &mut Fields, problems: &mut Problems) -> Option<ReadLedger> {
     let node = fields.required("ledger", "[ledger]", problems)?;
     let mut inner = node.fields(problems);
     let database = read_database(&mut inner, "postgres://tailwater@127.0.0.1:5432/tailwater", problems);
     let checkpoints = read_checkpoints(&mut inner, problems);
+    let sealing_key = inner.optional("sealing_key");
     inner.finish(problems);
-    database.map(|database| (Database { schema: crate::ledger::SCHEMA, ..database }, checkpoints))
+    let master = match sealing_key {
+        Some(node) => Master::new(&read_key(&node, problems)?),
+        None => Master::default(),
+    };
+    let ledger = Database { schema: crate::ledger::SCHEMA, ..database? };
+    Some(ReadLedger { ledger, checkpoints, master })
+}
+
+/// A secret that is long enough to be a key.
+pub(super) fn read_key(node: &Node, problems: &mut Problems) -> Option<Vec<u8>> {
+    let secret = read_secret(node, problems)?;
+    let instead = "32 random bytes: `openssl rand -base64 32 > FILE`, readable by tailwater alone";
+    match secret.read() {
+        Ok(text) if text.expose().len() >= SHORTEST_KEY => Some(text.expose().as_bytes().to_vec()),
+        Ok(_) => {
+            problems.add(&node.at, "the key is too short to be one", instead);
+            None
+        }
+        Err(error) => {
+            problems.add(&node.at, error.to_string(), instead);
+            None
+        }
+    }
+}
+
+/// `[admin] socket`; left out: where systemd's `RuntimeDirectory=` is, or would be.
+fn read_admin_socket(fields: &mut Fields, problems: &mut Problems) -> Option<PathBuf> {
+    if let Some(node) = fields.optional("admin") {
+        let mut inner = node.fields(problems);
+        let socket = inner.string("socket", "\"/run/tailwater/admin.sock\"", problems);
+        inner.finish(problems);
+        return socket.map(PathBuf::from);
+    }
+    let directory = std::env::var_os("RUNTIME_DIRECTORY").map(PathBuf::from);
+    let directory = directory.unwrap_or_else(|| PathBuf::from("/run/tailwater"));
+    directory.is_dir().then(|| directory.join("admin.sock"))
 }
 
 pub(super) fn read_secret(node: &Node, problems: &mut Problems) -> Option<Secret> {

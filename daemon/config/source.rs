@@ -4,8 +4,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::database::read_database;
-use super::node::{Fields, Problems};
-use crate::mapping::{self, Constants, SourceMapping};
+use super::node::{At, Fields, Problems};
+use super::settings::read_key;
+use crate::mapping::{self, Constants, DigestKey, SourceMapping};
 use crate::pg::Database;
 
 /// A source.
@@ -132,8 +133,10 @@ pub(super) fn read_source(
     let recheck = read_time(&mut fields, "recheck", problems).unwrap_or(Duration::from_secs(60));
     let mass = read_mass(&mut fields, problems);
     let constants = read_constants(name, &mut fields, problems);
+    let (digest_key, at) = (read_digest_key(&mut fields, problems), fields.at.clone());
     fields.finish(problems);
     let mapping = mapping.and_then(|mapping| mapping::file::load(mappings, &mapping, constants, problems));
+    let mapping = mapping.map(|mapping| with_digest_key(mapping, digest_key.as_ref(), &at, problems));
     Some(SourceConfig {
         name: name.to_owned(),
         database: database?,
@@ -146,6 +149,30 @@ pub(super) fn read_source(
         mass,
         binary,
     })
+}
+
+/// `digest_key`: of digests that stand for values (`hmac` in the mapping).
+pub(super) fn read_digest_key(fields: &mut Fields, problems: &mut Problems) -> Option<DigestKey> {
+    let node = fields.optional("digest_key")?;
+    read_key(&node, problems).map(|key| DigestKey::new(&key))
+}
+
+/// The mapping with the key that it needs.
+pub(super) fn with_digest_key(
+    mut mapping: SourceMapping,
+    key: Option<&DigestKey>,
+    at: &At,
+    problems: &mut Problems,
+) -> SourceMapping {
+    if !mapping.set_digest_key(key) {
+        let what = "the mapping has `hmac` columns, and there is no key for them";
+        problems.add(
+            at,
+            what,
+            "digest_key = { file = \"…\" }, of 32 random bytes: `openssl rand -base64 32`",
+        );
+    }
+    mapping
 }
 
 /// The server's own rule (`ReplicationSlotValidateName`).

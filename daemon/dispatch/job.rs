@@ -179,7 +179,7 @@ impl JobFollower {
     /// Writes what became of each of a job's deliveries. `None`: nobody knows.
     async fn end(&self, running: Running, results: Option<Value>) -> Result<(), LedgerError> {
         let Running { key, object, way, deliveries, sent_at, .. } = running;
-        let dues = by_ids(self.ledger.reader(), &deliveries).await?;
+        let dues = by_ids(&self.ledger, &deliveries).await?;
         let reader = self.target.connector.object(&object).and_then(|object| object.bulk.get(way));
         let results = results.as_ref().and_then(Value::as_array).cloned().unwrap_or_default();
         let mut outcomes = match reader {

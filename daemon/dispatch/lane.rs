@@ -111,7 +111,7 @@ impl Dispatcher {
     /// Runs until the ledger fails, or until it is told to stop and nothing is in flight. Cancelled, it abandons requests
     /// in flight: they are in doubt, which the ledger knows.
     pub async fn run(mut self) -> Result<(), LedgerError> {
-        let outbox = Outbox::prepare(self.ledger.outbox()).await?;
+        let outbox = Outbox::prepare(self.ledger.outbox(), self.ledger.master()).await?;
         self.go_live().await?;
         self.objects = owed_objects(self.ledger.reader(), &self.target.name).await?;
         for object in &self.target.connector.objects {

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::json::{canonical_struct_bytes, is_plain};
 use super::position::{ChangePosition, Cluster};
 use super::row::Row;
+use super::sealing::{Keys, Personal, PersonalPart, SEALED};
 
 /// What happened to the object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,17 +104,29 @@ pub struct EventRecord {
     pub fault: Option<String>,
     /// It is that later change.
     pub heals: bool,
+    /// What of it is personal.
+    pub personal: Personal,
 }
 
 impl EventRecord {
-    /// RFC 8785 bytes of the entry at its place in the ledger. `version`: of the layout.
+    /// RFC 8785 bytes of the entry at its place in the ledger. `version`: of the layout; `keys`: what is personal of their subjects is
+    /// sealed.
     #[must_use]
-    pub fn to_body(&self, version: u64, seq: i64, kind: &str, recorded_at: Timestamp) -> Vec<u8> {
+    pub fn to_body(
+        &self,
+        (version, kind): (u64, &str),
+        seq: i64,
+        recorded_at: Timestamp,
+        keys: &Keys,
+    ) -> Vec<u8> {
         let (event, origin) = (&self.event, &*self.origin);
+        let data = self.personal.data.as_ref().and_then(|part| sealed_data(&event.data, part, keys));
+        let parts = self.personal.changes.iter().map(Option::as_ref).chain(std::iter::repeat(None));
+        let subjects = if keys.is_empty() { Vec::new() } else { self.personal.subjects() };
         let body = Body {
-            changes: event.causes.iter().map(change).collect(),
+            changes: event.causes.iter().zip(parts).map(|(cause, part)| change(cause, part, keys)).collect(),
             correlation_id: &event.event_id,
-            data: &event.data,
+            data: data.as_ref().unwrap_or(&event.data),
             event_id: &event.event_id,
             fault: self.fault.as_deref(),
             foreign: &event.foreign,
@@ -134,6 +147,7 @@ impl EventRecord {
                 timeline: origin.cluster.timeline,
                 xid: event.xid,
             },
+            subjects,
             event_type: &event.event_type,
             v: version,
         };
@@ -144,14 +158,50 @@ impl EventRecord {
     }
 }
 
-fn change(cause: &Cause) -> ChangeOfBody<'_> {
+/// The data without what is personal, which is sealed; `None` when there is nothing of that, or no key.
+fn sealed_data(data: &Value, part: &PersonalPart, keys: &Keys) -> Option<Value> {
+    let (key, mut object) = (keys.get(&part.subject)?, data.as_object()?.clone());
+    let take = |name: &Arc<str>| object.remove_entry(&**name);
+    let members: Map<String, Value> = part.fields.iter().filter_map(take).collect();
+    if members.values().all(Value::is_null) {
+        return None;
+    }
+    object.insert(SEALED.into(), key.seal(&part.subject, &members)?.into());
+    Some(object.into())
+}
+
+fn row<'a>(row: Option<&'a Row>, part: Option<&'a PersonalPart>, keys: &Keys) -> Option<RowOfBody<'a>> {
+    let row = row?;
+    let sealed = part.and_then(|part| {
+        let members = part.fields.iter().filter_map(|name| Some((name.to_string(), row.get(name)?.clone())));
+        let members: Map<String, Value> = members.collect();
+        Some((&*part.fields, keys.get(&part.subject)?.seal(&part.subject, &members)?))
+    });
+    Some(RowOfBody { row, sealed })
+}
+
+fn change<'a>(cause: &'a Cause, part: Option<&'a PersonalPart>, keys: &Keys) -> ChangeOfBody<'a> {
     let op = match (&cause.before, &cause.after) {
         (None, _) => "insert",
         (_, None) => "delete",
         _ => "update",
     };
     let (after, before) = (cause.after.as_deref(), cause.before.as_deref());
-    ChangeOfBody { after, before, by: cause.by.as_deref(), key: &cause.key, op, relation: &cause.table }
+    // Which of them changed is known without the key.
+    let differs =
+        |name: &&Arc<str>| before.and_then(|row| row.get(name)) != after.and_then(|row| row.get(name));
+    let known = part.filter(|part| keys.contains_key(&part.subject));
+    let sealed = known.map(|part| part.fields.iter().filter(differs).map(|name| &**name).collect());
+    let (after, before) = (row(after, part, keys), row(before, part, keys));
+    ChangeOfBody {
+        after,
+        before,
+        by: cause.by.as_deref(),
+        key: &cause.key,
+        op,
+        relation: &cause.table,
+        sealed,
+    }
 }
 
 /// Fields in the order of their names, as RFC 8785 wants them.
@@ -174,6 +224,8 @@ struct Body<'a> {
     recorded_at: Timestamp,
     seq: i64,
     source: SourceOfBody<'a>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    subjects: Vec<&'a str>,
     #[serde(rename = "type")]
     event_type: &'a str,
     v: u64,
@@ -181,13 +233,32 @@ struct Body<'a> {
 
 #[derive(Serialize)]
 struct ChangeOfBody<'a> {
-    after: Option<&'a Row>,
-    before: Option<&'a Row>,
+    after: Option<RowOfBody<'a>>,
+    before: Option<RowOfBody<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     by: Option<&'a str>,
     key: &'a str,
     op: &'a str,
     relation: &'a str,
+    /// Names of sealed columns that differ.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sealed: Option<Vec<&'a str>>,
+}
+
+/// A row, perhaps with a text in the place of some of its columns.
+struct RowOfBody<'a> {
+    row: &'a Row,
+    sealed: Option<(&'a [Arc<str>], String)>,
+}
+
+impl Serialize for RowOfBody<'_> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Some((fields, text)) = &self.sealed else { return self.row.serialize(serializer) };
+        // The name of what is sealed comes behind all letters, as RFC 8785 wants it.
+        let sealed = Value::from(text.as_str());
+        let open = self.row.iter().filter(|(name, _)| fields.binary_search(name).is_err());
+        serializer.collect_map(open.map(|(name, value)| (&**name, value)).chain([(SEALED, &sealed)]))
+    }
 }
 
 #[derive(Serialize)]

@@ -6,6 +6,7 @@ pub mod json;
 pub mod position;
 pub mod priority;
 pub mod row;
+pub mod sealing;
 pub mod words;
 
 pub use canonical::{CanonicalEvent, Cause, EventRecord, Operation, Origin};
@@ -14,3 +15,4 @@ pub use json::{canonical_bytes, canonical_struct_bytes, is_plain};
 pub use position::{ChangePosition, Cluster, Lsn, event_id, hex, sha256_hex};
 pub use priority::Priority;
 pub use row::{Columns, Field, Row, SentRow};
+pub use sealing::{Keys, Personal, PersonalPart};

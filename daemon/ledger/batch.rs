@@ -165,6 +165,10 @@ pub struct Batch {
     pub forget: Vec<String>,
     /// Entries, covered by the tree.
     pub entries: Vec<NewEntry>,
+    /// Subjects that are forgotten from now on.
+    pub erased: Vec<String>,
+    /// New halves of keys: subject, salt.
+    pub keys: Vec<(String, Vec<u8>)>,
     /// Row images.
     pub images: Vec<ImageWrite>,
     /// Rows without events.
@@ -250,6 +254,8 @@ impl Batch {
         let moved = |index: EntryIndex| EntryIndex(index.0 + shift);
         self.forget.extend(other.forget);
         self.entries.extend(other.entries);
+        self.erased.extend(other.erased);
+        self.keys.extend(other.keys);
         self.images.extend(other.images);
         self.quiet.extend(other.quiet);
         self.spilled.extend(other.spilled);

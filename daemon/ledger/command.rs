@@ -12,6 +12,8 @@ use super::batch::{Batch, EntryIndex, Lane};
 use super::deliveries::{Selection, carried_out, newest, resolve, step};
 use super::dispatch_statements::{rehead, rehead_lane};
 use super::entry::{EntryKind, NewEntry};
+use super::erase::{Erasure, erase};
+use super::loads;
 use super::statements::{Prepared, parameters};
 use super::writer::Writer;
 
@@ -93,6 +95,8 @@ pub enum Command {
         /// How that is known.
         reason: String,
     },
+    /// Forget a data subject.
+    Erase(Erasure),
     /// Nothing but an entry: somebody has read the ledger.
     Read {
         /// Which view or command.
@@ -133,12 +137,55 @@ pub struct Asked {
     pub role: String,
 }
 
+/// Whatever people ask for, in one form.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Asking {
+    /// A command.
+    Command(Command),
+    /// Tables are read again.
+    Load(loads::Request),
+    /// What a target holds is compared.
+    Reconcile {
+        /// Target.
+        target: String,
+        /// Objects of its connector; all when empty.
+        objects: Vec<String>,
+        /// What differs is put right.
+        repair: bool,
+    },
+}
+
+/// Who asks: as they say, and as the kernel says.
+#[derive(Debug, Clone)]
+pub struct Asker {
+    /// Name and uid.
+    pub name: String,
+    /// See [`Asked::peer_uid`].
+    pub peer_uid: Option<i64>,
+}
+
+/// Notes what is asked for; gives its number among its kind.
+pub async fn note(client: &Client, asking: &Asking, asker: &Asker) -> Result<i64, LedgerError> {
+    match asking {
+        Asking::Command(command) => ask(client, command, asker).await,
+        Asking::Load(request) => {
+            let request = loads::Request { requested_by: asker.name.clone(), ..request.clone() };
+            loads::request(client, &request).await
+        }
+        Asking::Reconcile { target, objects, repair } => {
+            super::reconcile::request(client, target, objects, *repair, &asker.name).await
+        }
+    }
+}
+
 /// Notes a command for the daemon.
-pub async fn ask(client: &Client, command: &Command, requested_by: &str) -> Result<i64, LedgerError> {
+pub async fn ask(client: &Client, command: &Command, asker: &Asker) -> Result<i64, LedgerError> {
     let arguments = serde_json::to_value(command).unwrap_or_default();
     let kind = arguments.get("kind").and_then(Value::as_str).unwrap_or_default();
-    let sql = "insert into command (kind, arguments, requested_by) values ($1, $2, $3) returning id";
-    Ok(client.query_one(sql, &[&kind, &arguments, &requested_by]).await?.try_get(0)?)
+    let sql =
+        "insert into command (kind, arguments, requested_by, peer_uid) values ($1, $2, $3, $4) returning id";
+    Ok(client.query_one(sql, &[&kind, &arguments, &asker.name, &asker.peer_uid]).await?.try_get(0)?)
 }
 
 /// Commands that wait, oldest first.
@@ -185,9 +232,13 @@ pub fn batch(asked: Asked) -> (Batch, EntryIndex) {
     let kind = match asked.command {
         Command::Read { .. } => EntryKind::Read,
         Command::Export { .. } => EntryKind::Export,
+        Command::Erase(_) => EntryKind::Erase,
         _ => EntryKind::Operator,
     };
     let mut batch = Batch::default();
+    if let Command::Erase(erasure) = &asked.command {
+        batch.erased.push(erasure.subject.clone());
+    }
     let entry = batch.entry(NewEntry::new(kind, None, fields));
     batch.commands.push(asked);
     (batch, entry)
@@ -258,6 +309,7 @@ pub fn statements(asked: Asked, out: &mut Vec<Prepared>) {
              on conflict (name) do update set moved = excluded.moved, changed_by = excluded.changed_by, changed_at = now()",
             parameters![name, moved, asked.requested_by],
         )),
+        Command::Erase(erasure) => erase(erasure, out),
         // These go through in portions of their own, before: see `deliveries::step`.
         Command::Retry { .. } | Command::Discard { .. } | Command::Read { .. } | Command::Export { .. } => {}
         Command::Resolve { id, target, object, canonical_id, applied, .. } => {
@@ -346,6 +398,8 @@ pub struct Changes {
     pub tunings: Vec<Tuning>,
     /// The last command that let everything go that was held.
     pub released: i64,
+    /// Subjects that have been forgotten.
+    pub erasures: i64,
 }
 
 /// Reads what operators have changed so far.
@@ -353,13 +407,15 @@ pub async fn changes(client: &Client) -> Result<Changes, LedgerError> {
     let sql = "select array(select name from wave where moved order by 1),
                       coalesce((select jsonb_agg(q order by target, limit_name) from quota q), '[]'),
                       coalesce((select max(id) from command where kind = 'release' and done_at is not null
-                                and arguments ->> 'target' is null and arguments ->> 'object' is null), 0)";
+                                and arguments ->> 'target' is null and arguments ->> 'object' is null), 0),
+                      (select erasures from tree)";
     let row = client.query_one(sql, &[]).await?;
     let tunings = serde_json::from_value(row.try_get(1)?);
     Ok(Changes {
         moved_waves: row.try_get::<_, Vec<String>>(0)?.into_iter().collect(),
         tunings: tunings.map_err(|_| LedgerError::Unreadable("what is set of quotas".into()))?,
         released: row.try_get(2)?,
+        erasures: row.try_get(3)?,
     })
 }
 

@@ -17,11 +17,11 @@ use super::LedgerError;
 use super::batch::{Batch, EntryIndex};
 use super::dispatch_statements::dispatch_statements;
 use super::head::Head;
+use super::keyring::{Keyring, Master, keys};
 use super::seal_statements::{
     entry_statement, guard_statements, open_month_statement, subtree_statement, tree_statement,
 };
 use super::statements::{Parameters, Prepared, source_statements};
-use super::tree::Tree;
 
 /// A batch with its place in the ledger, ready to be written.
 pub struct Sealed {
@@ -40,18 +40,25 @@ pub struct Sealer {
     batches: u64,
     /// The process that must not have ended; `None` for one that is alone by force.
     epoch: Option<i64>,
+    keyring: Keyring,
 }
 
 impl Sealer {
     /// Seals for a process; the tree is taken over with its turn.
     #[must_use]
-    pub fn new(epoch: Option<i64>) -> Self {
-        Self { head: Head { tree: Tree::default(), month: Date::MIN }, opened: None, batches: 0, epoch }
+    pub fn new(epoch: Option<i64>, master: Master) -> Self {
+        Self { head: Head::default(), opened: None, batches: 0, epoch, keyring: Keyring::new(master) }
     }
 
     /// Goes on where another process has stopped.
     pub fn follow(&mut self, head: Head) {
+        self.keyring.follow(head.erasures);
         self.head = head;
+    }
+
+    /// Finds or makes the keys of everything personal in `batch`. Only while it is this process's turn.
+    pub async fn fetch_keys(&mut self, client: &Client, batch: &mut Batch) -> Result<(), LedgerError> {
+        self.keyring.fetch(client, batch).await
     }
 
     /// Hashes the entries of `batch` into the tree and makes the statements that write it.
@@ -63,7 +70,7 @@ impl Sealer {
             i64::try_from(before.tree.size()).map_err(|_| LedgerError::Unreadable("tree size".into()))? + 1;
         let mut sealed = Vec::with_capacity(batch.entries.len());
         for (seq, entry) in (first..).zip(std::mem::take(&mut batch.entries)) {
-            let entry = entry.seal(seq, now);
+            let entry = entry.seal(seq, now, self.keyring.keys());
             self.head.tree.append(entry.leaf);
             sealed.push(entry);
         }
@@ -85,6 +92,7 @@ impl Sealer {
                 statements.push(subtree_statement(&subtrees));
             }
         }
+        keys(&mut batch, &mut statements);
         source_statements(&mut batch, (&seq_of, month), &mut statements);
         dispatch_statements(batch, &seq_of, &mut statements);
         if announced {

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde_json::{Map, Value};
 use tlog_tiles::tlog::{Hash, record_hash};
 
-use crate::event::{EventRecord, canonical_bytes};
+use crate::event::{EventRecord, Keys, canonical_bytes};
 
 /// Version of the body's layout.
 const BODY_VERSION: u64 = 1;
@@ -34,6 +34,8 @@ pub enum EntryKind {
     Operator,
     /// Somebody read the ledger.
     Read,
+    /// The key of a subject was destroyed.
+    Erase,
     /// Somebody took a copy of a part of the ledger.
     Export,
     /// The daemon started.
@@ -59,6 +61,7 @@ impl EntryKind {
             Self::Operator => "operator",
             Self::Read => "read",
             Self::Export => "export",
+            Self::Erase => "erase",
             Self::Start => "start",
             Self::Stop => "stop",
         }
@@ -103,19 +106,25 @@ impl NewEntry {
         Self { kind: EntryKind::Event, correlation_id, content: Content::Event(Box::new(record)) }
     }
 
-    /// RFC 8785 bytes of the entry at its place in the ledger.
+    /// RFC 8785 bytes of the entry at its place in the ledger. `keys`: of those whose data is sealed in it.
     #[must_use]
-    pub fn seal(self, seq: i64, recorded_at: Timestamp) -> SealedEntry {
+    pub fn seal(self, seq: i64, recorded_at: Timestamp, keys: &Keys) -> SealedEntry {
         let Self { kind, correlation_id, content } = self;
         let (refs, body) = match content {
             Content::Event(record) => {
                 let rows = record.event.causes.iter().map(|cause| (&*cause.table, cause.key.as_str()));
-                let refs = refs(Some(&record.event.id), None, rows);
-                (refs, record.to_body(BODY_VERSION, seq, kind.as_str(), recorded_at))
+                let subjects = if keys.is_empty() { Vec::new() } else { record.personal.subjects() };
+                let refs =
+                    refs(Some(&record.event.id).into_iter().map(String::as_str).chain(subjects), None, rows);
+                (refs, record.to_body((BODY_VERSION, kind.as_str()), seq, recorded_at, keys))
             }
             Content::Fields(mut fields) => {
                 let text = |name| fields.get(name).and_then(Value::as_str);
-                let refs = refs(text("id"), text("target").zip(text("external_id")), std::iter::empty());
+                let refs = refs(
+                    text("id").into_iter().chain(text("subject")),
+                    text("target").zip(text("external_id")),
+                    std::iter::empty(),
+                );
                 fields.insert("v".into(), BODY_VERSION.into());
                 fields.insert("seq".into(), seq.into());
                 fields.insert("kind".into(), kind.as_str().into());
@@ -132,15 +141,15 @@ impl NewEntry {
 /// Stands between references where several are one text; in none of them.
 pub const SEPARATOR: &str = "\u{1}";
 
-/// What an entry is found by: the canonical id it is about, the object at a target, and the rows that changed. A copy of what its body
+/// What an entry is found by: the canonical id it is about, whose data is sealed in it, the object at a target, and the rows that changed. A copy of what its body
 /// says, so that it can be checked against it.
 #[must_use]
 pub fn refs<'a>(
-    id: Option<&str>,
+    ids: impl Iterator<Item = &'a str>,
     remote: Option<(&'a str, &'a str)>,
     rows: impl Iterator<Item = (&'a str, &'a str)>,
 ) -> Vec<String> {
-    let mut refs: Vec<String> = id.into_iter().map(str::to_owned).collect();
+    let mut refs: Vec<String> = ids.map(str::to_owned).collect();
     refs.extend(remote.into_iter().chain(rows).map(|(whose, key)| format!("{whose}/{key}")));
     for reference in refs.iter_mut().filter(|reference| reference.contains(SEPARATOR)) {
         *reference = reference.replace(SEPARATOR, " ");

@@ -16,12 +16,20 @@ pub struct Head {
     pub tree: Tree,
     /// First day of the month that the last entry counts to.
     pub month: Date,
+    /// Keys that have been destroyed so far.
+    pub erasures: i64,
+}
+
+impl Default for Head {
+    fn default() -> Self {
+        Self { tree: Tree::default(), month: Date::MIN, erasures: 0 }
+    }
 }
 
 impl Head {
     /// Reads it as the ledger has it.
     pub async fn load(client: &impl GenericClient) -> Result<Self, LedgerError> {
-        let row = client.query_one("select size, frontier, month from tree", &[]).await?;
+        let row = client.query_one("select size, frontier, month, erasures from tree", &[]).await?;
         let size: i64 = row.try_get(0)?;
         let frontier: Vec<Vec<u8>> = row.try_get(1)?;
         let hashes = frontier.into_iter().map(|hash| <[u8; 32]>::try_from(hash).map(Hash));
@@ -29,7 +37,7 @@ impl Head {
             .collect::<Result<_, _>>()
             .map_err(|_| LedgerError::Unreadable("the tree's frontier".into()))?;
         let size = u64::try_from(size).map_err(|_| LedgerError::Unreadable("the tree's size".into()))?;
-        Ok(Self { tree: Tree::restore(size, hashes)?, month: row.try_get(2)? })
+        Ok(Self { tree: Tree::restore(size, hashes)?, month: row.try_get(2)?, erasures: row.try_get(3)? })
     }
 
     /// The month that an entry counts to which is written at `now`: never one before that of the entry before it, whatever the clock

@@ -10,11 +10,13 @@ pub mod commit;
 pub mod deliveries;
 pub mod dispatch_statements;
 pub mod entry;
+pub mod erase;
 mod granting;
 pub mod hashes;
 pub mod head;
 pub mod held;
 pub mod images;
+pub mod keyring;
 pub mod load_statements;
 pub mod loads;
 pub mod membership;
@@ -46,6 +48,7 @@ use tokio::sync::watch;
 use tokio_postgres::Client;
 
 use crate::pg::{ConnectError, Database, describe};
+use keyring::Master;
 use membership::{Ambition, Membership};
 pub use process::is_served;
 use process::{Process, Role, Tenure};
@@ -136,6 +139,7 @@ pub struct Ledger {
     lost: watch::Receiver<bool>,
     membership: Option<Membership>,
     tenure: Tenure,
+    master: Master,
 }
 
 impl Ledger {
@@ -143,7 +147,7 @@ impl Ledger {
     ///
     /// `heard` is called when another process may have written something that is owed.
     pub async fn join(
-        database: &Database,
+        (database, master): (&Database, &Master),
         role: Role,
         ambition: Ambition,
         heard: impl Fn() + Send + 'static,
@@ -166,11 +170,11 @@ impl Ledger {
         schema::bring_up_to_date(&mut client).await?;
         client.execute("select pg_advisory_unlock($1)", &[&WRITER_LOCK]).await?;
         let tenure = process.tenure.clone();
-        Self::start(database, client, (lost_tx, lost), tenure, Some(membership)).await
+        Self::start((database, master), client, (lost_tx, lost), tenure, Some(membership)).await
     }
 
     /// Connects as the only process; refused while a daemon lives.
-    pub async fn open(database: &Database) -> Result<Self, LedgerError> {
+    pub async fn open(database: &Database, master: &Master) -> Result<Self, LedgerError> {
         let mut client = database.connect("tailwater-ledger-writer").await?;
         if is_served(&client).await? {
             return Err(LedgerError::Locked);
@@ -178,11 +182,11 @@ impl Ledger {
         schema::bring_up_to_date_alone(&mut client).await?;
         Process::enter(&client, Role::Command).await?;
         let (lost_tx, lost) = watch::channel(false);
-        Self::start(database, client, (Arc::new(lost_tx), lost), Tenure::endless(), None).await
+        Self::start((database, master), client, (Arc::new(lost_tx), lost), Tenure::endless(), None).await
     }
 
     async fn start(
-        database: &Database,
+        (database, master): (&Database, &Master),
         client: Client,
         (lost_tx, lost): (Arc<watch::Sender<bool>>, watch::Receiver<bool>),
         tenure: Tenure,
@@ -193,17 +197,26 @@ impl Ledger {
         let outbox = Arc::new(database.connect("tailwater-ledger-outbox").await?);
         outbox.batch_execute(OUTBOX_SETTINGS).await?;
         client.batch_execute(WRITER_SETTINGS).await?;
-        let sealer = commit::Sealer::new(membership.as_ref().map(|membership| membership.process.epoch));
+        let sealer = commit::Sealer::new(
+            membership.as_ref().map(|membership| membership.process.epoch),
+            master.clone(),
+        );
         let session = commit::Session::new(client);
         let turn = Turn::new(&session, membership.as_ref().map(Membership::standing));
         let writer = Writer::start(session, sealer, turn, Growth::begin(database.clone()), lost_tx);
-        Ok(Self { reader, outbox, writer, lost, membership, tenure })
+        Ok(Self { reader, outbox, writer, lost, membership, tenure, master: master.clone() })
     }
 
     /// The reading session.
     #[must_use]
     pub fn reader(&self) -> &Client {
         &self.reader
+    }
+
+    /// What personal data is sealed with.
+    #[must_use]
+    pub fn master(&self) -> &Master {
+        &self.master
     }
 
     /// The session in which dispatchers look for what is due: they do not wait for other readers.

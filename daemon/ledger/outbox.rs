@@ -6,9 +6,10 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio_postgres::{Client, Statement};
 
-use super::LedgerError;
 use super::batch::Lane;
+use super::keyring::Master;
 use super::standing::references;
+use super::{Ledger, LedgerError};
 use crate::event::{CanonicalEvent, Operation, Priority};
 
 /// A delivery at the head of its lane, due now.
@@ -220,15 +221,16 @@ pub struct Wanted<'a> {
 
 /// What is asked whenever something may have become due: prepared, since planning costs more than answering.
 pub struct Outbox {
+    master: Master,
     due: Statement,
     next_due_at: Statement,
 }
 
 impl Outbox {
     /// Prepares the statements.
-    pub async fn prepare(client: &Client) -> Result<Self, LedgerError> {
+    pub async fn prepare(client: &Client, master: &Master) -> Result<Self, LedgerError> {
         let (due, next_due_at) = tokio::try_join!(client.prepare(DUE), client.prepare(NEXT_DUE_AT))?;
-        Ok(Self { due, next_due_at })
+        Ok(Self { master: master.clone(), due, next_due_at })
     }
 
     /// Heads of lanes that are due, by class and oldest first.
@@ -241,7 +243,7 @@ impl Outbox {
         let rows = client
             .query(&self.due, &[target, shards, &classes, &part, busy, &number(*most), objects])
             .await?;
-        read_due(client, target, &rows).await
+        read_due((client, &self.master), target, &rows).await
     }
 
     /// When the next delivery of `target` becomes due that is not due now.
@@ -257,23 +259,28 @@ impl Outbox {
 }
 
 /// These deliveries, by number.
-pub async fn by_ids(client: &Client, ids: &[i64]) -> Result<HashMap<i64, Due>, LedgerError> {
+pub async fn by_ids(ledger: &Ledger, ids: &[i64]) -> Result<HashMap<i64, Due>, LedgerError> {
+    let client = ledger.reader();
     let rows = client.query(BY_IDS, &[&ids]).await?;
     let target = rows.first().map_or(Ok(String::new()), |row| row.try_get::<_, String>(1))?;
-    Ok(read_due(client, &target, &rows).await?.into_iter().map(|due| (due.id, due)).collect())
+    Ok(read_due((client, ledger.master()), &target, &rows)
+        .await?
+        .into_iter()
+        .map(|due| (due.id, due))
+        .collect())
 }
 
 /// The newest deliveries of these objects at a target, whatever became of them.
 pub async fn by_lanes(
-    client: &Client,
+    ledger: &Ledger,
     (target, object): (&str, &str),
     ids: &[String],
 ) -> Result<Vec<Due>, LedgerError> {
     if ids.is_empty() {
         return Ok(Vec::new());
     }
-    let rows = client.query(BY_LANES, &[&target, &object, &ids]).await?;
-    read_due(client, target, &rows).await
+    let rows = ledger.reader().query(BY_LANES, &[&target, &object, &ids]).await?;
+    read_due((ledger.reader(), ledger.master()), target, &rows).await
 }
 
 /// Objects of which something is owed to `target`; each is found by one look into the index.
@@ -289,7 +296,7 @@ pub async fn owed_objects(client: &Client, target: &str) -> Result<Vec<String>, 
 }
 
 async fn read_due(
-    client: &Client,
+    (client, master): (&Client, &Master),
     target: &str,
     rows: &[tokio_postgres::Row],
 ) -> Result<Vec<Due>, LedgerError> {
@@ -331,6 +338,9 @@ async fn read_due(
         });
     }
     resolve_references(client, target, required, &mut found).await?;
+    // The last moment: what is personal is in clear from here to the request.
+    let mut events: Vec<&mut Value> = found.iter_mut().map(|due| &mut due.event).collect();
+    master.unseal(client, &mut events).await?;
     found.sort_by_key(|due| (due.priority, due.due_at, due.id));
     Ok(found)
 }

@@ -173,6 +173,10 @@ struct Head<'a> {
     #[serde(default, borrow)]
     external_id: Option<Text<'a>>,
     #[serde(default, borrow)]
+    subject: Option<Text<'a>>,
+    #[serde(default, borrow)]
+    subjects: Vec<Cow<'a, str>>,
+    #[serde(default, borrow)]
     changes: Vec<Place<'a>>,
 }
 
@@ -202,8 +206,11 @@ impl Head<'_> {
         let (id, target, external_id) = (text(&self.id), text(&self.target), text(&self.external_id));
         let rows = self.changes.iter().map(|place| (&*place.relation, &*place.key));
         if self.kind == "event" {
-            return refs(id.as_deref(), None, rows);
+            let subjects = self.subjects.iter().map(|subject| &**subject);
+            return refs(id.as_deref().into_iter().chain(subjects), None, rows);
         }
-        refs(id.as_deref(), target.as_deref().zip(external_id.as_deref()), std::iter::empty())
+        let subject = text(&self.subject);
+        let ids = id.as_deref().into_iter().chain(subject.as_deref());
+        refs(ids, target.as_deref().zip(external_id.as_deref()), std::iter::empty())
     }
 }

@@ -7,13 +7,18 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, IsolationLevel, Transaction};
 
 use super::LedgerError;
+use super::keyring::Master;
 
 /// Somebody who reads, and has said so.
-pub struct Reading<'a>(Transaction<'a>);
+pub struct Reading<'a> {
+    transaction: Transaction<'a>,
+    /// With which what is sealed is opened, where that is wanted.
+    master: Master,
+}
 
 /// What is said of a row.
 const CHANGE: &str = "jsonb_build_object('seq', c.seq, 'recorded_at', c.recorded_at, 'committed_at', c.committed_at,
-  'table', c.table_name, 'key', c.key, 'operation', c.operation, 'by', c.changed_by, 'before', c.before, 'after', c.after,
+  'table', c.table_name, 'key', c.key, 'operation', c.operation, 'by', c.changed_by, 'before', c.before, 'after', c.after, 'sealed', c.sealed,
   'event', c.event_type, 'id', c.id, 'source', c.source, 'xid', c.xid, 'commit_lsn', c.commit_lsn, 'ordinal', c.ordinal,
   'event_id', c.correlation_id)";
 
@@ -23,29 +28,29 @@ impl<'a> Reading<'a> {
         client: &'a mut Client,
         kind: &str,
         (what, details): (&str, &str),
+        master: Master,
     ) -> Result<Self, LedgerError> {
         let begun = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).start();
         let transaction = begun.await?;
         transaction.execute("select noted($1, $2, $3)", &[&what, &details, &kind]).await?;
-        Ok(Self(transaction))
+        Ok(Self { transaction, master })
     }
 
     /// The transaction.
     #[must_use]
     pub fn transaction(&self) -> &Transaction<'a> {
-        &self.0
+        &self.transaction
     }
 
     /// Ends; only now is the reading noted.
     pub async fn end(self) -> Result<(), LedgerError> {
-        Ok(self.0.commit().await?)
+        Ok(self.transaction.commit().await?)
     }
 
     /// An entry as it stands.
     pub async fn entry(&self, seq: i64) -> Result<Option<Value>, LedgerError> {
         let sql = "select json || jsonb_build_object('leaf', encode(leaf, 'hex'), 'refs', to_jsonb(refs)) from entry where seq = $1";
-        let row = self.0.query_opt(sql, &[&seq]).await?;
-        row.map(|row| Ok(row.try_get(0)?)).transpose()
+        Ok(self.values(sql, &[&seq]).await?.into_iter().next())
     }
 
     /// Changes of a row, oldest first; one that led to several events once.
@@ -81,13 +86,14 @@ impl<'a> Reading<'a> {
         (from, to): (Timestamp, Timestamp),
         table: Option<&str>,
     ) -> Result<Vec<Value>, LedgerError> {
-        let sql = "select jsonb_build_object('table', table_name, 'key', key, 'before', first_before, 'after', last_after,
+        let sql = "select jsonb_build_object('table', table_name, 'key', key, 'before', first_before, 'after', last_after, 'sealed', sealed,
                                              'changes', changes, 'by', people, 'first_seq', first_seq, 'last_seq', last_seq)
                    from (
                      select table_name, key, (array_agg(before order by seq))[1] as first_before,
                             (array_agg(after order by seq desc))[1] as last_after, count(distinct (source, commit_lsn)) as changes,
                             array_agg(distinct changed_by) filter (where changed_by is not null) as people,
-                            min(seq) as first_seq, max(seq) as last_seq
+                            min(seq) as first_seq, max(seq) as last_seq,
+                            jsonb_path_query_array(jsonb_agg(sealed), '$[*][*]') as sealed
                      from change
                      where recorded_at >= $1::timestamptz - interval '1 day' and committed_at > $1 and committed_at <= $2
                        and ($3::text is null or table_name = $3)
@@ -110,7 +116,7 @@ impl<'a> Reading<'a> {
               and e.correlation_id is not null)
           select correlation_id from found group by correlation_id order by min(seq) desc limit $3";
         let seq: i64 = id.parse().unwrap_or_default();
-        let rows = self.0.query(sql, &[&id, &seq, &last]).await?;
+        let rows = self.transaction.query(sql, &[&id, &seq, &last]).await?;
         rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
     }
 
@@ -126,11 +132,14 @@ impl<'a> Reading<'a> {
         } else {
             "select min(seq) from entry where recorded_at >= $1"
         };
-        Ok(self.0.query_one(sql, &[&at]).await?.try_get(0)?)
+        Ok(self.transaction.query_one(sql, &[&at]).await?.try_get(0)?)
     }
 
     async fn values(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Value>, LedgerError> {
-        let rows = self.0.query(sql, parameters).await?;
-        rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+        let rows = self.transaction.query(sql, parameters).await?;
+        let values: Result<Vec<Value>, LedgerError> = rows.iter().map(|row| Ok(row.try_get(0)?)).collect();
+        let mut values = values?;
+        self.master.unseal(&self.transaction, &mut values.iter_mut().collect::<Vec<_>>()).await?;
+        Ok(values)
     }
 }

@@ -26,6 +26,12 @@ impl Turn {
         Self { client: session.client().clone(), standing, held: false }
     }
 
+    /// The writing session.
+    #[must_use]
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
     /// True while no other process writes.
     #[must_use]
     pub fn is_alone(&self) -> bool {

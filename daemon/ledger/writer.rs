@@ -119,6 +119,7 @@ impl Sealing {
                 let full = merged.entries.len().max(merged.images.len()) >= MAX_GATHERED;
                 next = if full { None } else { requests.try_recv().ok() };
             }
+            self.sealer.fetch_keys(self.turn.client(), &mut merged).await?;
             self.growth.grew(merged.rows());
             let sealed =
                 self.sealer.seal(merged, to_microseconds(Timestamp::now()), !self.turn.is_alone())?;

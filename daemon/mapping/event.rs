@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::Constants;
 use super::expression::{EvaluationError, Expression};
 use super::join::Join;
+use super::personal::Policy;
 use super::schema::Schema;
 use super::scope::{Joined, Scope, Variable};
 use super::template::Template;
@@ -54,6 +55,8 @@ pub struct EventSpec {
     pub schema: Schema,
     /// Fields that the source knows anything of; all when `None`.
     pub says: Option<Vec<String>>,
+    /// What of its data is personal.
+    pub personal: Policy,
 }
 
 impl EventSpec {

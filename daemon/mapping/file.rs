@@ -26,6 +26,7 @@ use std::sync::Arc;
 
 use super::expression::Expression;
 use super::join::{self, row_shape};
+use super::personal::Policy;
 use super::schema::Schema;
 use super::shape::{Shape, Variables};
 use super::template::Template;
@@ -127,7 +128,15 @@ fn table_spec(name: &str, key: Vec<Arc<str>>, mut columns: Vec<Arc<str>>) -> Tab
     let (schema, table) = name.split_once('.').unwrap_or(("public", name));
     columns.sort_unstable();
     columns.dedup();
-    TableSpec { schema: schema.into(), name: table.into(), key, columns, author: None }
+    TableSpec {
+        schema: schema.into(),
+        name: table.into(),
+        key,
+        columns,
+        author: None,
+        personal: Policy::default(),
+        digest_key: None,
+    }
 }
 
 fn required_table(name: &str, body: &Node, problems: &mut Problems) -> TableSpec {
@@ -146,12 +155,17 @@ fn read_tables(
         let mut fields = body.fields(problems);
         let key = names(fields.required("key", "[id]", problems), problems);
         let columns = names(fields.required("columns", "[id, name]", problems), problems);
+        let personal = fields.optional("personal");
         fields.finish(problems);
         for column in key.iter().filter(|column| !columns.contains(column)) {
             let what = format!("key column `{column}` is not among the columns");
             problems.add(&body.at, what, "add it to `columns`");
         }
-        let spec = TableSpec { author: author.clone(), ..table_spec(name, key, columns) };
+        let mut spec = TableSpec { author: author.clone(), ..table_spec(name, key, columns) };
+        if let Some(node) = personal {
+            let known: Vec<&str> = spec.columns.iter().map(|column| &**column).collect();
+            spec.personal = Policy::read(&node, (&known, true), &own_variables(&spec), problems);
+        }
         if tables.iter().any(|table| table.name == spec.name) {
             let what = format!("table `{name}` is declared twice");
             problems.add(&body.at, what, "one declaration with all columns");
@@ -191,17 +205,16 @@ impl EventReader<'_> {
             one_of("kind", &node, &[("state", EventKind::State), ("fact", EventKind::Fact)], problems)
         });
         let on = fields.optional("on");
-        let on_delete =
-            on.and_then(|node| one_of("on", &node, &[("change", false), ("delete", true)], problems));
+        let on = on.and_then(|node| one_of("on", &node, &[("change", false), ("delete", true)], problems));
         let joins = fields.optional("joins").map(|node| node.entries(problems)).unwrap_or_default();
         let id = fields.required("id", "\"source + '-P-' + string(row.id)\"", problems);
-        let company = fields.optional("company");
         let lets = fields.optional("let").map(|node| node.entries(problems)).unwrap_or_default();
         let when = fields.required("when", "\"true\"", problems);
         let data = fields.required("data", "{ name: row.name }", problems);
-        let says = fields.optional("says");
+        let [company, says, personal] = ["company", "says", "personal"].map(|key| fields.optional(key));
         fields.finish(problems);
         let schema = Schema::load(self.mappings, event_type, &body.at, problems);
+        let personal = event_policy(personal, schema.as_ref(), problems);
         let says = says.map(|node| known_fields(&node, schema.as_ref(), problems));
         let object = object_of(event_type, body, problems)?;
         let table = table?;
@@ -231,7 +244,7 @@ impl EventReader<'_> {
             part: self.part,
             table: table.name.clone(),
             kind: kind?,
-            on_delete: on_delete.unwrap_or(false),
+            on_delete: on.unwrap_or(false),
             joins,
             id: id?,
             company,
@@ -241,6 +254,7 @@ impl EventReader<'_> {
             data: data?,
             schema: schema?,
             says,
+            personal,
         })
     }
 
@@ -258,6 +272,15 @@ impl EventReader<'_> {
         }
         lets
     }
+}
+
+/// What of an event is personal.
+fn event_policy(node: Option<Node>, schema: Option<&Schema>, problems: &mut Problems) -> Policy {
+    let Some(node) = node else { return Policy::default() };
+    let fields: Vec<&str> = schema.into_iter().flat_map(Schema::fields).map(String::as_str).collect();
+    let known = ["event", "source", "language", "company", "settings"];
+    let variables = known.map(|name| (name.to_owned(), Shape::Any)).into_iter().collect();
+    Policy::read(&node, (&fields, false), &variables, problems)
 }
 
 /// Fields of the schema, or problems.

@@ -10,6 +10,7 @@ pub mod function;
 pub mod join;
 
 pub mod ownership;
+pub mod personal;
 pub mod route;
 pub mod schema;
 pub mod scope;
@@ -25,6 +26,7 @@ use serde_json::Value;
 pub use event::{EventKind, EventSpec};
 pub use join::{Join, JoinKind};
 pub use ownership::Ownership;
+pub use personal::{DigestKey, Policy};
 pub use scope::{Joined, JoinedRow};
 
 use crate::config::node::{Node, Problems};
@@ -43,6 +45,10 @@ pub struct TableSpec {
     pub columns: Vec<Arc<str>>,
     /// Column that says who wrote a row, where the table has it. It is no part of the row: another author alone is no change.
     pub author: Option<Arc<str>>,
+    /// What of it is personal.
+    pub personal: Policy,
+    /// Key of digests that stand for values.
+    pub digest_key: Option<DigestKey>,
 }
 
 impl TableSpec {
@@ -52,6 +58,7 @@ impl TableSpec {
         self.columns.sort_unstable();
         self.columns.dedup();
         self.author = self.author.take().or_else(|| other.author.clone());
+        self.personal.merge(&other.personal);
     }
 }
 

@@ -1,6 +1,7 @@
 //! Carries out what people ask of the running daemon: see [`crate::ledger::command`].
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
@@ -20,26 +21,36 @@ const SHOW: Duration = Duration::from_secs(1);
 /// Lease of the process that carries commands out.
 pub const COMMANDS: &str = "commands";
 
-/// Waves that have been moved, as routes see them.
+/// What people have changed, as those see it who work events out: waves that have been moved, subjects that have been forgotten.
 #[derive(Debug, Clone, Default)]
-pub struct Waves(Arc<RwLock<Arc<BTreeSet<String>>>>);
+pub struct Waves {
+    moved: Arc<RwLock<Arc<BTreeSet<String>>>>,
+    erasures: Arc<AtomicI64>,
+}
 
 impl Waves {
     /// Those moved now.
     #[must_use]
     pub fn moved(&self) -> Arc<BTreeSet<String>> {
-        self.0.read().map(|waves| waves.clone()).unwrap_or_default()
+        self.moved.read().map(|waves| waves.clone()).unwrap_or_default()
+    }
+
+    /// How many data subjects have been forgotten: what is remembered of rows may be theirs.
+    #[must_use]
+    pub fn erasures(&self) -> i64 {
+        self.erasures.load(Ordering::Relaxed)
     }
 
     /// Reads them from the ledger.
     pub async fn refresh(&self, ledger: &Ledger) -> Result<(), LedgerError> {
-        self.set(changes(ledger.reader()).await?.moved_waves);
+        self.set(&changes(ledger.reader()).await?);
         Ok(())
     }
 
-    fn set(&self, moved: BTreeSet<String>) {
-        if let Ok(mut waves) = self.0.write() {
-            *waves = Arc::new(moved);
+    fn set(&self, changes: &Changes) {
+        self.erasures.store(changes.erasures, Ordering::Relaxed);
+        if let Ok(mut waves) = self.moved.write() {
+            *waves = Arc::new(changes.moved_waves.clone());
         }
     }
 }
@@ -93,7 +104,7 @@ pub async fn serve(
         }
         let changes = changes(ledger.reader()).await?;
         if seen.as_ref() != Some(&changes) {
-            watched.waves.set(changes.moved_waves.clone());
+            watched.waves.set(&changes);
             (watched.tuned)(&changes.tunings);
             if seen.is_some_and(|seen| seen.released != changes.released) {
                 (watched.released)();

@@ -1,5 +1,6 @@
 //! Operating the daemon: logs, signs of life, systemd, status.
 
+pub mod admin;
 pub mod commands;
 pub mod log;
 pub mod progress;

@@ -237,8 +237,7 @@ impl<'a> Reconciler<'a> {
             return Ok(());
         };
         let lane = (self.target.name.clone(), object.name.clone(), canonical_id.clone());
-        let stands =
-            by_lanes(self.ledger.reader(), (&lane.0, &lane.1), std::slice::from_ref(&lane.2)).await?;
+        let stands = by_lanes(self.ledger, (&lane.0, &lane.1), std::slice::from_ref(&lane.2)).await?;
         let kind = match stands.first() {
             // On its way, or just made.
             Some(due) if due.external_id.is_none() => return Ok(()),
@@ -259,7 +258,7 @@ impl<'a> Reconciler<'a> {
         ids: Vec<String>,
     ) -> Result<HashMap<String, (Due, Value)>, LedgerError> {
         let target = self.target;
-        let found = by_lanes(self.ledger.reader(), (&target.name, object), &ids).await?;
+        let found = by_lanes(self.ledger, (&target.name, object), &ids).await?;
         let found = found.into_iter().filter(|due| !due.is_open && due.operation == "upsert").collect();
         let found = together(self.ledger.reader(), target, found).await?;
         let mut planned = Vec::with_capacity(found.len());

@@ -22,7 +22,7 @@ pub async fn plan(
     first: i64,
     values: bool,
 ) -> Result<String, LedgerError> {
-    let outbox = Outbox::prepare(client).await?;
+    let outbox = Outbox::prepare(client, &config.master).await?;
     let shards: Vec<i16> = (0..SHARDS).collect();
     let held = command::held(client).await?;
     let mut out = String::new();

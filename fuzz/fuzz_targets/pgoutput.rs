@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
 use tailwater::event::Lsn;
-use tailwater::mapping::{Constants, Ownership, SourceMapping, TableSpec};
+use tailwater::mapping::{Constants, Ownership, Policy, SourceMapping, TableSpec};
 use tailwater::source::postgres::transaction::{Assembler, Consumer, SliceLimits};
 use tailwater::source::postgres::types::Types;
 
@@ -16,6 +16,8 @@ fuzz_target!(|data: &[u8]| {
         key: vec!["k".into()],
         columns: vec!["k".into(), "v".into()],
         author: Some("v".into()),
+        personal: Policy::default(),
+        digest_key: None,
     };
     let mapping = SourceMapping {
         name: "m".into(),

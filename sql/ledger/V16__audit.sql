@@ -2,7 +2,10 @@
 
 -- Entries lie in one partition for each month of the daemon's clock; a month never comes before that of the entry before it.
 -- Everything that was written before this version counts to the month in which it is brought up to date.
-alter table tree add column month date not null default date_trunc('month', now() at time zone 'UTC')::date;
+alter table tree
+  add column month date not null default date_trunc('month', now() at time zone 'UTC')::date,
+  -- Keys of data subjects that have been destroyed: whoever remembers keys forgets them when there is one more.
+  add column erasures bigint not null default 0;
 alter table entry
   add column month date not null default date_trunc('month', now() at time zone 'UTC')::date,
   -- What the entry is about, for look-ups: canonical ids, table/key of rows, target/id there.
@@ -47,6 +50,15 @@ create table subtree (
   primary key (level, index)
 );
 
+-- Half of the key of each data subject: see `ledger/keyring.rs`. Apart from everything else, so that it can be left out of backups that
+-- are kept for long: a key that is destroyed here must not come back from one.
+create schema if not exists tailwater_keys;
+create table tailwater_keys.subject_key (
+  subject    text primary key,
+  salt       bytea not null check (length(salt) = 32),
+  created_at timestamptz not null default now()
+);
+
 -- Which views and rights are in force: digest of their SQL.
 alter table installation add column views text;
 
@@ -68,7 +80,7 @@ create trigger append_only before update or delete or truncate on subtree for ea
 create trigger append_only_table before delete or truncate on tree for each statement execute function refuse();
 create function refuse_shrinking() returns trigger language plpgsql as $$
 begin
-  if new.size <= old.size then
+  if new.size <= old.size and new.erasures <= old.erasures then
     raise exception 'the tree of the ledger only grows' using errcode = 'insufficient_privilege';
   end if;
   return new;

@@ -10,6 +10,8 @@ begin
     grant select on all tables in schema tailwater, tailwater_audit to tailwater_writer;
     grant usage on all sequences in schema tailwater to tailwater_writer;
     grant execute on all functions in schema tailwater, tailwater_audit to tailwater_writer;
+    grant usage on schema tailwater_keys to tailwater_writer;
+    grant select, insert, delete on tailwater_keys.subject_key to tailwater_writer;
     grant insert on tailwater.entry, tailwater.subtree to tailwater_writer;
     grant update on tailwater.tree to tailwater_writer;
     -- Everything else is state.

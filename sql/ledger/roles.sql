@@ -20,13 +20,13 @@ begin
   execute format('revoke all on database %I from public', current_database());
   execute format('grant connect on database %I to tailwater_writer, tailwater_auditor', current_database());
   -- What an earlier version of this ledger was owned by.
-  for item in select nspname from pg_namespace where nspname in ('tailwater', 'tailwater_audit') loop
+  for item in select nspname from pg_namespace where nspname in ('tailwater', 'tailwater_audit', 'tailwater_keys') loop
     execute format('alter schema %I owner to tailwater_owner', item.nspname);
   end loop;
   for item in
     select c.oid::regclass as name, case c.relkind when 'v' then 'view' when 'S' then 'sequence' else 'table' end as kind
     from pg_class c join pg_namespace n on n.oid = c.relnamespace
-    where n.nspname in ('tailwater', 'tailwater_audit') and c.relkind in ('r', 'p', 'v')
+    where n.nspname in ('tailwater', 'tailwater_audit', 'tailwater_keys') and c.relkind in ('r', 'p', 'v')
   loop
     execute format('alter %s %s owner to tailwater_owner', item.kind, item.name);
   end loop;

@@ -32,7 +32,7 @@ from tailwater.entry e
 where (select tailwater_audit.noted('entry'));
 
 -- Hashes, of which nothing can be learnt but whether what one has is complete and unaltered.
-create or replace view tailwater_audit.tree as select size, frontier, root, month from tailwater.tree;
+create or replace view tailwater_audit.tree as select size, frontier, root, month, erasures from tailwater.tree;
 create or replace view tailwater_audit.subtree as select level, index, hash from tailwater.subtree;
 
 -- Which object at a system is which of ours.
@@ -44,6 +44,7 @@ create or replace view tailwater_audit.change as
 select e.seq, e.recorded_at, (b.body #>> '{source,committed_at}')::timestamptz as committed_at,
        c.change ->> 'relation' as table_name, c.change ->> 'key' as key, c.change ->> 'op' as operation,
        c.change ->> 'by' as changed_by, c.change -> 'before' as before, c.change -> 'after' as after,
+       c.change -> 'sealed' as sealed,
        b.body ->> 'type' as event_type, b.body ->> 'id' as id, b.body #>> '{source,name}' as source,
        (b.body #>> '{source,xid}')::bigint as xid, b.body #>> '{source,commit_lsn}' as commit_lsn,
        (b.body #>> '{source,ordinal}')::numeric as ordinal, b.body #>> '{source,system_identifier}' as system_identifier,
@@ -57,7 +58,8 @@ where e.kind = 'event' and (select tailwater_audit.noted('change'));
 -- The same, a line for each field that is another one than before.
 create or replace view tailwater_audit.field_change as
 select c.seq, c.recorded_at, c.committed_at, c.table_name, c.key, c.operation, c.changed_by, f.field,
-       nullif(c.before, 'null'::jsonb) ->> f.field as old_value, nullif(c.after, 'null'::jsonb) ->> f.field as new_value,
+       case when c.sealed ? f.field then '(sealed)' else nullif(c.before, 'null'::jsonb) ->> f.field end as old_value,
+       case when c.sealed ? f.field then '(sealed)' else nullif(c.after, 'null'::jsonb) ->> f.field end as new_value,
        c.event_type, c.id, c.source, c.correlation_id, c.refs
 from tailwater_audit.change c
 cross join lateral (
@@ -65,4 +67,7 @@ cross join lateral (
     select jsonb_object_keys(c.before) where jsonb_typeof(c.before) = 'object'
     union
     select jsonb_object_keys(c.after) where jsonb_typeof(c.after) = 'object') k(field)
-  where (nullif(c.before, 'null'::jsonb) -> k.field) is distinct from (nullif(c.after, 'null'::jsonb) -> k.field)) f;
+  where (nullif(c.before, 'null'::jsonb) -> k.field) is distinct from (nullif(c.after, 'null'::jsonb) -> k.field)
+    and k.field <> '~sealed'
+  union all
+  select jsonb_array_elements_text(case jsonb_typeof(c.sealed) when 'array' then c.sealed end)) f;

@@ -7,6 +7,7 @@ use tailwater::event::Priority;
 use tailwater::ledger::Ledger;
 use tailwater::ledger::batch::{Batch, DeliveryWrite, Lane};
 use tailwater::ledger::entry::{EntryKind, NewEntry};
+use tailwater::ledger::keyring::Master;
 use tailwater::ledger::outbox::{Outbox, SHARDS, Wanted};
 use tokio::time::Instant;
 use tokio_postgres::Client;
@@ -80,7 +81,7 @@ async fn deliveries_per_second_to_a_target_that_costs_nothing() {
     let world = world().await;
     let count = if long() { 60_000 } else { 4_000 };
     {
-        let ledger = Ledger::open(&world.ledger_database()).await.unwrap();
+        let ledger = Ledger::open(&world.ledger_database(), &Master::default()).await.unwrap();
         owe(&ledger, 0..count).await;
     }
     let client = world.ledger_client().await;
@@ -113,7 +114,7 @@ async fn deliveries_per_second_to_a_target_that_costs_nothing() {
 
 /// Median time of asking for what is due, in milliseconds.
 async fn claim_ms(ledger: &Ledger) -> f64 {
-    let outbox = Outbox::prepare(ledger.outbox()).await.unwrap();
+    let outbox = Outbox::prepare(ledger.outbox(), ledger.master()).await.unwrap();
     let shards: Vec<i16> = (0..SHARDS).collect();
     let wanted = Wanted {
         target: "sink",
@@ -147,7 +148,7 @@ async fn write_ms(ledger: &Ledger, objects: std::ops::Range<usize>) -> f64 {
 async fn a_ledger_that_grows_fast_is_written_as_fast() {
     let world = world().await;
     let count = if long() { 1_000_000 } else { 80_000 };
-    let ledger = Ledger::open(&world.ledger_database()).await.unwrap();
+    let ledger = Ledger::open(&world.ledger_database(), &Master::default()).await.unwrap();
     let first = write_ms(&ledger, 0..8_000).await;
     write_ms(&ledger, 8_000..count).await;
     let last = write_ms(&ledger, count..count + 8_000).await;
@@ -163,7 +164,7 @@ async fn a_backlog_of_millions_costs_neither_time_nor_memory() {
     let world = world().await;
     let small: i64 = 10_000;
     let large: i64 = if long() { 5_000_000 } else { 60_000 };
-    let ledger = Ledger::open(&world.ledger_database()).await.unwrap();
+    let ledger = Ledger::open(&world.ledger_database(), &Master::default()).await.unwrap();
     owe(&ledger, 0..100).await;
     let client = world.ledger_client().await;
     // Every tenth has a second state behind it; a part waits for another object.

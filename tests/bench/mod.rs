@@ -6,6 +6,7 @@
 mod convergence;
 mod dispatch;
 mod drain;
+mod ledger;
 mod load;
 mod process;
 mod stages;

@@ -6,10 +6,11 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use tailwater::demo::private::{PrivatePostgres, TemporaryDirectory};
 use tailwater::event::{
-    CanonicalEvent, Cause, ChangePosition, Cluster, EventRecord, Lsn, Operation, Origin, Row,
+    CanonicalEvent, Cause, ChangePosition, Cluster, EventRecord, Lsn, Operation, Origin, Personal, Row,
 };
 use tailwater::ledger::batch::Batch;
 use tailwater::ledger::entry::{EntryKind, NewEntry};
+use tailwater::ledger::keyring::Master;
 use tailwater::ledger::{Ledger, SCHEMA};
 use tailwater::pg::Database;
 use tailwater::pg_tls::TlsMode;
@@ -39,7 +40,7 @@ impl LedgerAlone {
             certificate: None,
             schema: SCHEMA,
         };
-        let ledger = Ledger::open(&database).await.unwrap();
+        let ledger = Ledger::open(&database, &Master::default()).await.unwrap();
         Self { ledger, server, directory }
     }
 
@@ -116,7 +117,13 @@ pub fn event(n: usize) -> NewEntry {
     };
     let cluster = Cluster { system_identifier: "7301234567890123456".into(), timeline: 1 };
     let origin = Origin { source: "erp".into(), cluster, mapping_sha256: "ab".repeat(32) };
-    NewEntry::event(EventRecord { event, origin: Arc::new(origin), fault: None, heals: false })
+    NewEntry::event(EventRecord {
+        event,
+        origin: Arc::new(origin),
+        fault: None,
+        heals: false,
+        personal: Personal::default(),
+    })
 }
 
 fn attempt(n: usize) -> NewEntry {

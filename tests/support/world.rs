@@ -184,6 +184,8 @@ url = "{ledger}"
 key = {{ file = "{ledger_key}" }}
 directory = "{log}"
 every = "1s"
+[admin]
+socket = "{admin}"
 [redis]
 url = "{redis}"
 [sources.erp]
@@ -208,6 +210,7 @@ quota = "{zendesk_quota}"
             mappings = mappings.display(),
             ledger_key = path("ledger.key").display(),
             log = path("log").display(),
+            admin = path("admin.sock").display(),
             mapping = options.data.unwrap_or("odoo"),
             ledger = self.ledger.url("tailwater", "tailwater"),
             redis = self.redis.url(),

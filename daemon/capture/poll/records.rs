@@ -16,6 +16,7 @@ use crate::image::{Emitted, Overlay, Projection, RowId};
 use crate::ledger::batch::{Batch, LoadWrite};
 use crate::ledger::loads::{began, unseen};
 use crate::ledger::{Ledger, LedgerError};
+use crate::mapping::TableSpec;
 use crate::source::poll::Record;
 use crate::source::poll::page::read_record;
 
@@ -293,7 +294,7 @@ fn emitted(
     for record in records {
         let Some(table) = source.flow.mapping.table_named(&record.table) else { continue };
         let Some(known) = overlay.row(&table.name, &record.key) else { continue };
-        let row = row_of(&table.columns, record);
+        let row = row_of(table, record);
         let readable =
             source.target.connector.reading.table(&record.table).is_some_and(|table| table.read.is_some());
         match standing(known.as_deref(), &row, record.at_ms, said) {
@@ -326,13 +327,12 @@ fn standing(known: Option<&Row>, row: &Row, at_ms: i64, said: Said) -> Standing 
 }
 
 /// The mapped members of an object; what it does not have is null.
-fn row_of(columns: &[Arc<str>], record: &Record) -> Row {
-    let member = |name: &Arc<str>| {
-        let value = record.object.get(&**name).map(storable).unwrap_or_default();
-        (name.clone(), value)
-    };
+fn row_of(table: &TableSpec, record: &Record) -> Row {
+    let value = |name: &Arc<str>| record.object.get(&**name).map(storable).unwrap_or_default();
+    let mut values: Vec<Value> = table.columns.iter().map(value).collect();
+    table.protect(&table.columns, &mut values);
     let at = (AT.into(), Value::from(record.at_ms));
-    columns.iter().map(member).chain([at]).collect()
+    table.columns.iter().cloned().zip(values).chain([at]).collect()
 }
 
 /// PostgreSQL's jsonb holds no NUL.

@@ -76,10 +76,11 @@ impl<'a> CopyReader<'a> {
         for ((column, form), cell) in self.table.columns.iter().zip(&self.types).zip(cells) {
             values.push(self.value(column, *form, cell)?);
         }
-        let row = Row::new(self.columns.clone(), values);
-        let key: Vec<Value> =
-            self.table.key.iter().map(|column| row.get(column).cloned().unwrap_or_default()).collect();
-        Ok((row_key(&key), row))
+        let place = |column: &Arc<str>| self.columns.iter().position(|name| name == column);
+        let key = self.table.key.iter().map(|column| values.get(place(column)?).cloned());
+        let key: Vec<Value> = key.map(Option::unwrap_or_default).collect();
+        self.table.protect(&self.columns, &mut values);
+        Ok((row_key(&key), Row::new(self.columns.clone(), values)))
     }
 
     fn value(&self, column: &Arc<str>, form: Form, cell: &[u8]) -> Result<Value, CopyError> {

@@ -87,6 +87,8 @@ pub struct Relation {
     key: Vec<usize>,
     /// Place of the column that says who wrote the row; behind the last of `columns` where it is not one of these.
     author: Option<usize>,
+    /// What nobody shall see of it, if there is anything.
+    protects: Option<Arc<TableSpec>>,
 }
 
 /// A row: its key, its mapped columns, who wrote it.
@@ -122,7 +124,8 @@ impl Relation {
         }
         let (table, width) = (spec.name.clone(), message.columns.len());
         let author = author.map(|(place, _)| place);
-        Ok(Self { table, vanished, width, columns: columns.into(), wanted, key, author })
+        let protects = spec.protects().then(|| Arc::new(spec.clone()));
+        Ok(Self { table, vanished, width, columns: columns.into(), wanted, key, author, protects })
     }
 
     /// Key, mapped columns and author of a row image.
@@ -132,6 +135,9 @@ impl Relation {
         let author = self.author.and_then(|place| values.get(place)).filter(|author| !author.is_null());
         let author = author.map(|author| key_text(author).into());
         values.truncate(self.columns.len());
+        if let Some(spec) = &self.protects {
+            spec.protect(&self.columns, &mut values);
+        }
         Ok((key, SentRow::new(Row::new(self.columns.clone(), values), unsent), author))
     }
 
