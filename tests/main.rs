@@ -13,6 +13,7 @@
 
 mod support;
 
+mod archives;
 mod audit;
 mod auditors;
 mod bench;

@@ -1,7 +1,7 @@
 //! A part of the ledger that proves itself: entries, and what shows that they are all of that part and as they were written.
 //!
 //! A tar of `manifest.json`, `proof.json`, `checkpoint` (where there is one) and `entries.jsonl`, whose lines are the exact bytes of the
-//! bodies. The entries are leaves `first` to `last` of the tree: with the roots of the subtrees before them (`left`) they make the head
+//! bodies; in an archive they are compressed (`entries.jsonl.zst`), and their hashes lie beside them (`leaves`). The entries are leaves `first` to `last` of the tree: with the roots of the subtrees before them (`left`) they make the head
 //! of the tree of `last` entries, and `consistency` (RFC 6962 section 2.1.2) shows that this one is the beginning of the tree that was
 //! signed. So none of them can be missing, added or changed.
 
@@ -111,11 +111,39 @@ pub fn verify(bundle: impl Read, key: Option<&PublicKey>) -> std::io::Result<Fin
             "proof.json" => parts.proof = serde_json::from_reader(file.take(LARGEST_FILE)).ok(),
             "checkpoint" => parts.checkpoint = Some(std::io::read_to_string(file.take(LARGEST_FILE))?),
             "entries.jsonl" => return verify_entries(BufReader::new(file), &parts, key),
+            "entries.jsonl.zst" => {
+                return verify_entries(BufReader::new(zstd::Decoder::new(file)?), &parts, key);
+            }
             // Other forms of the same entries.
             _ => {}
         }
     }
     Ok(Finding::Incomplete("the bundle has no entries.jsonl".into()))
+}
+
+/// The bodies in a bundle, one after the other; nothing of it is checked.
+pub fn bodies(
+    bundle: impl Read,
+    mut body: impl FnMut(Vec<u8>) -> std::io::Result<()>,
+) -> std::io::Result<()> {
+    let mut archive = tar::Archive::new(bundle);
+    for file in archive.entries()? {
+        let file = file?;
+        let mut lines: Box<dyn BufRead + '_> = match &*file.path()?.to_string_lossy() {
+            "entries.jsonl" => Box::new(BufReader::new(file)),
+            "entries.jsonl.zst" => Box::new(BufReader::new(zstd::Decoder::new(file)?)),
+            _ => continue,
+        };
+        loop {
+            let mut line = Vec::new();
+            if lines.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line)? == 0 {
+                return Ok(());
+            }
+            line.pop();
+            body(line)?;
+        }
+    }
+    Ok(())
 }
 
 fn verify_entries(

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tlog_tiles::tlog::Hash;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::GenericClient;
@@ -16,7 +15,7 @@ use super::checkpoint::{CheckpointError, CheckpointKey, PublicKey, SignedHead, p
 use super::directory::{DirectoryError, LogDirectory};
 use super::witness::{Place, Teller, Told, WitnessError};
 use crate::config::secret::{Secret, SecretError};
-use crate::ledger::hashes::{consistency, root_at};
+use crate::ledger::hashes::{consistency, leaves, root_at};
 use crate::ledger::head::Head;
 use crate::ledger::tree::Tree;
 use crate::ledger::{Ledger, LedgerError};
@@ -217,21 +216,4 @@ impl Publisher {
         }
         Ok(String::new())
     }
-}
-
-/// Leaves behind the first `size` entries, up to `end`.
-async fn leaves(client: &impl GenericClient, size: u64, end: u64) -> Result<Vec<Hash>, LedgerError> {
-    let bound = |seq: u64| i64::try_from(seq).unwrap_or(i64::MAX);
-    let sql = "select seq, leaf from entry where seq > $1 and seq <= $2 order by seq";
-    let rows = client.query(sql, &[&bound(size), &bound(end)]).await?;
-    let mut leaves = Vec::with_capacity(rows.len());
-    for (expected, row) in (size + 1..).zip(&rows) {
-        let leaf: [u8; 32] =
-            row.try_get::<_, &[u8]>(1)?.try_into().map_err(|_| LedgerError::Unreadable("a leaf".into()))?;
-        if row.try_get::<_, i64>(0)? != bound(expected) {
-            return Err(LedgerError::NotThere(expected));
-        }
-        leaves.push(Hash(leaf));
-    }
-    Ok(leaves)
 }

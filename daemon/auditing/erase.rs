@@ -7,6 +7,7 @@ use tokio_postgres::Client;
 use crate::app::EX_CONFIG;
 use crate::config::Config;
 use crate::event::{Columns, Row};
+use crate::ledger::archive::holds;
 use crate::ledger::command::Command;
 use crate::ledger::erase::{ErasedRow, Erasure};
 use crate::ledger::{images, standing};
@@ -27,6 +28,13 @@ pub async fn erase(config: &Config, subject: String, reason: String) -> Result<S
         ));
     }
     let client = config.ledger.connect("tailwater-erase").await.map_err(down)?;
+    if let Some(hold) = holds(&client).await?.into_iter().find(|hold| hold.refs.contains(&subject)) {
+        let next = "next: tailwater ledger hold list";
+        return Err(Refusal(
+            EX_CONFIG,
+            format!("{subject} is held: {} ({})\n{next}", hold.name, hold.reason),
+        ));
+    }
     let followed = config.sources.iter().map(|source| (&source.name, &source.mapping));
     let polled = config.polls.iter().map(|poll| (&poll.name, &poll.mapping));
     let (mut rows, mut fields, mut still) = (Vec::new(), BTreeSet::new(), 0);

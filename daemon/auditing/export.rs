@@ -1,21 +1,19 @@
 //! `tailwater ledger export`: a part of the ledger as a file, or as a bundle that proves itself.
 
 use std::fs::File;
-use std::io::{BufWriter, Read as _, Seek as _, Write};
-use std::path::{Path, PathBuf};
+use std::io::{BufWriter, Write};
+use std::path::PathBuf;
 
 use futures_util::{StreamExt, pin_mut};
 use jiff::Timestamp;
-use sha2::{Digest, Sha256};
 use tokio_postgres::Transaction;
 
+use super::bundle::Bundle;
 use super::times::Times;
 use super::{Outside, parquet, place, reader};
 use crate::app::{EX_CONFIG, EX_UNAVAILABLE, EX_USAGE};
-use crate::audit::bundle::{Manifest, Proof, VERSION, text};
 use crate::cli::{EvidenceArgs, ExportFormat, ReadingArgs};
 use crate::event::hex;
-use crate::ledger::hashes::{consistency, root_at, tree_at};
 use crate::ledger::head::Head;
 use crate::ledger::keyring::Master;
 use crate::ledger::raw::{RawEntry, entries};
@@ -70,7 +68,8 @@ pub async fn export(
     let out = what.out.as_deref();
     if what.with_proofs {
         let out = out.ok_or_else(|| Refusal(EX_USAGE, "a bundle needs a file: --out FILE".into()))?;
-        bundle(reading.transaction(), span, what.format, (out, checkpoint)).await?;
+        let bundle = Bundle { span, format: what.format, compressed: false, out, checkpoint };
+        bundle.write(reading.transaction()).await?;
     } else {
         let sink: Box<dyn Write + Send> = match out {
             Some(path) => Box::new(BufWriter::new(File::create(path).map_err(failed)?)),
@@ -97,7 +96,7 @@ async fn bound(
 }
 
 /// Writes entries in one form.
-async fn write(
+pub async fn write(
     transaction: &Transaction<'_>,
     (first, last): (u64, u64),
     format: ExportFormat,
@@ -116,11 +115,14 @@ async fn write(
         let row = row?;
         let Some(entry) = RawEntry::read(&row)? else { continue };
         if entry.seq != expected {
-            let next = "next: tailwater ledger verify";
-            return Err(Refusal(EX_CONFIG, format!("the ledger lacks entry {expected}\n{next}")));
+            break;
         }
         form.entry(&entry).map_err(failed)?;
         expected += 1;
+    }
+    if expected <= bound(last) {
+        let next = "next: if it is archived, its file is a bundle already (tailwater ledger restore puts it back); else tailwater ledger verify";
+        return Err(Refusal(EX_CONFIG, format!("the ledger lacks entry {expected}\n{next}")));
     }
     form.end().map_err(failed)
 }
@@ -167,86 +169,5 @@ impl<W: Write> Form for Csv<W> {
 
     fn end(mut self: Box<Self>) -> std::io::Result<()> {
         self.0.flush()
-    }
-}
-
-/// Writes what `tailwater-verify` reads; other forms of the same entries lie beside.
-async fn bundle(
-    transaction: &Transaction<'_>,
-    (first, last): (u64, u64),
-    format: ExportFormat,
-    (out, checkpoint): (&Path, Option<(u64, String)>),
-) -> Result<(), Refusal> {
-    let covering = checkpoint.filter(|(size, _)| *size >= last);
-    let size = Head::load(transaction).await?.tree.size();
-    let tree_size = covering.as_ref().map_or(size, |(size, _)| *size);
-    let proof = Proof {
-        first,
-        last,
-        left: tree_at(transaction, first - 1).await?.frontier().iter().map(text).collect(),
-        consistency: consistency(transaction, last, tree_size).await?.iter().map(text).collect(),
-        tree_size,
-        root: text(&root_at(transaction, tree_size).await?),
-    };
-    let mut lines = scratch(out, "entries").map_err(failed)?;
-    write(transaction, (first, last), ExportFormat::Jsonl, Box::new(BufWriter::new(&mut lines))).await?;
-    let manifest = Manifest {
-        version: VERSION,
-        first,
-        last,
-        count: last + 1 - first,
-        entries_sha256: digest(&mut lines).map_err(failed)?,
-        exported_at: Timestamp::now().to_string(),
-    };
-    let mut other = None;
-    if format != ExportFormat::Jsonl {
-        let mut file = scratch(out, "other").map_err(failed)?;
-        write(transaction, (first, last), format, Box::new(BufWriter::new(&mut file))).await?;
-        let name = if format == ExportFormat::Csv { "entries.csv" } else { "entries.parquet" };
-        other = Some((name, file));
-    }
-    let mut pack = || -> std::io::Result<()> {
-        let mut archive = tar::Builder::new(BufWriter::new(File::create(out)?));
-        let text = |value: serde_json::Result<String>| value.map_err(std::io::Error::other);
-        append(&mut archive, "manifest.json", text(serde_json::to_string_pretty(&manifest))?.as_bytes())?;
-        append(&mut archive, "proof.json", text(serde_json::to_string_pretty(&proof))?.as_bytes())?;
-        if let Some((_, note)) = &covering {
-            append(&mut archive, "checkpoint", note.as_bytes())?;
-        }
-        if let Some((name, file)) = &mut other {
-            file.rewind()?;
-            archive.append_file(name, file)?;
-        }
-        lines.rewind()?;
-        archive.append_file("entries.jsonl", &mut lines)?;
-        archive.into_inner()?.into_inner().map_err(std::io::Error::other)?.sync_all()
-    };
-    pack().map_err(failed)
-}
-
-fn append<W: Write>(archive: &mut tar::Builder<W>, name: &str, bytes: &[u8]) -> std::io::Result<()> {
-    let mut header = tar::Header::new_gnu();
-    header.set_size(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
-    header.set_mode(0o644);
-    header.set_cksum();
-    archive.append_data(&mut header, name, bytes)
-}
-
-/// A file without a name beside `out`: its size has to be known before it goes into the archive.
-fn scratch(out: &Path, what: &str) -> std::io::Result<File> {
-    let path = out.with_added_extension(format!("{what}-{}", std::process::id()));
-    let file = File::options().read(true).write(true).create_new(true).open(&path)?;
-    std::fs::remove_file(&path)?;
-    Ok(file)
-}
-
-fn digest(file: &mut File) -> std::io::Result<String> {
-    file.rewind()?;
-    let (mut digest, mut buffer) = (Sha256::new(), vec![0; 1 << 16]);
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(hex(&digest.finalize())),
-            length => digest.update(buffer.get(..length).unwrap_or_default()),
-        }
     }
 }

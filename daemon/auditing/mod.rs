@@ -1,5 +1,7 @@
 //! What auditors and DBAs do with a ledger.
 
+mod archive;
+mod bundle;
 mod erase;
 mod export;
 mod keys;
@@ -50,6 +52,18 @@ pub async fn ledger(command: LedgerCommand) -> ExitCode {
         LedgerCommand::Export { reading, evidence, from, to, format, with_proofs, out } => {
             let what = export::Export { from: &from, to: to.as_deref(), format, with_proofs, out };
             finish(export::export(&reading, &evidence, &what).await)
+        }
+        LedgerCommand::Archive { config, args } => {
+            with_config(&config, |config| async move { finish(archive::archive(&config, &args).await) }).await
+        }
+        LedgerCommand::Restore { config, owner, month, file } => {
+            let restored =
+                |config: Config| async move { finish(archive::restore(&config, &owner, &month, file).await) };
+            with_config(&config, restored).await
+        }
+        LedgerCommand::Hold(command) => {
+            let args = command.config().clone();
+            with_config(&args, |config| async move { finish(archive::hold(&config, command).await) }).await
         }
         LedgerCommand::Erase { config, subject, reason } => {
             with_config(&config, |config| async move { finish(erase::erase(&config, subject, reason).await) })

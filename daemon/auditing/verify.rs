@@ -101,9 +101,9 @@ fn heads(outside: &Outside, evidence: &EvidenceArgs) -> Result<Vec<SignedHead>, 
 
 fn report(verdict: &Verdict, as_json: bool) -> ExitCode {
     let (word, details) = match verdict {
-        Verdict::Sound { size, root, checkpoints, misprinted } => (
+        Verdict::Sound { size, root, checkpoints, misprinted, archived } => (
             "sound",
-            json!({"size": size, "root": root, "checkpoints": checkpoints, "misprinted": misprinted}),
+            json!({"size": size, "root": root, "checkpoints": checkpoints, "misprinted": misprinted, "archived": archived}),
         ),
         Verdict::Tampered { seq, what } => ("tampered", json!({"seq": seq, "what": what})),
         Verdict::Incomplete { seq, what } => ("incomplete", json!({"seq": seq, "what": what})),
@@ -113,12 +113,17 @@ fn report(verdict: &Verdict, as_json: bool) -> ExitCode {
         return ExitCode::from(verdict.exit_code());
     }
     match verdict {
-        Verdict::Sound { size, root, checkpoints, misprinted } => {
+        Verdict::Sound { size, root, checkpoints, misprinted, archived } => {
             say(&format!("sound: {size} entries, tree head {root}, {checkpoints} checkpoints agree\n"));
             if *checkpoints == 0 {
                 say(
                     "nothing outside the database was compared: its owner could have rewritten it as a whole\n",
                 );
+            }
+            if *archived > 0 {
+                say(&format!(
+                    "{archived} of them lie in files; of these the hashes were verified (tailwater-verify FILE)\n"
+                ));
             }
             if let Some(seq) = misprinted {
                 say(&format!(

@@ -173,6 +173,35 @@ pub enum LedgerCommand {
         #[arg(long)]
         reason: String,
     },
+    /// Write whole months to files, and take them out of the database. Proofs of their entries can still be made.
+    ///
+    /// Each month becomes a bundle (tar) of its entries, compressed, with their hashes, a proof and a checkpoint; it is checked before
+    /// the month is dropped. Needs the rights of the tables' owner.
+    Archive {
+        /// The settings file.
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// What and where.
+        #[command(flatten)]
+        args: ArchiveArgs,
+    },
+    /// Put an archived month back. Needs the rights of the tables' owner.
+    Restore {
+        /// The settings file.
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// As whom.
+        #[command(flatten)]
+        owner: OwnerArgs,
+        /// Month, such as 2026-01.
+        month: String,
+        /// Its file; left out: where it was written.
+        #[arg(long)]
+        file: Option<PathBuf>,
+    },
+    /// What must not be archived or erased, for a court or an audit.
+    #[command(subcommand)]
+    Hold(HoldCommand),
     /// Make the ledger's roles, tables, views and rights, or bring them up to date.
     ///
     /// Run by a DBA, once and with each new version: as a superuser, or as one with CREATEROLE who owns the database. Three roles keep
@@ -235,6 +264,80 @@ pub enum ProofCommand {
         /// The larger size; left out: of all entries.
         new: Option<u64>,
     },
+}
+
+/// As whom tables are changed.
+#[derive(Debug, Clone, Args)]
+pub struct OwnerArgs {
+    /// The ledger, as a member of tailwater_owner or a superuser. Left out: as the settings have it.
+    #[arg(long, value_name = "URL")]
+    pub url: Option<String>,
+    /// A password file as libpq reads it.
+    #[arg(long, value_name = "FILE", requires = "url")]
+    pub passfile: Option<PathBuf>,
+}
+
+/// `tailwater ledger archive`.
+#[derive(Debug, Clone, Args)]
+pub struct ArchiveArgs {
+    /// As whom.
+    #[command(flatten)]
+    pub owner: OwnerArgs,
+    /// Months before this one, such as 2026-01.
+    #[arg(long, value_name = "MONTH")]
+    pub before: String,
+    /// Directory for the files.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+}
+
+/// `tailwater ledger hold …`.
+#[derive(Debug, Subcommand)]
+pub enum HoldCommand {
+    /// Hold months, or everything about a subject, an object or a row.
+    Add {
+        /// The settings file.
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Name, such as that of the case.
+        name: String,
+        /// Month, such as 2026-01; may be given several times.
+        #[arg(long = "month", value_name = "MONTH")]
+        months: Vec<String>,
+        /// ERP-P-8, res_partner/8, stripe/cus_…; may be given several times.
+        #[arg(long, value_name = "ID")]
+        about: Vec<String>,
+        /// Why.
+        #[arg(long)]
+        reason: String,
+    },
+    /// Let go of it.
+    Release {
+        /// The settings file.
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Name.
+        name: String,
+        /// Why.
+        #[arg(long)]
+        reason: String,
+    },
+    /// All holds.
+    List {
+        /// The settings file.
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
+}
+
+impl HoldCommand {
+    /// The settings file.
+    #[must_use]
+    pub fn config(&self) -> &ConfigArgs {
+        match self {
+            Self::Add { config, .. } | Self::Release { config, .. } | Self::List { config } => config,
+        }
+    }
 }
 
 /// Forms of an export.

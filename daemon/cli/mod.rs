@@ -9,7 +9,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::ledger::process::Role;
 
-pub use ledger::{EvidenceArgs, ExportFormat, LedgerArgs, LedgerCommand, ProofCommand, ReadingArgs};
+pub use ledger::{
+    ArchiveArgs, EvidenceArgs, ExportFormat, HoldCommand, LedgerArgs, LedgerCommand, OwnerArgs, ProofCommand,
+    ReadingArgs,
+};
 pub use operators::{
     DecisionArgs, DeliveriesCommand, IdentityCommand, ObjectArgs, QuotaCommand, WaveCommand, Which,
 };
@@ -33,7 +36,7 @@ const EXIT_CODES: &str = "Exit codes: 0 done; 64 wrong usage; 69 a database or s
 tailwater itself; 75 try again later; 78 wrong settings, or not safe to start.";
 
 /// The settings file.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct ConfigArgs {
     /// Settings file. Any key can be overridden by the environment: TAILWATER__LEDGER__URL sets `url` of the ledger.
     #[arg(long, short, value_name = "FILE", default_value = "/etc/tailwater/tailwater.toml")]

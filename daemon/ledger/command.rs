@@ -8,6 +8,7 @@ use serde_json::Value;
 use tokio_postgres::Client;
 
 use super::LedgerError;
+use super::archive::hold;
 use super::batch::{Batch, EntryIndex, Lane};
 use super::deliveries::{Selection, carried_out, newest, resolve, step};
 use super::dispatch_statements::{rehead, rehead_lane};
@@ -97,6 +98,39 @@ pub enum Command {
     },
     /// Forget a data subject.
     Erase(Erasure),
+    /// Nothing but an entry: a month was written to a file, and is about to be taken out of the database.
+    Archive {
+        /// First day.
+        month: jiff::civil::Date,
+        /// First entry.
+        first: u64,
+        /// Last entry.
+        last: u64,
+        /// File.
+        file: String,
+        /// Its digest.
+        sha256: String,
+        /// It was put back instead.
+        restored: bool,
+    },
+    /// Something must not be archived or erased.
+    Hold {
+        /// Name.
+        name: String,
+        /// Months.
+        months: Vec<jiff::civil::Date>,
+        /// Subjects, objects, rows.
+        refs: Vec<String>,
+        /// Why.
+        reason: String,
+    },
+    /// It may be.
+    Unhold {
+        /// Name.
+        name: String,
+        /// Why.
+        reason: String,
+    },
     /// Nothing but an entry: somebody has read the ledger.
     Read {
         /// Which view or command.
@@ -233,6 +267,7 @@ pub fn batch(asked: Asked) -> (Batch, EntryIndex) {
         Command::Read { .. } => EntryKind::Read,
         Command::Export { .. } => EntryKind::Export,
         Command::Erase(_) => EntryKind::Erase,
+        Command::Archive { .. } => EntryKind::Archive,
         _ => EntryKind::Operator,
     };
     let mut batch = Batch::default();
@@ -310,8 +345,12 @@ pub fn statements(asked: Asked, out: &mut Vec<Prepared>) {
             parameters![name, moved, asked.requested_by],
         )),
         Command::Erase(erasure) => erase(erasure, out),
-        // These go through in portions of their own, before: see `deliveries::step`.
-        Command::Retry { .. } | Command::Discard { .. } | Command::Read { .. } | Command::Export { .. } => {}
+        // Of these there is nothing but the entry, or they go through in portions of their own, before: see `deliveries::step`.
+        Command::Retry { .. } | Command::Discard { .. } | Command::Read { .. } | Command::Export { .. } | Command::Archive { .. } => {}
+        Command::Hold { name, months, refs, reason } => {
+            hold(name, (months, refs), (reason, asked.requested_by), out);
+        }
+        Command::Unhold { name, .. } => out.push(("delete from hold where name = $1", parameters![name])),
         Command::Resolve { id, target, object, canonical_id, applied, .. } => {
             resolve(&Lane { target, object, canonical_id }, id, applied, out);
         }

@@ -36,6 +36,8 @@ pub enum EntryKind {
     Read,
     /// The key of a subject was destroyed.
     Erase,
+    /// A month was written to a file, to be taken out of the database, or was put back.
+    Archive,
     /// Somebody took a copy of a part of the ledger.
     Export,
     /// The daemon started.
@@ -62,6 +64,7 @@ impl EntryKind {
             Self::Read => "read",
             Self::Export => "export",
             Self::Erase => "erase",
+            Self::Archive => "archive",
             Self::Start => "start",
             Self::Stop => "stop",
         }

@@ -73,7 +73,8 @@ impl Granting {
                     1 + coalesce(before.round, 0), coalesce(before.class, 2),
                     not exists (select from delivery h where h.target = g.target and h.object = g.object
                                 and h.canonical_id = g.canonical_id and h.head),
-                    coalesce(before.month, (select e.month from entry e where e.seq = g.event_seq))
+                    coalesce(before.month, (select e.month from entry e where e.seq = g.event_seq),
+                             (select k.month from kept_event k where k.seq = g.event_seq))
              from (select distinct event_seq, target, object, canonical_id, requires from granted) g
              left join lateral (select max(d.round) as round, min(d.class) as class, bool_or(d.fact) as fact,
                                        max(d.event_month) as month from delivery d

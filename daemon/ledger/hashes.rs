@@ -79,6 +79,13 @@ pub async fn tree_at(client: &impl GenericClient, size: u64) -> Result<Tree, Led
     Ok(Tree::restore(size, frontier)?)
 }
 
+/// Leaves of the entries behind the first `size`, up to `end`.
+pub async fn leaves(client: &impl GenericClient, size: u64, end: u64) -> Result<Vec<Hash>, LedgerError> {
+    let kept = kept(client, &[(0, 0, size..end)]).await?;
+    let leaf = |index: u64| kept.get(&(0, index)).copied().ok_or(LedgerError::NotThere(index + 1));
+    (size..end).map(leaf).collect()
+}
+
 /// Reads hashes by their index in the order in which a tree stores them.
 async fn read(client: &impl GenericClient, indexes: Vec<u64>) -> Result<Read, LedgerError> {
     let mut wanted: Vec<(u64, u8, Range<u64>)> = Vec::new();
@@ -113,6 +120,12 @@ async fn kept(
     let sql = "select 0::smallint, e.seq - 1, e.leaf
                from unnest($1::smallint[], $2::bigint[], $3::bigint[]) as w(level, first, after)
                join entry e on e.seq > w.first and e.seq <= w.after where w.level = 0
+               union all
+               select 0::smallint, n, substring(a.hashes from (n - a.first_seq + 1)::int * 32 + 1 for 32)
+               from unnest($1::smallint[], $2::bigint[], $3::bigint[]) as w(level, first, after)
+               join archived_leaves a on a.last_seq > w.first and a.first_seq <= w.after
+               cross join lateral generate_series(greatest(w.first, a.first_seq - 1), least(w.after, a.last_seq) - 1) n
+               where w.level = 0
                union all
                select s.level, s.index, s.hash
                from unnest($1::smallint[], $2::bigint[], $3::bigint[]) as w(level, first, after)

@@ -3,6 +3,7 @@
 //! Each process has one session that writes, in batches ([`writer`]). They take turns by an advisory lock (`turn.rs`): whoever has
 //! it is alone with the tree, and a process that is alone keeps it. Everything else reads.
 
+pub mod archive;
 pub mod batch;
 pub mod calls;
 pub mod command;

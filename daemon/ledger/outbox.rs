@@ -162,7 +162,8 @@ const DUE: &str = "
          (select r from unnest(n.requires) r where is_on_its_way(n.target, r) limit 1), n.alone, a.body, a.told_at, true
   from head h
   join delivery n on n.id = h.newest
-  join entry e on e.seq = n.event_seq and e.month = n.event_month
+  cross join lateral (select x.body from entry x where x.seq = n.event_seq and x.month = n.event_month
+                      union all select k.body from kept_event k where k.seq = n.event_seq) e
   left join identity i on i.system = h.target and i.object = h.object and i.canonical_id = h.canonical_id
   left join applied a on a.target = h.target and a.object = h.object and a.canonical_id = h.canonical_id";
 
@@ -172,7 +173,8 @@ const BY_IDS: &str = "
          n.attempts, n.requires, n.request, n.idempotency_key, n.attempted_at, null::bigint[],
          i.external_id, a.sha256, n.last_attempt_at, n.reason, n.class, n.due_at, n.shard, null::text, n.alone, a.body, a.told_at, n.occupies
   from delivery n
-  join entry e on e.seq = n.event_seq and e.month = n.event_month
+  cross join lateral (select x.body from entry x where x.seq = n.event_seq and x.month = n.event_month
+                      union all select k.body from kept_event k where k.seq = n.event_seq) e
   left join identity i on i.system = n.target and i.object = n.object and i.canonical_id = n.canonical_id
   left join applied a on a.target = n.target and a.object = n.object and a.canonical_id = n.canonical_id
   where n.id = any ($1)";
@@ -186,7 +188,8 @@ const BY_LANES: &str = "
   from unnest($3::text[]) as w(id)
   cross join lateral (select * from delivery d where d.target = $1 and d.object = $2 and d.canonical_id = w.id
                       order by d.id desc limit 1) n
-  join entry e on e.seq = n.event_seq and e.month = n.event_month
+  cross join lateral (select x.body from entry x where x.seq = n.event_seq and x.month = n.event_month
+                      union all select k.body from kept_event k where k.seq = n.event_seq) e
   left join identity i on i.system = n.target and i.object = n.object and i.canonical_id = n.canonical_id
   left join applied a on a.target = n.target and a.object = n.object and a.canonical_id = n.canonical_id";
 

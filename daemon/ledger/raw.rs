@@ -132,6 +132,34 @@ impl<'a> RawEntry<'a> {
     }
 }
 
+/// What of an entry stands in columns, by its body.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BodyColumns {
+    /// Place in the ledger.
+    pub seq: i64,
+    /// What it records.
+    pub kind: String,
+    /// When.
+    pub recorded_at: Timestamp,
+    /// See [`super::entry::NewEntry::correlation_id`].
+    pub correlation_id: Option<String>,
+    /// See [`refs`].
+    pub refs: Vec<String>,
+}
+
+/// See [`BodyColumns`]; `None` for what is no entry.
+#[must_use]
+pub fn body_columns(body: &[u8]) -> Option<BodyColumns> {
+    let head = serde_json::from_slice::<Head<'_>>(body).ok()?;
+    Some(BodyColumns {
+        seq: head.seq,
+        recorded_at: head.recorded_at.parse().ok()?,
+        correlation_id: head.correlation_id.as_deref().map(str::to_owned),
+        refs: head.refs(),
+        kind: head.kind.into_owned(),
+    })
+}
+
 /// Fields of a row that are left.
 struct Fields<'a>(&'a [u8]);
 

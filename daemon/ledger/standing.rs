@@ -66,7 +66,8 @@ pub async fn latest(client: &Client, lanes: &[Lane]) -> Result<HashMap<Lane, Tim
                  select d.event_seq, d.event_month from delivery d
                  where d.target = w.target and d.object = w.object and d.canonical_id = w.canonical_id
                  order by d.id desc limit 1) d
-               join entry e on e.seq = d.event_seq and e.month = d.event_month";
+               cross join lateral (select x.body from entry x where x.seq = d.event_seq and x.month = d.event_month
+                                   union all select k.body from kept_event k where k.seq = d.event_seq) e";
     let mut latest = HashMap::new();
     for row in client.query(sql, &[&targets, &objects, &ids]).await? {
         // Of an event that was erased nothing is known any more.

@@ -11,6 +11,7 @@ use tlog_tiles::tlog::{Hash, check_tree, record_hash};
 use tokio_postgres::{Client, IsolationLevel, Transaction};
 
 use super::LedgerError;
+use super::archive::leaves_from;
 use super::hashes::{consistency, tree_at};
 use super::head::Head;
 use super::raw::{RawEntry, entries};
@@ -30,6 +31,8 @@ pub enum Verdict {
         checkpoints: usize,
         /// The first leaf that was published and is not that of an entry, although the checkpoints agree with the ledger.
         misprinted: Option<u64>,
+        /// Entries that lie in files; of them the hashes were verified.
+        archived: u64,
     },
     /// Something was changed.
     Tampered {
@@ -144,6 +147,8 @@ struct Walk<'a> {
     agreed: u64,
     agreements: usize,
     misprinted: Option<u64>,
+    /// Entries of which only the hash is there.
+    archived: u64,
     /// Subtrees that were kept, and not seen yet.
     subtrees: BTreeMap<(u8, u64), Hash>,
 }
@@ -168,6 +173,7 @@ impl<'a> Walk<'a> {
             agreed,
             agreements: 0,
             misprinted: None,
+            archived: 0,
             subtrees,
         })
     }
@@ -178,9 +184,12 @@ impl<'a> Walk<'a> {
         transaction: &Transaction<'_>,
         mut progress: impl FnMut(u64, u64),
     ) -> Result<Option<Verdict>, LedgerError> {
+        if let Some(verdict) = self.archived(transaction).await? {
+            return Ok(Some(verdict));
+        }
         // What lies behind the end of the tree is looked for, too.
         let last = if self.to == self.size(transaction).await? { i64::MAX } else { signed(self.to) };
-        let rows = entries(transaction, (signed(self.from), last)).await?;
+        let rows = entries(transaction, (signed(self.tree.size() + 1), last)).await?;
         pin_mut!(rows);
         while let Some(row) = rows.next().await {
             let row = row?;
@@ -195,6 +204,37 @@ impl<'a> Walk<'a> {
         let next = self.tree.size() + 1;
         let missing = || Verdict::incomplete(next, format!("missing; the tree covers {} entries", self.to));
         Ok((next <= self.to).then(missing))
+    }
+
+    /// Of entries that lie in files only the hashes are here: they are held against what is known from outside all the same.
+    async fn archived(&mut self, transaction: &Transaction<'_>) -> Result<Option<Verdict>, LedgerError> {
+        loop {
+            let next = self.tree.size() + 1;
+            let parts = leaves_from(transaction, next).await?;
+            if parts.is_empty() || next > self.to {
+                return Ok(None);
+            }
+            let range = next..=self.to;
+            for (first, leaves) in parts {
+                for (seq, leaf) in (first..).zip(leaves).filter(|(seq, _)| range.contains(seq)) {
+                    if seq != self.tree.size() + 1 {
+                        let what = "missing; neither it nor its hash is there";
+                        return Ok(Some(Verdict::incomplete(self.tree.size() + 1, what)));
+                    }
+                    if let Some(verdict) = self.append(seq, leaf) {
+                        return Ok(Some(verdict));
+                    }
+                    self.archived += 1;
+                }
+            }
+        }
+    }
+
+    /// The entry's own bytes are as they should be; now its place in the tree.
+    fn append(&mut self, seq: u64, leaf: Hash) -> Option<Verdict> {
+        self.compare_with_published(seq, leaf);
+        self.tree.append(leaf);
+        self.kept_hashes(seq).or_else(|| self.checkpoint(seq))
     }
 
     async fn size(&self, transaction: &Transaction<'_>) -> Result<u64, LedgerError> {
@@ -235,9 +275,7 @@ impl<'a> Walk<'a> {
             )));
         }
         self.month = entry.month;
-        self.compare_with_published(seq, leaf);
-        self.tree.append(leaf);
-        self.kept_hashes(seq).or_else(|| self.checkpoint(seq))
+        self.append(seq, leaf)
     }
 
     fn compare_with_published(&mut self, seq: u64, leaf: Hash) {
@@ -340,6 +378,7 @@ impl<'a> Walk<'a> {
             root,
             checkpoints: self.agreements,
             misprinted: self.misprinted,
+            archived: self.archived,
         })
     }
 }

@@ -19,7 +19,8 @@ begin
       select c.oid::regclass as name
       from pg_class c join pg_namespace n on n.oid = c.relnamespace
       where n.nspname = 'tailwater' and c.relkind = 'r' and not c.relispartition
-        and c.relname not in ('entry', 'subtree', 'tree', 'installation', 'refinery_schema_history')
+        and c.relname not in ('entry', 'subtree', 'tree', 'installation', 'refinery_schema_history', 'archive', 'archived_leaves',
+                              'kept_event')
     loop
       execute format('grant insert, update, delete on %s to tailwater_writer', item.name);
     end loop;

@@ -35,6 +35,12 @@ where (select tailwater_audit.noted('entry'));
 create or replace view tailwater_audit.tree as select size, frontier, root, month, erasures from tailwater.tree;
 create or replace view tailwater_audit.subtree as select level, index, hash from tailwater.subtree;
 
+create or replace view tailwater_audit.archived_leaves as select first_seq, last_seq, hashes from tailwater.archived_leaves;
+
+-- Months that lie in files, and what is held.
+create or replace view tailwater_audit.archive as select * from tailwater.archive;
+create or replace view tailwater_audit.hold as select * from tailwater.hold;
+
 -- Which object at a system is which of ours.
 create or replace view tailwater_audit.identity as
 select canonical_id, system, object, external_id from tailwater.identity where (select tailwater_audit.noted('identity'));

@@ -5,7 +5,7 @@ select e.seq, e.recorded_at, b.body ->> 'action' as action, b.body ->> 'requeste
        b.body - '{action,correlation_id,kind,peer_uid,reason,recorded_at,requested_by,role,seq,v}'::text[] as details, e.refs
 from tailwater.entry e
 cross join lateral (select convert_from(e.body, 'UTF8')::jsonb as body offset 0) b
-where e.kind in ('operator', 'erase', 'gap') and b.body ? 'requested_by' and (select tailwater_audit.noted('intervention'));
+where e.kind in ('operator', 'erase', 'archive', 'gap') and b.body ? 'requested_by' and (select tailwater_audit.noted('intervention'));
 
 -- Deliveries that a person decided about: again, given up, or how a doubt ended.
 create or replace view tailwater_audit.touched_delivery as
