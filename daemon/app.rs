@@ -281,14 +281,13 @@ async fn check(args: &ConfigArgs, as_json: bool) -> ExitCode {
 /// Findings, and the subjects among them that are merely down.
 async fn findings(config: &Config) -> (Vec<catalog::Finding>, Vec<String>) {
     let (mut found, mut down) = (Vec::new(), Vec::new());
-    if let Err(cause) = config.ledger.connect("tailwater-check").await {
-        found.push(finding(
-            Severity::Error,
-            "ledger",
-            cause.to_string(),
-            "start the server, or correct `url` in [ledger]",
-        ));
-        down.push("ledger".to_owned());
+    match config.ledger.connect("tailwater-check").await {
+        Ok(client) => found.extend(auditing::check::findings(config, &client).await),
+        Err(cause) => {
+            let remedy = "start the server, or correct `url` in [ledger]";
+            found.push(finding(Severity::Error, "ledger", cause.to_string(), remedy));
+            down.push("ledger".to_owned());
+        }
     }
     let cache = Cache::new(config.redis.clone());
     if !cache.is_up().await {

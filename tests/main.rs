@@ -19,6 +19,7 @@ mod auditors;
 mod bench;
 mod bulk;
 mod cache;
+mod checkpoints;
 mod contracts;
 mod crash;
 mod documents;

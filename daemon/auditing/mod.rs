@@ -2,6 +2,7 @@
 
 mod archive;
 mod bundle;
+pub mod check;
 mod erase;
 mod export;
 mod keys;

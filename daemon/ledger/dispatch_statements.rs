@@ -9,7 +9,7 @@ use super::batch::{
     WaitWrite,
 };
 use super::calls::call;
-use super::command::statements as command;
+use super::command_statements::statements as command;
 use super::deliveries::decide;
 use super::granting::Granting;
 use super::statements::{Prepared, parameters};

@@ -7,6 +7,7 @@ pub mod archive;
 pub mod batch;
 pub mod calls;
 pub mod command;
+mod command_statements;
 pub mod commit;
 pub mod deliveries;
 pub mod dispatch_statements;

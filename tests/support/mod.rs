@@ -13,6 +13,7 @@ pub mod plain;
 pub mod proxy;
 pub mod real_odoo;
 pub mod triangle;
+pub mod witness;
 pub mod workload;
 pub mod world;
 
