@@ -6,6 +6,7 @@ DESTDIR ?=
 SHELL = /bin/bash
 .SHELLFLAGS = -o pipefail -c
 BINARY = $(or $(CARGO_TARGET_DIR),target)/release/tailwater
+VERIFIER = $(BINARY)-verify
 
 .PHONY: demo test test-localstripe test-matrix lint bench bench-convergence soak fuzz install release dependencies
 
@@ -32,7 +33,8 @@ bench-convergence: dependencies release
 # The campaigns of the tests, longer: 200 kills of the daemon with Stripe and Zendesk and 1,000 with vendors of all four kinds, at which
 # 10,000 answers are swallowed, 20 processes put to sleep, a target down for a minute, 50 restarts and killed walsenders, and one
 # transaction of ten million rows (takes 60 GB of disk below TMPDIR, and most of an hour). Then 500 changes on three sides with 25 kills,
-# 100,000 records of a feed that reorders, delays by a minute and doubles, and 100,000 objects to reconcile.
+# 100,000 records of a feed that reorders, delays by a minute and doubles, and 100,000 objects to reconcile. Last, 10,000 tamperings of a
+# ledger of 100,000 entries, and 100 kills after each of which the ledger has to be sound.
 soak: dependencies
 	TAILWATER_KILLS=200 TAILWATER_DOWN_SECONDS=60 TAILWATER_TIMES=50 \
 		$(CARGO) test --locked -- --nocapture --test-threads=1 crash:: faults:: loads:: source::
@@ -41,6 +43,8 @@ soak: dependencies
 	TAILWATER_LARGE_ROWS=10000000 $(CARGO) test --locked --release --test tests -- --nocapture large_transaction
 	TAILWATER_CHANGES=500 TAILWATER_RECORDS=100000 TAILWATER_LATE_SECONDS=60 TAILWATER_OBJECTS=100000 \
 		$(CARGO) test --locked --release --test tests -- --nocapture --test-threads=1 echo:: poll_gaps:: reconcile::
+	TAILWATER_ENTRIES=100000 TAILWATER_TAMPERINGS=10000 TAILWATER_CLEAN_RUNS=100 TAILWATER_BENCH=1 \
+		$(CARGO) test --locked --release --test tests -- --nocapture --test-threads=1 tampering:: checkpoints:: proofs::
 
 # What is written at Stripe, against a Stripe that others wrote (from PyPI, into a directory of its own below the build's).
 LOCALSTRIPE = $(or $(CARGO_TARGET_DIR),target)/localstripe
@@ -68,6 +72,9 @@ dependencies:
 
 install: release
 	install -D -m 0755 $(BINARY) $(DESTDIR)$(PREFIX)/bin/tailwater
+	install -D -m 0755 $(VERIFIER) $(DESTDIR)$(PREFIX)/bin/tailwater-verify
+	install -D -m 0644 docs/verify.py $(DESTDIR)$(PREFIX)/share/doc/tailwater/verify.py
+	install -D -m 0644 docs/ledger.md $(DESTDIR)$(PREFIX)/share/doc/tailwater/ledger.md
 	cd mappings && find . -type f -exec install -D -m 0644 {} $(DESTDIR)$(PREFIX)/share/tailwater/mappings/{} \;
 	install -D -m 0644 systemd/tailwater.service $(DESTDIR)/lib/systemd/system/tailwater.service
 	install -D -m 0644 systemd/tailwater.sysusers $(DESTDIR)/usr/lib/sysusers.d/tailwater.conf

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Installs what the demo and the tests need and the machine lacks (Debian): PostgreSQL, Redis, NATS, a C compiler for ring.
+# Installs what the demo and the tests need and the machine lacks (Debian): PostgreSQL, Redis, NATS, a C compiler for ring and zstd,
+# Python for the verifier in docs.
 # Runs as root or with sudo. Nothing is started or configured; tailwater starts private servers of its own.
 set -eu
 
@@ -8,6 +9,7 @@ ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/n
 command -v redis-server >/dev/null 2>&1 || missing="$missing redis-server"
 { command -v nats-server >/dev/null 2>&1 || [ -x /usr/sbin/nats-server ]; } || missing="$missing nats-server"
 command -v cc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
+command -v python3 >/dev/null 2>&1 || missing="$missing python3"
 command -v openssl >/dev/null 2>&1 || missing="$missing openssl"
 [ -n "$missing" ] || exit 0
 

@@ -33,7 +33,7 @@ pub use recover::recover_ledger;
 pub async fn ledger(command: LedgerCommand) -> ExitCode {
     match command {
         LedgerCommand::Verify { ledger, evidence, from, to, json } => {
-            verify::verify(&ledger, &evidence, (from, to), json).await
+            verify::verify(ledger, evidence, (from, to), json).await
         }
         LedgerCommand::Proof(ProofCommand::Inclusion { ledger, evidence, seq, size }) => {
             finish(proof::inclusion(&ledger, &evidence, seq, size).await)

@@ -7,45 +7,53 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use super::{Outside, place, unreadable};
-use crate::app::{EX_CONFIG, EX_UNAVAILABLE, fail, say};
+use crate::app::{EX_CONFIG, EX_SOFTWARE, EX_UNAVAILABLE, fail, say};
 use crate::audit::checkpoint::{SignedHead, split};
 use crate::audit::directory::PublishedLeaves;
 use crate::cli::{EvidenceArgs, LedgerArgs};
-use crate::ledger::SCHEMA_OR_VIEWS;
 use crate::ledger::verify::{Evidence, Span, Verdict, verify as verify_ledger};
-use crate::operate::Refusal;
+use crate::ledger::{LedgerError, SCHEMA_OR_VIEWS};
+use crate::operate::{Refusal, down};
 
 /// Entries between two words on the progress.
 const STEP: u64 = 50_000;
 
 /// See the module's text.
 pub async fn verify(
-    ledger: &LedgerArgs,
-    evidence: &EvidenceArgs,
+    ledger: LedgerArgs,
+    evidence: EvidenceArgs,
     (from, to): (u64, Option<u64>),
     as_json: bool,
 ) -> ExitCode {
-    let prepared = async {
-        let (database, config) = place(ledger, SCHEMA_OR_VIEWS)?;
-        let outside = Outside::find(evidence, config.as_ref())?;
-        let heads = heads(&outside, evidence)?;
-        Ok::<_, Refusal>((database.connect("tailwater-verify").await?, outside, heads))
-    };
-    let (mut client, outside, heads) = match prepared.await {
-        Ok(prepared) => prepared,
-        Err(Refusal(code, message)) => return fail(code, &message),
-    };
+    // Session and verification in one thread: waking each other up for every few rows costs more than all the hashing.
+    let verified = tokio::task::spawn_blocking(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(down)?;
+        runtime.block_on(verdict(&ledger, &evidence, Span { from, to }))
+    });
+    match verified.await.unwrap_or_else(|error| Err(Refusal(EX_SOFTWARE, error.to_string()))) {
+        Ok(Ok(verdict)) => report(&verdict, as_json),
+        Ok(Err(error)) => unreadable(&error),
+        Err(Refusal(code, message)) => fail(code, &message),
+    }
+}
+
+async fn verdict(
+    ledger: &LedgerArgs,
+    evidence: &EvidenceArgs,
+    span: Span,
+) -> Result<Result<Verdict, LedgerError>, Refusal> {
+    let (database, config) = place(ledger, SCHEMA_OR_VIEWS)?;
+    let outside = Outside::find(evidence, config.as_ref())?;
+    let heads = heads(&outside, evidence)?;
+    let mut client = database.connect("tailwater-verify").await?;
     let mut checkpoints = BTreeMap::new();
     for head in &heads {
         if checkpoints.insert(head.size, head.root).is_some_and(|other| other != head.root) {
+            let size = head.size;
             let what = format!(
-                "two checkpoints of {} entries are signed that differ: there are two logs of that name",
-                head.size
+                "two checkpoints of {size} entries are signed that differ: there are two logs of that name"
             );
-            return report(
-                &Verdict::Tampered { seq: i64::try_from(head.size).unwrap_or(i64::MAX), what },
-                as_json,
-            );
+            return Ok(Ok(Verdict::Tampered { seq: i64::try_from(size).unwrap_or(i64::MAX), what }));
         }
     }
     let newest = outside.newest(&heads);
@@ -62,14 +70,11 @@ pub async fn verify(
             let _ = write!(std::io::stderr(), "\r\x1b[K{done} of {of} entries");
         }
     };
-    let verdict = verify_ledger(&mut client, Span { from, to }, evidence, progress).await;
+    let verdict = verify_ledger(&mut client, span, evidence, progress).await;
     if terminal {
         let _ = write!(std::io::stderr(), "\r\x1b[K");
     }
-    match verdict {
-        Ok(verdict) => report(&verdict, as_json),
-        Err(error) => unreadable(&error),
-    }
+    Ok(verdict)
 }
 
 impl Outside {

@@ -3,12 +3,14 @@
 //! Layout: <https://www.postgresql.org/docs/current/sql-copy.html#id-1.9.3.55.9.4>.
 
 use std::borrow::Cow;
+use std::marker::PhantomData;
 
 use bytes::{Buf, Bytes};
 use futures_util::{Stream, StreamExt};
 use jiff::Timestamp;
 use jiff::civil::{Date, date};
-use serde::Deserialize;
+use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use tokio_postgres::Transaction;
 
 use super::LedgerError;
@@ -95,16 +97,16 @@ impl<'a> RawEntry<'a> {
     #[must_use]
     pub fn mismatch(&self) -> Option<&'static str> {
         let Ok(head) = serde_json::from_slice::<Head<'_>>(self.body) else { return Some("body (no entry)") };
-        let recorded_at_us = head.recorded_at.parse::<Timestamp>().ok().map(Timestamp::as_microsecond);
+        let recorded_at_us = head.recorded_at.0.parse::<Timestamp>().ok().map(Timestamp::as_microsecond);
         if head.seq != self.seq {
             Some("seq")
-        } else if head.kind != self.kind {
+        } else if head.kind.0 != self.kind {
             Some("kind")
         } else if recorded_at_us != Some(self.recorded_at_us) {
             Some("recorded_at")
-        } else if head.correlation_id.as_deref() != self.correlation_id {
+        } else if head.correlation_id.as_ref().map(|id| &*id.0) != self.correlation_id {
             Some("correlation_id")
-        } else if !self.has_refs(&head.refs()) {
+        } else if !self.has_refs(&head) {
             Some("refs")
         } else {
             None
@@ -119,13 +121,39 @@ impl<'a> RawEntry<'a> {
         (first - date(2000, 1, 1)).get_days()
     }
 
-    /// An array has: dimensions, a flag, the type; for each dimension length and lower bound; then the elements.
-    fn has_refs(&self, expected: &[String]) -> bool {
+    /// The array has exactly what the body says, in order. It has: dimensions, a flag, the type; for each dimension length and lower
+    /// bound; then the elements.
+    fn has_refs(&self, head: &Head<'_>) -> bool {
         let elements = match self.refs.get(..4) {
-            Some([0, 0, 0, 0]) => return expected.is_empty(),
+            Some([0, 0, 0, 0]) => &[],
             Some([0, 0, 0, 1]) => self.refs.get(20..).unwrap_or_default(),
             _ => return false,
         };
+        let is = |element: &[u8], (whose, key): (&str, Option<&str>)| match key {
+            None => element == whose.as_bytes(),
+            Some(key) => {
+                element.len() == whose.len() + 1 + key.len()
+                    && element.starts_with(whose.as_bytes())
+                    && element.get(whose.len()) == Some(&b'/')
+                    && element.ends_with(key.as_bytes())
+            }
+        };
+        let (mut fields, mut before) = (Fields(elements), None);
+        while let Some(Some(element)) = fields.next() {
+            if before >= Some(element) || !head.references().any(|reference| is(element, reference)) {
+                // Only where a text was changed to be stored is the long way needed.
+                return self.equals_refs(elements, &head.refs());
+            }
+            before = Some(element);
+        }
+        let stands = |reference| {
+            let mut fields = Fields(elements);
+            std::iter::from_fn(|| fields.next().flatten()).any(|element| is(element, reference))
+        };
+        (fields.0.is_empty() && head.references().all(stands)) || self.equals_refs(elements, &head.refs())
+    }
+
+    fn equals_refs(&self, elements: &[u8], expected: &[String]) -> bool {
         let mut fields = Fields(elements);
         expected.iter().all(|reference| fields.next() == Some(Some(reference.as_bytes())))
             && fields.0.is_empty()
@@ -153,10 +181,10 @@ pub fn body_columns(body: &[u8]) -> Option<BodyColumns> {
     let head = serde_json::from_slice::<Head<'_>>(body).ok()?;
     Some(BodyColumns {
         seq: head.seq,
-        recorded_at: head.recorded_at.parse().ok()?,
-        correlation_id: head.correlation_id.as_deref().map(str::to_owned),
+        recorded_at: head.recorded_at.0.parse().ok()?,
+        correlation_id: head.correlation_id.as_ref().map(|id| id.0.to_string()),
         refs: head.refs(),
-        kind: head.kind.into_owned(),
+        kind: head.kind.0.into_owned(),
     })
 }
 
@@ -184,36 +212,91 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// What of a body stands in columns, too.
+/// What of a body stands in columns, too. Texts without escapes are not copied.
 #[derive(Deserialize)]
 struct Head<'a> {
     seq: i64,
     #[serde(borrow)]
-    kind: Cow<'a, str>,
+    kind: Text<'a>,
     #[serde(borrow)]
-    recorded_at: Cow<'a, str>,
+    recorded_at: Text<'a>,
     #[serde(borrow)]
-    correlation_id: Option<Cow<'a, str>>,
+    correlation_id: Option<Text<'a>>,
     #[serde(default, borrow)]
-    id: Option<Text<'a>>,
+    id: Lenient<'a>,
     #[serde(default, borrow)]
-    target: Option<Text<'a>>,
+    target: Lenient<'a>,
     #[serde(default, borrow)]
-    external_id: Option<Text<'a>>,
+    external_id: Lenient<'a>,
     #[serde(default, borrow)]
-    subject: Option<Text<'a>>,
+    subject: Lenient<'a>,
     #[serde(default, borrow)]
-    subjects: Vec<Cow<'a, str>>,
+    subjects: Vec<Text<'a>>,
     #[serde(default, borrow)]
     changes: Vec<Place<'a>>,
 }
 
-/// A text, or anything else, which is none.
+/// `Cow` borrows in serde only where it is a field itself.
 #[derive(Deserialize)]
-#[serde(untagged)]
-enum Text<'a> {
-    Is(#[serde(borrow)] Cow<'a, str>),
-    Other(serde::de::IgnoredAny),
+#[serde(transparent)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// A text, or anything else, which is none.
+#[derive(Default)]
+struct Lenient<'a>(Option<Cow<'a, str>>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Lenient<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(LenientVisitor(PhantomData))
+    }
+}
+
+struct LenientVisitor<'a>(PhantomData<&'a ()>);
+
+impl<'de: 'a, 'a> Visitor<'de> for LenientVisitor<'a> {
+    type Value = Lenient<'a>;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("any value")
+    }
+
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Lenient<'a>, E> {
+        Ok(Lenient(Some(Cow::Borrowed(text))))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Lenient<'a>, E> {
+        Ok(Lenient(Some(Cow::Owned(text.to_owned()))))
+    }
+
+    fn visit_unit<E>(self) -> Result<Lenient<'a>, E> {
+        Ok(Lenient(None))
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Lenient<'a>, E> {
+        Ok(Lenient(None))
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Lenient<'a>, E> {
+        Ok(Lenient(None))
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Lenient<'a>, E> {
+        Ok(Lenient(None))
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Lenient<'a>, E> {
+        Ok(Lenient(None))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Lenient<'a>, A::Error> {
+        while items.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Lenient(None))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Lenient<'a>, A::Error> {
+        while members.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Lenient(None))
+    }
 }
 
 /// A row that changed.
@@ -226,19 +309,22 @@ struct Place<'a> {
 }
 
 impl Head<'_> {
+    /// What the references of the entry are made of: ids by themselves, and keys behind whose they are. See [`refs`].
+    fn references(&self) -> impl Iterator<Item = (&str, Option<&str>)> {
+        let is_event = self.kind.0 == "event";
+        let own = |text: &'_ Lenient<'_>| text.0.is_some();
+        let ids = [&self.id, &self.subject].into_iter().filter(move |text| own(text));
+        let ids = ids.take(if is_event { 1 } else { 2 }).filter_map(|text| text.0.as_deref());
+        let subjects = self.subjects.iter().filter(move |_| is_event).map(|subject| &*subject.0);
+        let remote = self.target.0.as_deref().zip(self.external_id.0.as_deref()).filter(|_| !is_event);
+        let rows = self.changes.iter().filter(move |_| is_event).map(|place| (&*place.relation, &*place.key));
+        let keys = remote.into_iter().chain(rows).map(|(whose, key)| (whose, Some(key)));
+        ids.chain(subjects).map(|id| (id, None)).chain(keys)
+    }
+
     fn refs(&self) -> Vec<String> {
-        let text = |text: &'_ Option<Text<'_>>| match text {
-            Some(Text::Is(text)) => Some(text.clone().into_owned()),
-            _ => None,
-        };
-        let (id, target, external_id) = (text(&self.id), text(&self.target), text(&self.external_id));
-        let rows = self.changes.iter().map(|place| (&*place.relation, &*place.key));
-        if self.kind == "event" {
-            let subjects = self.subjects.iter().map(|subject| &**subject);
-            return refs(id.as_deref().into_iter().chain(subjects), None, rows);
-        }
-        let subject = text(&self.subject);
-        let ids = id.as_deref().into_iter().chain(subject.as_deref());
-        refs(ids, target.as_deref().zip(external_id.as_deref()), std::iter::empty())
+        let ids = self.references().filter_map(|(id, key)| key.is_none().then_some(id));
+        let keys = self.references().filter_map(|(whose, key)| Some((whose, key?)));
+        refs(ids, None, keys)
     }
 }

@@ -100,7 +100,8 @@ async fn appending_costs_little_more_than_a_copy_of_the_same() {
     assert!(ratio < if long() { 3.0 } else { 30.0 }, "{ratio}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
+/// In one thread, as the command does it.
+#[tokio::test(flavor = "current_thread")]
 async fn verifying_goes_through_entries_fast() {
     let alone = LedgerAlone::start().await;
     let count = if long() { 600_000 } else { 20_000 };
@@ -111,20 +112,20 @@ async fn verifying_goes_through_entries_fast() {
     let verdict = verify(&mut client, Span::ALL, Evidence::default(), |_, _| {}).await.unwrap();
     let (wall, used) = (started.elapsed().as_secs_f64(), (cpu() - before).as_secs_f64());
     assert!(matches!(verdict, Verdict::Sound { size, .. } if size == count as u64), "{verdict:?}");
-    let started = Instant::now();
+    let (started, before) = (Instant::now(), cpu());
     let stream = client.copy_out("copy (select seq, month, kind, recorded_at, correlation_id, refs, body, leaf from entry order by seq) to stdout (format binary)");
     let stream = stream.await.unwrap();
     pin_mut!(stream);
     while let Some(row) = stream.next().await {
         row.unwrap();
     }
-    let read = started.elapsed().as_secs_f64();
+    let (read, reading) = (started.elapsed().as_secs_f64(), (cpu() - before).as_secs_f64());
     println!(
-        "# baseline: reading the same bytes takes {read:.2} s, verifying {wall:.2} s and {used:.2} s of CPU here: {:.0} entries/s",
+        "# baseline: reading the same bytes takes {read:.2} s ({reading:.2} s of CPU here), verifying {wall:.2} s ({used:.2} s): {:.0} entries/s",
         count as f64 / wall
     );
     report("verify_per_core", count as f64 / used, "entries/s", ">", 500_000.0);
-    report("verify_time_per_reading", wall / read, "x", "<", 2.0);
+    report("verify_time_per_reading", wall / read, "x", "<", 4.0);
     assert!(wall / read < 20.0);
 }
 
