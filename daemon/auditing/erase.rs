@@ -9,9 +9,9 @@ use crate::config::Config;
 use crate::event::{Columns, Row};
 use crate::ledger::archive::holds;
 use crate::ledger::command::Command;
-use crate::ledger::erase::{ErasedRow, Erasure};
+use crate::ledger::erase::{ErasedRow, Erasure, rows_about};
 use crate::ledger::{images, standing};
-use crate::mapping::SourceMapping;
+use crate::mapping::{SourceMapping, TableSpec};
 use crate::operate::{Refusal, down};
 use crate::orders::order;
 
@@ -71,7 +71,18 @@ async fn rows_of(
     subject: &str,
 ) -> Result<(Vec<ErasedRow>, usize), Refusal> {
     let (mut found, mut filled) = (Vec::new(), 0);
-    for table in mapping.tables.iter().filter(|table| !table.personal.seal.is_empty()) {
+    let personal = |table: &&TableSpec| !table.personal.seal.is_empty();
+    // Whose these rows are only their events tell.
+    let named = rows_about(client, subject).await?;
+    for table in mapping.tables.iter().filter(personal).filter(|table| table.personal.subject.is_none()) {
+        let keys = named.iter().filter_map(|row| row.strip_prefix(&*table.name)?.strip_prefix('/'));
+        for key in keys {
+            let columns = table.personal.seal.iter().map(ToString::to_string).collect();
+            let (source, relation) = (source.to_owned(), table.name.to_string());
+            found.push(ErasedRow { source, relation, key: key.to_owned(), columns });
+        }
+    }
+    for table in mapping.tables.iter().filter(personal).filter(|table| table.personal.subject.is_some()) {
         let mut after: Option<String> = None;
         loop {
             let keys = images::keys_after(client, source, &table.name, after.as_deref(), PAGE).await?;

@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::flow::Flow;
 use crate::event::words::{Conflict, Word, Words, conflicts, merge};
-use crate::event::{CanonicalEvent, Operation};
+use crate::event::{CanonicalEvent, Operation, PersonalPart};
 use crate::image::{Drift, Emitted};
 use crate::ledger::batch::{Batch, EntryIndex};
 use crate::ledger::entry::{EntryKind, NewEntry};
@@ -86,17 +86,23 @@ pub(super) fn note(flow: &Flow, seen: &Together, entry: EntryIndex, batch: &mut 
         let kept = Some(kept).filter(|_| !parked);
         let fields = json!({
             "type": event.event_type, "id": event.id, "field": field, "rule": rule, "kept": kept,
-            "values": open(flow, &event.event_type, field, json!({flow.name.as_str(): said, other.as_str(): theirs})), "noticed_at": Timestamp::now(),
+            "values": {flow.name.as_str(): said, other.as_str(): theirs}, "noticed_at": Timestamp::now(),
         });
-        batch.entry(NewEntry::new(EntryKind::Conflict, Some(event.event_id.clone()), fields));
+        let part = personal(flow, (&event.event_type, &event.id), std::iter::once(field.as_str()));
+        let entry = NewEntry::new(EntryKind::Conflict, Some(event.event_id.clone()), fields);
+        batch.entry(NewEntry { personal: part, ..entry });
     }
 }
 
-/// What was said of a field, unless it is personal: then nothing but that it was.
-fn open(flow: &Flow, event_type: &str, field: &str, values: Value) -> Value {
-    let spec = flow.mapping.events.iter().find(|spec| spec.event_type == event_type);
-    let is_personal = spec.is_some_and(|spec| spec.personal.seal.iter().any(|sealed| **sealed == *field));
-    if is_personal { Value::Null } else { values }
+/// What of an entry with `values` is personal, when one of these fields is.
+fn personal<'a>(
+    flow: &Flow,
+    (event_type, id): (&str, &str),
+    mut fields: impl Iterator<Item = &'a str>,
+) -> Option<PersonalPart> {
+    let spec = flow.mapping.events.iter().find(|spec| spec.event_type == event_type)?;
+    let is_personal = fields.any(|field| spec.personal.seal.iter().any(|sealed| **sealed == *field));
+    is_personal.then(|| PersonalPart { subject: id.to_owned(), fields: ["values".into()].into() })
 }
 
 /// Writes down what the source has changed without owning it, beside what those say whose word counts.
@@ -119,7 +125,7 @@ pub(super) async fn overrule(
             }
             let mut sides = serde_json::Map::from_iter([(flow.name.clone(), theirs.clone())]);
             sides.extend(kept.map(|(source, ours)| (source.clone(), ours.clone())));
-            values.insert(field.clone(), open(flow, &drift.event_type, field, sides.into()));
+            values.insert(field.clone(), sides.into());
         }
         if values.is_empty() {
             continue;
@@ -129,7 +135,8 @@ pub(super) async fn overrule(
         let fields = json!({
             "source": flow.name, "type": drift.event_type, "id": drift.id, "fields": names, "rule": "owner", "values": values,
         });
-        batch.entry(NewEntry::new(EntryKind::Drift, None, fields));
+        let part = personal(flow, (&drift.event_type, &drift.id), values.keys().map(String::as_str));
+        batch.entry(NewEntry { personal: part, ..NewEntry::new(EntryKind::Drift, None, fields) });
     }
     Ok(())
 }

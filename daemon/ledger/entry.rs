@@ -4,7 +4,8 @@ use jiff::Timestamp;
 use serde_json::{Map, Value};
 use tlog_tiles::tlog::{Hash, record_hash};
 
-use crate::event::{EventRecord, Keys, canonical_bytes};
+use crate::event::sealing::SEALED;
+use crate::event::{EventRecord, Keys, PersonalPart, canonical_bytes};
 
 /// Version of the body's layout.
 const BODY_VERSION: u64 = 1;
@@ -89,6 +90,8 @@ pub struct NewEntry {
     pub correlation_id: Option<String>,
     /// What it says.
     pub content: Content,
+    /// Fields that are personal; of an event its record says that.
+    pub personal: Option<PersonalPart>,
 }
 
 impl NewEntry {
@@ -99,20 +102,25 @@ impl NewEntry {
             Value::Object(map) => map,
             other => Map::from_iter([("value".to_owned(), other)]),
         };
-        Self { kind, correlation_id, content: Content::Fields(fields) }
+        Self { kind, correlation_id, content: Content::Fields(fields), personal: None }
     }
 
     /// The entry of a canonical event.
     #[must_use]
     pub fn event(record: EventRecord) -> Self {
         let correlation_id = Some(record.event.event_id.clone());
-        Self { kind: EntryKind::Event, correlation_id, content: Content::Event(Box::new(record)) }
+        Self {
+            kind: EntryKind::Event,
+            correlation_id,
+            content: Content::Event(Box::new(record)),
+            personal: None,
+        }
     }
 
     /// RFC 8785 bytes of the entry at its place in the ledger. `keys`: of those whose data is sealed in it.
     #[must_use]
     pub fn seal(self, seq: i64, recorded_at: Timestamp, keys: &Keys) -> SealedEntry {
-        let Self { kind, correlation_id, content } = self;
+        let Self { kind, correlation_id, content, personal } = self;
         let (refs, body) = match content {
             Content::Event(record) => {
                 let rows = record.event.causes.iter().map(|cause| (&*cause.table, cause.key.as_str()));
@@ -122,6 +130,9 @@ impl NewEntry {
                 (refs, record.to_body((BODY_VERSION, kind.as_str()), seq, recorded_at, keys))
             }
             Content::Fields(mut fields) => {
+                if let Some(part) = personal {
+                    seal_fields(&mut fields, &part, keys);
+                }
                 let text = |name| fields.get(name).and_then(Value::as_str);
                 let refs = refs(
                     text("id").into_iter().chain(text("subject")),
@@ -138,6 +149,16 @@ impl NewEntry {
         };
         let leaf = record_hash(&body);
         SealedEntry { seq, kind, recorded_at, correlation_id, refs, body, leaf }
+    }
+}
+
+/// Puts one text in the place of what is personal; without a key it stays.
+fn seal_fields(fields: &mut Map<String, Value>, part: &PersonalPart, keys: &Keys) {
+    let Some(key) = keys.get(&part.subject) else { return };
+    let members = part.fields.iter().filter_map(|name| fields.remove_entry(&**name)).collect();
+    if let Some(text) = key.seal(&part.subject, &members) {
+        fields.insert(SEALED.into(), text.into());
+        fields.insert("subject".into(), part.subject.as_str().into());
     }
 }
 

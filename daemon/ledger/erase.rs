@@ -2,7 +2,9 @@
 //! they are, and with them the tree and every proof.
 
 use serde::{Deserialize, Serialize};
+use tokio_postgres::Client;
 
+use super::LedgerError;
 use super::dispatch_statements::rehead;
 use super::statements::{Prepared, parameters};
 
@@ -30,6 +32,13 @@ pub struct ErasedRow {
     pub key: String,
     /// Columns.
     pub columns: Vec<String>,
+}
+
+/// What else is named in entries in which something of the subject is sealed: rows among it.
+pub async fn rows_about(client: &Client, subject: &str) -> Result<Vec<String>, LedgerError> {
+    let sql = "select distinct unnest(refs) from entry where refs @> array[$1::text] and kind = 'event'";
+    let rows = client.query(sql, &[&subject]).await?;
+    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
 
 /// Objects in whose events something of the subject is sealed, and these events.

@@ -96,11 +96,10 @@ impl Keyring {
         let subjects: BTreeSet<&str> = batch
             .entries
             .iter()
-            .filter_map(|entry| match &entry.content {
-                Content::Event(record) => Some(record.personal.subjects()),
-                Content::Fields(_) => None,
+            .flat_map(|entry| match &entry.content {
+                Content::Event(record) => record.personal.subjects(),
+                Content::Fields(_) => entry.personal.iter().map(|part| part.subject.as_str()).collect(),
             })
-            .flatten()
             .collect();
         if self.keys.len() + subjects.len() > MOST {
             self.keys.clear();

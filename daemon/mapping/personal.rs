@@ -2,7 +2,7 @@
 //!
 //! ```yaml
 //! personal:                                   # of a table: columns; of an event: fields of its data
-//!   subject: "source + '-P-' + string(row.id)"  # whose data it is; left out in an event: its canonical id
+//!   subject: "source + '-P-' + string(row.id)"  # whose data it is; left out: of an event its canonical id, of a table that of the event
 //!   seal: [name, email]                       # in clear for the targets, in the ledger only for who has the subject's key
 //!   mask: [phone]                             # of a table only: nobody sees more than the first letter
 //!   hmac: [vat]                               # of a table only: a keyed digest stands for it; equal values stay equal
@@ -90,11 +90,7 @@ impl Policy {
         problems: &mut Problems,
     ) -> Self {
         let mut fields = node.fields(problems);
-        let subject = if of_table {
-            fields.required("subject", "\"source + '-P-' + string(row.id)\"", problems)
-        } else {
-            fields.optional("subject")
-        };
+        let subject = fields.optional("subject");
         let subject = subject.and_then(|node| Expression::compile(&node, variables, problems));
         let mut list = |key, problems: &mut Problems| -> Vec<Arc<str>> {
             let mut names: Vec<Arc<str>> = Vec::new();
@@ -180,14 +176,12 @@ impl SourceMapping {
     #[must_use]
     pub fn personal_of(&self, event: &CanonicalEvent) -> Personal {
         let spec = self.events.iter().find(|spec| spec.event_type == event.event_type);
-        let data = spec.filter(|spec| !spec.personal.seal.is_empty()).and_then(|spec| {
-            let subject = self.subject_of_event(spec, event);
-            spec.personal.part(subject)
-        });
+        let own = spec.and_then(|spec| self.subject_of_event(spec, event));
+        let data = spec.and_then(|spec| spec.personal.part(own.clone()));
         let change = |cause: &crate::event::Cause| {
             let table = self.table_named(&cause.table).filter(|table| !table.personal.seal.is_empty())?;
             let row = cause.after.as_deref().or(cause.before.as_deref())?;
-            table.personal.part(self.subject_of(table, row))
+            table.personal.part(self.subject_of(table, row).or_else(|| own.clone()))
         };
         Personal { data, changes: event.causes.iter().map(change).collect() }
     }
