@@ -210,7 +210,7 @@ async fn an_auditor_answers_every_question_from_the_readme() {
     assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (1, 1));
     // As it was, and what differs.
     let past = audited.answer(&["as-of", "res_partner", &company, "2020-01-01"]);
-    assert!(past.contains("did not exist"), "{past}");
+    assert!(past.contains("it did not exist"), "{past}");
     let now = audited.answer(&["as-of", "res_partner", &company, "2099-01-01 12:00"]);
     assert!(
         now.contains("vat: BE0123456789") && now.contains("2099-01-01T11:00:00Z (2099-01-01 12:00:00 CET)"),

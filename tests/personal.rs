@@ -151,6 +151,7 @@ async fn planted_values_are_found_nowhere_after_they_were_erased() {
     }
     assert!(said[0].contains("refused"), "{}", said[0]);
     let subject = format!("ERP-P-{company}");
+    // A dead request of the same person waits on.
     let erased = world.printed(&["ledger", "erase", &subject, "--reason", "asked for on paper"]);
     assert!(
         erased.contains("the source still had") && erased.contains("stripe holds it as customer cus_"),

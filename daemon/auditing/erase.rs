@@ -4,12 +4,11 @@ use std::collections::BTreeSet;
 
 use tokio_postgres::Client;
 
-use crate::app::EX_CONFIG;
+use crate::app::{EX_CONFIG, EX_TEMPORARY};
 use crate::config::Config;
 use crate::event::{Columns, Row};
-use crate::ledger::archive::holds;
 use crate::ledger::command::Command;
-use crate::ledger::erase::{ErasedRow, Erasure, rows_about};
+use crate::ledger::erase::{ErasedRow, Erasure, held, owed, rows_about};
 use crate::ledger::{images, standing};
 use crate::mapping::{SourceMapping, TableSpec};
 use crate::operate::{Refusal, down};
@@ -19,7 +18,7 @@ use crate::orders::order;
 const PAGE: i64 = 1_000;
 
 /// See the module's text.
-pub async fn erase(config: &Config, subject: String, reason: String) -> Result<String, Refusal> {
+pub async fn erase(config: &Config, subject: String, reason: String, now: bool) -> Result<String, Refusal> {
     if !config.master.is_set() {
         let next = "next: sealing_key in [ledger]; what was written without it cannot be erased";
         return Err(Refusal(
@@ -28,12 +27,16 @@ pub async fn erase(config: &Config, subject: String, reason: String) -> Result<S
         ));
     }
     let client = config.ledger.connect("tailwater-erase").await.map_err(down)?;
-    if let Some(hold) = holds(&client).await?.into_iter().find(|hold| hold.refs.contains(&subject)) {
+    let held = held(&client, &subject).await?;
+    if !held.is_empty() {
         let next = "next: tailwater ledger hold list";
-        return Err(Refusal(
-            EX_CONFIG,
-            format!("{subject} is held: {} ({})\n{next}", hold.name, hold.reason),
-        ));
+        return Err(Refusal(EX_CONFIG, format!("{subject} is held ({})\n{next}", held.join(", "))));
+    }
+    let owed = owed(&client, &subject).await?;
+    if owed > 0 && !now {
+        let next =
+            "next: wait for them, perhaps they make the targets forget, too; or --now, which gives them up";
+        return Err(Refusal(EX_TEMPORARY, format!("{owed} deliveries of {subject} are still owed\n{next}")));
     }
     let followed = config.sources.iter().map(|source| (&source.name, &source.mapping));
     let polled = config.polls.iter().map(|poll| (&poll.name, &poll.mapping));

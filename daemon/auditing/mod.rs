@@ -66,9 +66,12 @@ pub async fn ledger(command: LedgerCommand) -> ExitCode {
             let args = command.config().clone();
             with_config(&args, |config| async move { finish(archive::hold(&config, command).await) }).await
         }
-        LedgerCommand::Erase { config, subject, reason } => {
-            with_config(&config, |config| async move { finish(erase::erase(&config, subject, reason).await) })
-                .await
+        LedgerCommand::Erase { config, subject, reason, now } => {
+            with_config(
+                &config,
+                |config| async move { finish(erase::erase(&config, subject, reason, now).await) },
+            )
+            .await
         }
         LedgerCommand::Migrate { url, passfile, writer, auditors, print } => {
             let logins = migrate::Logins { writer: &writer, auditors: &auditors };

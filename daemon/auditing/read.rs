@@ -62,10 +62,12 @@ pub async fn as_of(args: &ReadingArgs, (table, key): (&str, &str), time: &str) -
         return Ok(line(&serde_json::json!({"table": table, "key": key, "at": at, "row": row})));
     }
     let Some(Value::Object(row)) = row else {
-        return Ok(format!(
-            "{table} {key} did not exist at {}, as far as the ledger knows\n",
-            times.show(at)
-        ));
+        let what = if last.is_none() && next.is_none() {
+            "no change of it is known; it may never have been, or not have changed since it was first read"
+        } else {
+            "it did not exist"
+        };
+        return Ok(format!("{table} {key} at {}: {what}\n", times.show(at)));
     };
     let mut text = format!("{table} {key} at {}\n", times.show(at));
     row.iter().for_each(|(name, value)| text.push_str(&format!("  {name}: {}\n", short(value))));

@@ -172,6 +172,9 @@ pub enum LedgerCommand {
         /// Why; it stands in the ledger.
         #[arg(long)]
         reason: String,
+        /// Even while deliveries are owed: they are given up.
+        #[arg(long)]
+        now: bool,
     },
     /// Write whole months to files, and take them out of the database. Proofs of their entries can still be made.
     ///

@@ -11,7 +11,7 @@ use super::LedgerError;
 use super::batch::{Batch, EntryIndex};
 use super::deliveries::{Selection, carried_out, newest, step};
 use super::entry::{EntryKind, NewEntry};
-use super::erase::Erasure;
+use super::erase::{Erasure, held as holds};
 use super::loads;
 use super::writer::Writer;
 
@@ -283,6 +283,13 @@ pub async fn carry_out(
     asked: Asked,
     alive: impl Fn(),
 ) -> Result<(), LedgerError> {
+    if let Command::Erase(erasure) = &asked.command
+        && !holds(client, &erasure.subject).await?.is_empty()
+    {
+        tracing::warn!(command = asked.id, "what is held is not erased");
+        let sql = "update command set done_at = now(), outcome = 'it is held' where id = $1";
+        return client.execute(sql, &[&asked.id]).await.map(|_| ()).map_err(LedgerError::from);
+    }
     // What is refused again while this goes on is not taken up again.
     let newest = newest(client).await?;
     let mut after = 0;

@@ -56,6 +56,12 @@ impl Sealer {
         self.head = head;
     }
 
+    /// True when all batches before must be committed before keys are looked for.
+    #[must_use]
+    pub fn must_settle(&self) -> bool {
+        self.keyring.must_settle()
+    }
+
     /// Finds or makes the keys of everything personal in `batch`. Only while it is this process's turn.
     pub async fn fetch_keys(&mut self, client: &Client, batch: &mut Batch) -> Result<(), LedgerError> {
         self.keyring.fetch(client, batch).await

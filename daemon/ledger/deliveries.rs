@@ -181,7 +181,8 @@ pub async fn step(
     batch.entry(NewEntry::new(
         EntryKind::Operator,
         None,
-        json!({"action": action, "requested_by": asked.requested_by, "reason": reason, "deliveries": ids}),
+        json!({"action": action, "requested_by": asked.requested_by, "peer_uid": asked.peer_uid, "role": asked.role, "reason": reason,
+               "target": which.target, "object": which.object, "deliveries": ids}),
     ));
     batch.decided.push((verb, ids));
     Ok(Some((batch, last)))

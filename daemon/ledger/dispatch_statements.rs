@@ -267,6 +267,16 @@ pub fn rehead_lane(lane: &Lane, out: &mut Vec<Prepared>) {
     ));
 }
 
+/// What was in a request that was under way when its subject was forgotten is not kept.
+const APPLIED: &str = "insert into applied (target, object, canonical_id, state, sha256, seq, body, told_at)
+     select target, object, canonical_id, case when present then 'present' else 'absent' end, sha256, seq,
+            case when exists (select from delivery d where d.id = w.delivery and d.reason = 'erased by an operator') then null
+                 else body::json end, $8
+     from unnest($1::text[], $2::text[], $3::text[], $4::boolean[], $5::text[], $6::bigint[], $7::text[], $9::bigint[])
+          as w(target, object, canonical_id, present, sha256, seq, body, delivery)
+     on conflict (target, object, canonical_id) do update set
+       state = excluded.state, sha256 = excluded.sha256, seq = excluded.seq, body = excluded.body, told_at = excluded.told_at";
+
 fn applied(writes: Vec<AppliedWrite>, seq_of: &dyn Fn(EntryIndex) -> i64, out: &mut Vec<Prepared>) {
     if writes.is_empty() {
         return;
@@ -292,12 +302,7 @@ fn applied(writes: Vec<AppliedWrite>, seq_of: &dyn Fn(EntryIndex) -> i64, out: &
         deliveries.push(write.delivery);
     }
     out.push((
-        "insert into applied (target, object, canonical_id, state, sha256, seq, body, told_at)
-         select target, object, canonical_id, case when present then 'present' else 'absent' end, sha256, seq, body::json, $8
-         from unnest($1::text[], $2::text[], $3::text[], $4::boolean[], $5::text[], $6::bigint[], $7::text[])
-              as w(target, object, canonical_id, present, sha256, seq, body)
-         on conflict (target, object, canonical_id) do update set
-           state = excluded.state, sha256 = excluded.sha256, seq = excluded.seq, body = excluded.body, told_at = excluded.told_at",
+        APPLIED,
         parameters![
             targets.clone(),
             objects.clone(),
@@ -306,7 +311,8 @@ fn applied(writes: Vec<AppliedWrite>, seq_of: &dyn Fn(EntryIndex) -> i64, out: &
             sha256s,
             seqs,
             bodies,
-            Timestamp::now()
+            Timestamp::now(),
+            deliveries.clone()
         ],
     ));
     if external_ids.iter().any(Option::is_none) {

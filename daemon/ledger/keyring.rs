@@ -4,6 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use ring::hmac;
 use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::Value;
 use tokio_postgres::GenericClient;
@@ -12,8 +13,8 @@ use super::LedgerError;
 use super::batch::Batch;
 use super::entry::Content;
 use super::statements::{Prepared, parameters};
-use crate::event::Keys;
 use crate::event::sealing::{SubjectKey, subjects_in, unseal};
+use crate::event::{Keys, hex};
 
 /// Bytes of a salt.
 const SALT_LENGTH: usize = 32;
@@ -43,6 +44,30 @@ impl Master {
         self.0.is_some()
     }
 
+    /// Refuses another secret than the one that this ledger is sealed with, and none where there is one.
+    pub async fn check(&self, client: &impl GenericClient) -> Result<(), LedgerError> {
+        let sql = "select sealing from installation";
+        let known: Option<String> = client.query_one(sql, &[]).await?.try_get(0)?;
+        let own = self.0.as_deref().map(|master| {
+            let key = hmac::Key::new(hmac::HMAC_SHA256, master);
+            hex(hmac::sign(&key, b"tailwater sealing verifier v1").as_ref())
+        });
+        let next = "next: sealing_key in [ledger], with the secret that was there before";
+        match (known, own) {
+            (Some(known), Some(own)) if known != own => Err(LedgerError::Refused(format!(
+                "sealing_key is not the one that personal data in this ledger is sealed with\n{next}"
+            ))),
+            (Some(_), None) => Err(LedgerError::Refused(format!(
+                "personal data in this ledger is sealed, and there is no sealing_key\n{next}"
+            ))),
+            (None, Some(own)) => {
+                client.execute("update installation set sealing = $1 where sealing is null", &[&own]).await?;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Puts back what is sealed in `values`, as far as its keys are there.
     pub async fn unseal(
         &self,
@@ -70,13 +95,15 @@ pub struct Keyring {
     keys: Keys,
     /// Erasures up to now: with another one, what is remembered may be destroyed.
     erasures: i64,
+    /// The batch before destroys keys: until it is committed they are still to be found.
+    unsettled: bool,
 }
 
 impl Keyring {
     /// Knows no key yet.
     #[must_use]
     pub fn new(master: Master) -> Self {
-        Self { master, keys: Keys::new(), erasures: 0 }
+        Self { master, keys: Keys::new(), erasures: 0, unsettled: false }
     }
 
     /// The ledger's end is taken over, after so many erasures.
@@ -87,9 +114,17 @@ impl Keyring {
         }
     }
 
+    /// True when everything sealed before must be committed before [`Keyring::fetch`], which looks into the ledger.
+    #[must_use]
+    pub fn must_settle(&self) -> bool {
+        self.unsettled || self.keys.len() > MOST
+    }
+
     /// The keys of everything personal in `batch`; those that are new become part of it.
     pub async fn fetch(&mut self, client: &impl GenericClient, batch: &mut Batch) -> Result<(), LedgerError> {
-        if !batch.erased.is_empty() {
+        batch.erased.iter().for_each(|subject| drop(self.keys.remove(subject)));
+        self.unsettled = !batch.erased.is_empty();
+        if self.keys.len() > MOST {
             self.keys.clear();
         }
         let Some(master) = self.master.0.clone() else { return Ok(()) };
@@ -101,9 +136,6 @@ impl Keyring {
                 Content::Fields(_) => entry.personal.iter().map(|part| part.subject.as_str()).collect(),
             })
             .collect();
-        if self.keys.len() + subjects.len() > MOST {
-            self.keys.clear();
-        }
         let unknown = subjects.into_iter().filter(|subject| !self.keys.contains_key(*subject));
         let unknown: Vec<String> = unknown.map(str::to_owned).collect();
         if unknown.is_empty() {

@@ -195,6 +195,7 @@ impl Ledger {
         membership: Option<Membership>,
     ) -> Result<Self, LedgerError> {
         let reader = Arc::new(database.connect("tailwater-ledger-reader").await?);
+        master.check(&*reader).await?;
         reader.batch_execute(READER_SETTINGS).await?;
         let outbox = Arc::new(database.connect("tailwater-ledger-outbox").await?);
         outbox.batch_execute(OUTBOX_SETTINGS).await?;

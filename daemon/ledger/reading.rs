@@ -30,10 +30,11 @@ impl<'a> Reading<'a> {
         (what, details): (&str, &str),
         master: Master,
     ) -> Result<Self, LedgerError> {
+        // By itself: what is read afterwards is noted whatever becomes of that.
+        let opened = if master.is_set() { " (unsealed)" } else { "" };
+        client.execute("select noted($1, $2, $3)", &[&what, &format!("{details}{opened}"), &kind]).await?;
         let begun = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).start();
-        let transaction = begun.await?;
-        transaction.execute("select noted($1, $2, $3)", &[&what, &details, &kind]).await?;
-        Ok(Self { transaction, master })
+        Ok(Self { transaction: begun.await?, master })
     }
 
     /// The transaction.
@@ -42,7 +43,7 @@ impl<'a> Reading<'a> {
         &self.transaction
     }
 
-    /// Ends; only now is the reading noted.
+    /// Ends.
     pub async fn end(self) -> Result<(), LedgerError> {
         Ok(self.transaction.commit().await?)
     }
@@ -57,9 +58,9 @@ impl<'a> Reading<'a> {
     pub async fn history(&self, table: &str, key: &str) -> Result<Vec<Value>, LedgerError> {
         let sql = format!(
             "select {CHANGE} from (
-               select distinct on (c.source, c.commit_lsn) c.* from change c
+               select distinct on (c.source, c.commit_lsn, c.before, c.after) c.* from change c
                where c.refs @> array[$1 || '/' || $2] and c.table_name = $1 and c.key = $2
-               order by c.source, c.commit_lsn, c.seq) c order by c.seq"
+               order by c.source, c.commit_lsn, c.before, c.after, c.seq) c order by c.seq"
         );
         self.values(&sql, &[&table, &key]).await
     }
@@ -86,10 +87,10 @@ impl<'a> Reading<'a> {
         (from, to): (Timestamp, Timestamp),
         table: Option<&str>,
     ) -> Result<Vec<Value>, LedgerError> {
-        let sql = "select jsonb_build_object('table', table_name, 'key', key, 'before', first_before, 'after', last_after, 'sealed', sealed,
+        let sql = "select jsonb_build_object('source', source, 'table', table_name, 'key', key, 'before', first_before, 'after', last_after, 'sealed', sealed,
                                              'changes', changes, 'by', people, 'first_seq', first_seq, 'last_seq', last_seq)
                    from (
-                     select table_name, key, (array_agg(before order by seq))[1] as first_before,
+                     select source, table_name, key, (array_agg(before order by seq))[1] as first_before,
                             (array_agg(after order by seq desc))[1] as last_after, count(distinct (source, commit_lsn)) as changes,
                             array_agg(distinct changed_by) filter (where changed_by is not null) as people,
                             min(seq) as first_seq, max(seq) as last_seq,
@@ -97,8 +98,8 @@ impl<'a> Reading<'a> {
                      from change
                      where recorded_at >= $1::timestamptz - interval '1 day' and committed_at > $1 and committed_at <= $2
                        and ($3::text is null or table_name = $3)
-                     group by table_name, key) d
-                   where first_before is distinct from last_after order by table_name, key";
+                     group by source, table_name, key) d
+                   where first_before is distinct from last_after order by table_name, key, source";
         self.values(sql, &[&from, &to, &table]).await
     }
 

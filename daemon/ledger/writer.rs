@@ -119,6 +119,9 @@ impl Sealing {
                 let full = merged.entries.len().max(merged.images.len()) >= MAX_GATHERED;
                 next = if full { None } else { requests.try_recv().ok() };
             }
+            if self.sealer.must_settle() {
+                self.settled().await?;
+            }
             self.sealer.fetch_keys(self.turn.client(), &mut merged).await?;
             self.growth.grew(merged.rows());
             let sealed =
@@ -139,8 +142,14 @@ impl Sealing {
         }
     }
 
+    /// Waits until everything that was handed over is committed.
+    async fn settled(&mut self) -> Result<(), LedgerError> {
+        let settled = self.under_way.wait_for(|under_way| *under_way == 0).await;
+        settled.map(|_| ()).map_err(|_| LedgerError::WriterGone)
+    }
+
     async fn give_turn(&mut self) -> Result<(), LedgerError> {
-        self.under_way.wait_for(|under_way| *under_way == 0).await.map_err(|_| LedgerError::WriterGone)?;
+        self.settled().await?;
         self.turn.give().await
     }
 }

@@ -163,7 +163,9 @@ fn read_tables(
         }
         let mut spec = TableSpec { author: author.clone(), ..table_spec(name, key, columns) };
         if let Some(node) = personal {
-            let known: Vec<&str> = spec.columns.iter().map(|column| &**column).collect();
+            // A key is in the clear wherever a row is spoken of.
+            let known = spec.columns.iter().filter(|column| !spec.key.contains(column));
+            let known: Vec<&str> = known.map(|column| &**column).collect();
             spec.personal = Policy::read(&node, (&known, true), &own_variables(&spec), problems);
         }
         if tables.iter().any(|table| table.name == spec.name) {

@@ -176,7 +176,7 @@ impl SourceMapping {
     #[must_use]
     pub fn personal_of(&self, event: &CanonicalEvent) -> Personal {
         let spec = self.events.iter().find(|spec| spec.event_type == event.event_type);
-        let own = spec.and_then(|spec| self.subject_of_event(spec, event));
+        let own = spec.map_or_else(|| Some(event.id.clone()), |spec| self.subject_of_event(spec, event));
         let data = spec.and_then(|spec| spec.personal.part(own.clone()));
         let change = |cause: &crate::event::Cause| {
             let table = self.table_named(&cause.table).filter(|table| !table.personal.seal.is_empty())?;

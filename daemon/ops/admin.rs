@@ -13,7 +13,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::ledger::command::{Asker, Asking, note};
+use crate::ledger::command::{Asker, Asking, Command, note};
 use crate::ledger::{Ledger, LedgerError};
 
 /// Longest line.
@@ -92,6 +92,10 @@ async fn answer(mut stream: UnixStream, ledger: &Ledger) -> std::io::Result<()> 
     let mut line = String::new();
     BufReader::new(read.take(LONGEST)).read_line(&mut line).await?;
     let answer = match serde_json::from_str::<Asking>(&line) {
+        // What was read is noted by who shows it, in the database.
+        Ok(Asking::Command(Command::Read { .. } | Command::Export { .. })) => {
+            Answer::Refused("readings are not noted here".into())
+        }
         Ok(asking) => {
             let asker = Asker { name: account(uid), peer_uid: Some(uid.into()) };
             match note(ledger.reader(), &asking, &asker).await {

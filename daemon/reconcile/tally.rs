@@ -32,6 +32,9 @@ impl Tally {
         self.repaired += u64::from(difference.repaired);
         if self.named.len() < NAMED {
             let Difference { kind, canonical_id, external_id, fields, .. } = difference;
+            // Which they are, not what they hold: this stays for ever.
+            let fields: Vec<&Value> =
+                fields.as_array().into_iter().flatten().filter_map(|field| field.get("field")).collect();
             self.named.push(json!({"kind": kind.as_str(), "id": canonical_id, "external_id": external_id, "fields": fields}));
         }
     }

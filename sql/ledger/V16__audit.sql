@@ -61,6 +61,8 @@ create table tailwater_keys.subject_key (
 
 -- Which views and rights are in force: digest of their SQL.
 alter table installation add column views text;
+-- What tells the secret that personal data is sealed with from any other; null until something was sealed.
+alter table installation add column sealing text;
 
 -- An operator on this machine is known by what the kernel says of the process that asks; anybody else by the database role.
 alter table command

@@ -2,25 +2,26 @@
 
 create schema if not exists tailwater_audit;
 
--- Notes who reads what; true. The daemon makes an entry of it. Once for each transaction: what comes later in one belongs to the same
--- question. Where nothing can be written, such as on a replica, nothing can be read: it would leave no trace.
+-- Notes who reads what; true. The daemon makes an entry of it, once for each transaction and view. Where nothing can be written, such as on a
+-- replica, nothing can be read: it would leave no trace. What is rolled back leaves its trace in the server's log.
 create or replace function tailwater_audit.noted(what text, details text default null, kind text default 'read')
 returns boolean
 language plpgsql volatile security definer set search_path = tailwater, pg_temp as $$
-declare
-  me text := txid_current()::text;
 begin
-  if coalesce(current_setting('tailwater.noted', true), '') = me then
-    return true;
-  end if;
-  if kind not in ('read', 'export') then
+  if what is null or kind is null or kind not in ('read', 'export') then
     raise exception 'only readings are noted here';
   end if;
+  if details is null and exists (
+    select from command c where c.done_at is null and c.xmin = pg_current_xact_id()::xid and c.role = session_user
+      and c.arguments ->> 'what' = noted.what)
+  then
+    return true;
+  end if;
+  raise log 'tailwater: % reads % %', session_user, what, coalesce(details, '');
   insert into command (kind, arguments, requested_by)
   values (kind, jsonb_strip_nulls(jsonb_build_object('kind', kind, 'what', what, 'details', details)),
           session_user || coalesce(' at ' || host(inet_client_addr()), ' at this machine')
             || coalesce(' with ' || nullif(current_setting('application_name', true), ''), ''));
-  perform set_config('tailwater.noted', me, true);
   return true;
 end $$;
 

@@ -21,10 +21,11 @@ where d.delivery is not null;
 -- Four eyes: what one person did to what no other person has had a hand in. For each person and thing (a target, an object at it)
 -- the number of interventions, and by how many people in all.
 create or replace view tailwater_audit.four_eyes as
-select coalesce(i.details ->> 'target', '') as target, coalesce(i.details ->> 'object', '') as object,
+select coalesce(i.details ->> 'target', i.details #>> '{which,target}', '') as target,
+       coalesce(i.details ->> 'object', i.details #>> '{which,object}', '') as object,
        coalesce(i.details ->> 'canonical_id', i.details ->> 'id', i.details ->> 'name', '') as id,
-       count(*) as interventions, count(distinct coalesce(i.peer_uid::text, i.requested_by)) as people,
-       array_agg(distinct i.action) as actions, array_agg(distinct coalesce(i.peer_uid::text, i.requested_by)) as who,
+       count(*) as interventions, count(distinct i.requested_by) as people,
+       array_agg(distinct i.action) as actions, array_agg(distinct i.requested_by) as who,
        min(i.recorded_at) as first_at, max(i.recorded_at) as last_at, array_agg(i.seq order by i.seq) as entries
 from tailwater_audit.intervention i
 group by 1, 2, 3;
