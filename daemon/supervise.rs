@@ -122,7 +122,8 @@ struct Supervisor<'a> {
 impl Supervisor<'_> {
     /// Opens the ledger, and takes up what it says of earlier runs.
     async fn open(&self, wake: &watch::Sender<u64>) -> Result<(Ledger, Membership), LedgerError> {
-        let mut single = vec![COMMANDS.to_owned(), CHECKPOINTS.to_owned()];
+        let mut single = vec![COMMANDS.to_owned()];
+        single.extend(self.prepared.checkpoints.is_some().then(|| CHECKPOINTS.to_owned()));
         if self.role.captures() {
             single.push(CAPTURE.to_owned());
         }

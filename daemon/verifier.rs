@@ -44,12 +44,18 @@ fn main() -> ExitCode {
     };
     let finding = File::open(&cli.bundle).and_then(|file| verify(BufReader::new(file), key.as_ref()));
     match finding {
-        Ok(Finding::Sound { first, last, tree_size, signed_by }) => {
+        Ok(Finding::Sound { first, last, tree_size, signed_by, unchecked }) => {
             let whose = match signed_by {
                 Some(name) => format!("whose head {name} has signed"),
                 None => "whose head nobody has signed, as far as was asked (--pubkey)".to_owned(),
             };
-            let what = format!("entries {first} to {last}, all of them, of a ledger of {tree_size}, {whose}");
+            let beside = match unchecked.as_slice() {
+                [] => String::new(),
+                names => format!("; not looked at: {}", names.join(", ")),
+            };
+            let what = format!(
+                "entries {first} to {last}, all of them, of a ledger of {tree_size}, {whose}{beside}"
+            );
             say(0, "sound", &what, cli.json)
         }
         Ok(Finding::Tampered(what)) => say(1, "tampered", &what, cli.json),

@@ -48,7 +48,7 @@ async fn an_archived_month_is_proven_without_the_database_and_comes_back() {
     assert!(daemon.terminate().success());
     // The next month begins; one that has begun does not go back.
     let tamperer = world.tamperer().await;
-    tamperer.batch_execute("update tree set month = (month + interval '1 month')::date").await.unwrap();
+    tamperer.batch_execute("update tree set month = (month + interval '1 month')::date").await.unwrap(); // as its owner
     let mut daemon = world.daemon();
     world.streaming().await;
     odoo.create_company("New", "new@example.com", 1).await.unwrap();

@@ -14,7 +14,7 @@ use tokio_postgres::Transaction;
 use crate::support::entries::LedgerAlone;
 
 /// Every kind of tampering, by what it does.
-const KINDS: [&str; 17] = [
+const KINDS: [&str; 18] = [
     "byte of a body",
     "byte of a leaf",
     "kind",
@@ -32,6 +32,7 @@ const KINDS: [&str; 17] = [
     "rewritten with its tree",
     "tail cut with its tree",
     "row inserted with its tree",
+    "archive that never was",
 ];
 
 /// What is kept outside: the head at some sizes, and all leaves.
@@ -128,6 +129,19 @@ async fn tamper(t: &Transaction<'_>, kind: &str, size: i64, random: &mut StdRng)
         "tree head" => {
             run("update tree set root = sha256(root)").await;
             size
+        }
+        "archive that never was" => {
+            // What is in its place here, nobody would look at.
+            run(&format!(
+                "insert into archived_leaves (first_seq, last_seq, hashes)
+                 select min(seq), max(seq), string_agg(leaf, ''::bytea order by seq) from entry where seq <= {seq} group by (seq - 1) / 256"
+            ))
+            .await;
+            match seq % 2 {
+                0 => run(&format!("update entry set body = '{{}}' where seq = {seq}")).await,
+                _ => run(&format!("delete from entry where seq <= {seq}")).await,
+            }
+            1
         }
         "frontier" => {
             run("update tree set frontier[1] = sha256(frontier[1])").await;

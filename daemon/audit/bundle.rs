@@ -71,6 +71,8 @@ pub enum Finding {
         tree_size: u64,
         /// Who signed that tree's head; nobody, where the bundle has no checkpoint.
         signed_by: Option<String>,
+        /// Files beside it that nothing was said of: other forms of the entries.
+        unchecked: Vec<String>,
     },
     /// Something was changed.
     Tampered(String),
@@ -97,28 +99,37 @@ struct Parts {
     manifest: Option<Manifest>,
     proof: Option<Proof>,
     checkpoint: Option<String>,
+    /// Other forms of the same entries.
+    unchecked: Vec<String>,
 }
 
 /// Checks a bundle, reading it once. `key`: whose checkpoint it must have.
 pub fn verify(bundle: impl Read, key: Option<&PublicKey>) -> std::io::Result<Finding> {
     let mut archive = tar::Archive::new(bundle);
-    let mut parts = Parts::default();
+    let (mut parts, mut names, mut finding) = (Parts::default(), Vec::new(), None);
     for file in archive.entries()? {
         let file = file?;
         let name = file.path()?.display().to_string();
+        if finding.is_some() || names.contains(&name) {
+            // Who unpacks it may read another file than was checked here.
+            return Ok(Finding::Tampered(format!("{name} is there twice, or behind the entries")));
+        }
         match name.as_str() {
             "manifest.json" => parts.manifest = serde_json::from_reader(file.take(LARGEST_FILE)).ok(),
             "proof.json" => parts.proof = serde_json::from_reader(file.take(LARGEST_FILE)).ok(),
             "checkpoint" => parts.checkpoint = Some(std::io::read_to_string(file.take(LARGEST_FILE))?),
-            "entries.jsonl" => return verify_entries(BufReader::new(file), &parts, key),
+            "entries.jsonl" => finding = Some(verify_entries(BufReader::new(file), &parts, key)?),
             "entries.jsonl.zst" => {
-                return verify_entries(BufReader::new(zstd::Decoder::new(file)?), &parts, key);
+                let lines = BufReader::new(zstd::Decoder::new(file)?);
+                finding = Some(verify_entries(lines, &parts, key)?);
             }
-            // Other forms of the same entries.
-            _ => {}
+            "leaves" => {}
+            "entries.csv" | "entries.parquet" => parts.unchecked.push(name.clone()),
+            _ => return Ok(Finding::Tampered(format!("{name} does not belong into a bundle"))),
         }
+        names.push(name);
     }
-    Ok(Finding::Incomplete("the bundle has no entries.jsonl".into()))
+    Ok(finding.unwrap_or_else(|| Finding::Incomplete("the bundle has no entries".into())))
 }
 
 /// The bodies in a bundle, one after the other; nothing of it is checked.
@@ -174,7 +185,7 @@ fn verify_entries(
         tree.append(record_hash(body));
         seq += 1;
     }
-    if seq != proof.last + 1 {
+    if Some(seq) != proof.last.checked_add(1) {
         return Ok(Finding::Incomplete(format!("entries {seq} to {} are missing", proof.last)));
     }
     let counted = (manifest.first, manifest.last, manifest.count);
@@ -183,11 +194,11 @@ fn verify_entries(
     {
         return Ok(Finding::Tampered("manifest.json does not describe the entries".into()));
     }
-    Ok(verify_head(&tree, proof, parts.checkpoint.as_deref(), key))
+    Ok(verify_head(&tree, proof, parts, key))
 }
 
 /// The tree of the entries is the beginning of the one that was signed.
-fn verify_head(tree: &Tree, proof: &Proof, checkpoint: Option<&str>, key: Option<&PublicKey>) -> Finding {
+fn verify_head(tree: &Tree, proof: &Proof, parts: &Parts, key: Option<&PublicKey>) -> Finding {
     let (root, consistency) = (hash(&proof.root), hashes(&proof.consistency));
     let Some((root, consistency)) = root.zip(consistency) else {
         return Finding::Tampered("proof.json: not hashes".into());
@@ -199,7 +210,7 @@ fn verify_head(tree: &Tree, proof: &Proof, checkpoint: Option<&str>, key: Option
             proof.tree_size
         ));
     }
-    let signed_by = match (checkpoint, key) {
+    let signed_by = match (parts.checkpoint.as_deref(), key) {
         (Some(note), Some(key)) => match key.verify(note) {
             Ok(head) if (head.size, head.root) == (proof.tree_size, root) => Some(key.name().to_owned()),
             Ok(_) => return Finding::Tampered("the checkpoint is of another tree".into()),
@@ -210,7 +221,13 @@ fn verify_head(tree: &Tree, proof: &Proof, checkpoint: Option<&str>, key: Option
         }
         (_, None) => None,
     };
-    Finding::Sound { first: proof.first, last: proof.last, tree_size: proof.tree_size, signed_by }
+    Finding::Sound {
+        first: proof.first,
+        last: proof.last,
+        tree_size: proof.tree_size,
+        signed_by,
+        unchecked: parts.unchecked.clone(),
+    }
 }
 
 fn seq_of(body: &[u8]) -> Option<u64> {

@@ -78,7 +78,7 @@ impl LogDirectory {
         }
     }
 
-    /// All checkpoints, those that are signed by somebody else left out of it as mistakes.
+    /// All checkpoints. One that somebody else has signed is a mistake; what is no note is passed over.
     pub fn all(&self, key: &PublicKey) -> Result<Vec<SignedHead>, DirectoryError> {
         let mut heads: Vec<SignedHead> = self.newest(key)?.into_iter().collect();
         let days = self.path.join("checkpoints");
@@ -88,8 +88,12 @@ impl LogDirectory {
             let text = fs::read_to_string(&path);
             let text = text.map_err(|error| DirectoryError::Io { path: path.clone(), error })?;
             for note in split(&text) {
-                let checkpoint = |error| DirectoryError::Checkpoint { path: path.clone(), error };
-                heads.push(key.verify(note).map_err(checkpoint)?);
+                match key.verify(note) {
+                    Ok(head) => heads.push(head),
+                    // A note that was cut off when the disk was full or the machine fell, perhaps with the one behind it.
+                    Err(CheckpointError::Malformed) => {}
+                    Err(error) => return Err(DirectoryError::Checkpoint { path, error }),
+                }
             }
         }
         Ok(heads)

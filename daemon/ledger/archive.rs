@@ -1,6 +1,9 @@
 //! Months that are taken out of the database, and what must not be.
 
+use std::collections::HashMap;
+
 use jiff::civil::Date;
+use serde::Deserialize;
 use tlog_tiles::tlog::{Hash, record_hash};
 use tokio_postgres::{GenericClient, Transaction};
 
@@ -84,17 +87,23 @@ pub async fn take_away(
     (file, sha256): (&str, &str),
 ) -> Result<(), LedgerError> {
     let (first, last) = (bound(month.first), bound(month.last));
+    // What was found before the file was written may be something else by now.
+    transaction.batch_execute("lock table hold in share mode").await?;
+    if !held(transaction, month.month).await?.is_empty() || owed(transaction, month.month).await? > 0 {
+        let next = "next: tailwater ledger hold list, tailwater deliveries list";
+        return Err(LedgerError::Refused(format!("the month is held, or owed, by now; it stays\n{next}")));
+    }
     // The newest of each lane says what an object should be; what waits or was set aside may be delivered again.
     transaction
         .execute(
             "insert into kept_event (seq, month, body)
              select e.seq, e.month, e.body from entry e
-             where e.month = $1 and e.seq in (
+             where e.month = $1 and (e.kind = 'archive' or e.seq in (
                select event_seq from (select distinct on (target, object, canonical_id) event_seq, event_month
                                       from delivery order by target, object, canonical_id, id desc) newest
                where event_month = $1
                union select event_seq from delivery where event_month = $1 and aside
-               union select event_seq from wish where event_seq between $2 and $3)",
+               union select event_seq from wish where event_seq between $2 and $3))",
             &[&month.month, &first, &last],
         )
         .await?;
@@ -207,6 +216,50 @@ pub async fn leaves_from(
 
 fn partition(month: Date) -> String {
     month.strftime("entry_%Y_%m").to_string()
+}
+
+/// From where to where entries lie in files: ranges next to each other are one.
+pub async fn ranges(client: &impl GenericClient) -> Result<Vec<(u64, u64)>, LedgerError> {
+    let sql = "select first_seq, last_seq from archived_leaves order by first_seq";
+    let seq = |n: i64| u64::try_from(n).unwrap_or_default();
+    let mut found: Vec<(u64, u64)> = Vec::new();
+    for row in client.query(sql, &[]).await? {
+        let (first, last) = (seq(row.try_get(0)?), seq(row.try_get(1)?));
+        match found.last_mut().filter(|(_, before)| *before + 1 == first) {
+            Some((_, before)) => *before = last,
+            None => found.push((first, last)),
+        }
+    }
+    Ok(found)
+}
+
+/// Bodies of archived entries that are kept, from `first` up to before `end`.
+pub async fn kept_bodies(
+    client: &impl GenericClient,
+    (first, end): (u64, u64),
+) -> Result<HashMap<u64, Vec<u8>>, LedgerError> {
+    let sql = "select seq, body from kept_event where seq >= $1 and seq < $2";
+    let rows = client.query(sql, &[&bound(first), &bound(end)]).await?;
+    rows.iter()
+        .map(|row| Ok((u64::try_from(row.try_get::<_, i64>(0)?).unwrap_or_default(), row.try_get(1)?)))
+        .collect()
+}
+
+/// What an entry says of a month that went into a file, or came back.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct ArchiveNote {
+    /// First entry.
+    pub first: u64,
+    /// Last entry.
+    pub last: u64,
+    /// It came back.
+    pub restored: bool,
+}
+
+/// See [`ArchiveNote`]; `None` for any other entry.
+#[must_use]
+pub fn archive_note(body: &[u8]) -> Option<ArchiveNote> {
+    serde_json::from_slice(body).ok()
 }
 
 /// What must not be taken away from now on.

@@ -48,6 +48,7 @@ pub async fn bring_up_to_date(client: &mut Client) -> Result<(), LedgerError> {
     client.batch_execute(&format!("create schema if not exists {SCHEMA}")).await?;
     migrations::migrations::runner().run_async(client).await?;
     complete_subtrees(client).await?;
+    complete_refs(client).await?;
     apply_views(client).await
 }
 
@@ -72,6 +73,38 @@ pub async fn bring_up_to_date_alone(client: &mut Client) -> Result<(), LedgerErr
 
 fn views_digest() -> String {
     sha256_hex(VIEWS.concat().as_bytes())
+}
+
+/// What entries are found by that were written before there was such a column.
+async fn complete_refs(client: &mut Client) -> Result<(), LedgerError> {
+    // Until then nothing has been read or brought up to date by this version.
+    let fresh = client.query_one("select views is null from installation", &[]).await?;
+    if !fresh.try_get::<_, bool>(0)? {
+        return Ok(());
+    }
+    let transaction = client.transaction().await?;
+    transaction.batch_execute("alter table entry disable trigger append_only").await?;
+    let mut after: i64 = 0;
+    loop {
+        let sql = "select seq, body from entry where seq > $1 order by seq limit 5000";
+        let rows = transaction.query(sql, &[&after]).await?;
+        if rows.is_empty() {
+            break;
+        }
+        let (mut seqs, mut refs) = (Vec::new(), Vec::new());
+        for row in &rows {
+            after = row.try_get(0)?;
+            if let Some(columns) = super::raw::body_columns(row.try_get(1)?) {
+                seqs.push(after);
+                refs.push(columns.refs.join(super::entry::SEPARATOR));
+            }
+        }
+        let sql = "update entry e set refs = string_to_array(w.refs, E'\\x01')
+                   from unnest($1::bigint[], $2::text[]) as w(seq, refs) where e.seq = w.seq and w.refs <> ''";
+        transaction.execute(sql, &[&seqs, &refs]).await?;
+    }
+    transaction.batch_execute("alter table entry enable trigger append_only").await?;
+    Ok(transaction.commit().await?)
 }
 
 /// Hashes of subtrees of entries that were written before there were any.

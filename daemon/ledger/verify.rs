@@ -11,7 +11,7 @@ use tlog_tiles::tlog::{Hash, check_tree, record_hash};
 use tokio_postgres::{Client, IsolationLevel, Transaction};
 
 use super::LedgerError;
-use super::archive::leaves_from;
+use super::archive::{ArchiveNote, archive_note, kept_bodies, leaves_from, ranges};
 use super::hashes::{consistency, tree_at};
 use super::head::Head;
 use super::raw::{RawEntry, entries};
@@ -149,6 +149,10 @@ struct Walk<'a> {
     misprinted: Option<u64>,
     /// Entries of which only the hash is there.
     archived: u64,
+    /// From where to where these go.
+    ranges: Vec<(u64, u64)>,
+    /// What entries say of them, in order.
+    noted: Vec<ArchiveNote>,
     /// Subtrees that were kept, and not seen yet.
     subtrees: BTreeMap<(u8, u64), Hash>,
 }
@@ -174,22 +178,52 @@ impl<'a> Walk<'a> {
             agreements: 0,
             misprinted: None,
             archived: 0,
+            ranges: Vec::new(),
+            noted: Vec::new(),
             subtrees,
         })
     }
 
-    /// Reads them all; gives the first thing that is wrong.
+    /// Goes through all of them; gives the first thing that is wrong. What lies in files and what is here may take turns.
     async fn entries(
         &mut self,
         transaction: &Transaction<'_>,
         mut progress: impl FnMut(u64, u64),
     ) -> Result<Option<Verdict>, LedgerError> {
-        if let Some(verdict) = self.archived(transaction).await? {
-            return Ok(Some(verdict));
+        let before_all = "select exists (select from entry where seq < 1)";
+        if transaction.query_one(before_all, &[]).await?.try_get(0)? {
+            return Ok(Some(Verdict::tampered(1, "there are entries before it")));
+        }
+        self.ranges = ranges(transaction).await?;
+        for (first, last) in self.ranges.clone() {
+            if last <= self.tree.size() || first > self.to {
+                continue;
+            }
+            if let Some(verdict) = self.stored(transaction, Some(first - 1), &mut progress).await? {
+                return Ok(Some(verdict));
+            }
+            if let Some(verdict) = self.archived(transaction, (first, last.min(self.to))).await? {
+                return Ok(Some(verdict));
+            }
+        }
+        self.stored(transaction, None, &mut progress).await
+    }
+
+    /// Entries in the table, up to `last`, or to the end.
+    async fn stored(
+        &mut self,
+        transaction: &Transaction<'_>,
+        last: Option<u64>,
+        progress: &mut impl FnMut(u64, u64),
+    ) -> Result<Option<Verdict>, LedgerError> {
+        let end = last.unwrap_or(self.to);
+        if last.is_some() && self.tree.size() >= end {
+            return Ok(None);
         }
         // What lies behind the end of the tree is looked for, too.
-        let last = if self.to == self.size(transaction).await? { i64::MAX } else { signed(self.to) };
-        let rows = entries(transaction, (signed(self.tree.size() + 1), last)).await?;
+        let is_end = last.is_none() && self.to == self.size(transaction).await?;
+        let bound = if is_end { i64::MAX } else { signed(end) };
+        let rows = entries(transaction, (signed(self.tree.size() + 1), bound)).await?;
         pin_mut!(rows);
         while let Some(row) = rows.next().await {
             let row = row?;
@@ -203,31 +237,67 @@ impl<'a> Walk<'a> {
         }
         let next = self.tree.size() + 1;
         let missing = || Verdict::incomplete(next, format!("missing; the tree covers {} entries", self.to));
-        Ok((next <= self.to).then(missing))
+        Ok((next <= end).then(missing))
     }
 
-    /// Of entries that lie in files only the hashes are here: they are held against what is known from outside all the same.
-    async fn archived(&mut self, transaction: &Transaction<'_>) -> Result<Option<Verdict>, LedgerError> {
-        loop {
+    /// Of entries that lie in files only the hashes are here, and bodies of some: they are held against what is known from outside all the same.
+    async fn archived(
+        &mut self,
+        transaction: &Transaction<'_>,
+        (first, last): (u64, u64),
+    ) -> Result<Option<Verdict>, LedgerError> {
+        let sql = "select min(seq) from entry where seq between $1 and $2";
+        let row = transaction.query_one(sql, &[&signed(first), &signed(last)]).await?;
+        if let Some(seq) = row.try_get::<_, Option<i64>>(0)? {
+            let what = "it is in the table, and lies in a file as well";
+            return Ok(Some(Verdict::Tampered { seq, what: what.into() }));
+        }
+        while self.tree.size() < last {
             let next = self.tree.size() + 1;
             let parts = leaves_from(transaction, next).await?;
-            if parts.is_empty() || next > self.to {
-                return Ok(None);
-            }
-            let range = next..=self.to;
-            for (first, leaves) in parts {
-                for (seq, leaf) in (first..).zip(leaves).filter(|(seq, _)| range.contains(seq)) {
-                    if seq != self.tree.size() + 1 {
-                        let what = "missing; neither it nor its hash is there";
-                        return Ok(Some(Verdict::incomplete(self.tree.size() + 1, what)));
-                    }
-                    if let Some(verdict) = self.append(seq, leaf) {
-                        return Ok(Some(verdict));
-                    }
-                    self.archived += 1;
+            let end = parts
+                .last()
+                .map_or(next, |(first, leaves)| first + u64::try_from(leaves.len()).unwrap_or_default());
+            let kept = kept_bodies(transaction, (next, end)).await?;
+            for (seq, leaf) in parts.into_iter().flat_map(|(first, leaves)| (first..).zip(leaves)) {
+                if !(next..=last).contains(&seq) {
+                    continue;
                 }
+                let body = kept.get(&seq);
+                if body.is_some_and(|body| record_hash(body) != leaf) {
+                    return Ok(Some(
+                        self.first(Verdict::tampered(seq, "what is kept of it does not hash to its leaf")),
+                    ));
+                }
+                self.noted.extend(body.and_then(|body| archive_note(body)));
+                if let Some(verdict) = self.append(seq, leaf) {
+                    return Ok(Some(verdict));
+                }
+                self.archived += 1;
+            }
+            if self.tree.size() < next {
+                return Ok(Some(Verdict::incomplete(next, "missing; neither it nor its hash is there")));
             }
         }
+        Ok(None)
+    }
+
+    /// What lies in files is what the ledger says it has put there: the first entry of which it does not.
+    fn unexplained(&self) -> Option<u64> {
+        let mut files: BTreeMap<(u64, u64), bool> = BTreeMap::new();
+        for note in &self.noted {
+            files.insert((note.first, note.last), !note.restored);
+        }
+        let explained = |first: u64, last: u64| {
+            let mut next = first;
+            for ((from, to), _) in files.iter().filter(|(_, is_there)| **is_there) {
+                if (*from..=*to).contains(&next) {
+                    next = to + 1;
+                }
+            }
+            (next <= last).then_some(next)
+        };
+        self.ranges.iter().find_map(|(first, last)| explained(*first, *last))
     }
 
     /// The entry's own bytes are as they should be; now its place in the tree.
@@ -275,6 +345,9 @@ impl<'a> Walk<'a> {
             )));
         }
         self.month = entry.month;
+        if entry.kind == "archive" {
+            self.noted.extend(archive_note(entry.body));
+        }
         self.append(seq, leaf)
     }
 
@@ -351,6 +424,15 @@ impl<'a> Walk<'a> {
         }
         if self.to == size && Head::load(transaction).await?.tree.frontier() != self.tree.frontier() {
             return Ok(Verdict::tampered(size, "the tree's frontier is not that of the entries"));
+        }
+        if self.from == 1
+            && self.to == size
+            && let Some(seq) = self.unexplained()
+        {
+            return Ok(Verdict::incomplete(
+                seq,
+                "missing; only its hash is there, and no entry says that it was archived",
+            ));
         }
         // Entries of a range are proven by a tree that goes on behind them.
         let later = self.evidence.checkpoints.range(self.to + 1..).next().map(|(size, root)| (*size, *root));

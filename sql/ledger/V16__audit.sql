@@ -82,7 +82,8 @@ create trigger append_only before update or delete or truncate on subtree for ea
 create trigger append_only_table before delete or truncate on tree for each statement execute function refuse();
 create function refuse_shrinking() returns trigger language plpgsql as $$
 begin
-  if new.size <= old.size and new.erasures <= old.erasures then
+  if new.size < old.size or new.erasures < old.erasures or new.month < old.month
+    or (new.size = old.size and (new.root, new.frontier, new.month) is distinct from (old.root, old.frontier, old.month)) then
     raise exception 'the tree of the ledger only grows' using errcode = 'insufficient_privilege';
   end if;
   return new;
