@@ -10,6 +10,8 @@ use signed_note::{Note, Signer, StandardSigner, StandardVerifier, Verifier, Veri
 use tlog_tiles::Checkpoint;
 use tlog_tiles::tlog::Hash;
 
+use super::cosignature::CosignatureVerifier;
+
 /// Type of an Ed25519 key in a signed note.
 const ED25519: u8 = 1;
 
@@ -128,9 +130,8 @@ impl PublicKey {
     /// Reads `NAME+ID+KEY`.
     pub fn parse(text: &str) -> Result<Self, CheckpointError> {
         let text = text.trim();
-        let verifier =
-            StandardVerifier::new(text).map_err(|_| CheckpointError::NoPublicKey(text.to_owned()))?;
-        Ok(Self { name: verifier.name().to_owned(), text: text.to_owned() })
+        let name = verifier(text)?.name().to_owned();
+        Ok(Self { name, text: text.to_owned() })
     }
 
     /// Name of the log, or of the witness.
@@ -165,10 +166,17 @@ impl PublicKey {
     }
 
     fn verifiers(&self) -> Result<VerifierList, CheckpointError> {
-        let no_key = |_| CheckpointError::NoPublicKey(self.text.clone());
-        let verifier: Box<dyn Verifier> = Box::new(StandardVerifier::new(&self.text).map_err(no_key)?);
-        Ok(VerifierList::new(vec![verifier]))
+        Ok(VerifierList::new(vec![verifier(&self.text)?]))
     }
+}
+
+/// A log's key, or that of a witness.
+fn verifier(text: &str) -> Result<Box<dyn Verifier>, CheckpointError> {
+    if let Some(witness) = CosignatureVerifier::parse(text) {
+        return Ok(Box::new(witness));
+    }
+    let log = StandardVerifier::new(text).map_err(|_| CheckpointError::NoPublicKey(text.to_owned()))?;
+    Ok(Box::new(log))
 }
 
 fn read(note: &str) -> Result<(Note, Checkpoint), CheckpointError> {

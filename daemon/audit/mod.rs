@@ -2,6 +2,7 @@
 
 pub mod bundle;
 pub mod checkpoint;
+pub mod cosignature;
 pub mod directory;
 pub mod publish;
 pub mod witness;

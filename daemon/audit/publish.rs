@@ -122,6 +122,7 @@ pub struct Publisher {
     settings: Arc<CheckpointSettings>,
     ledger: Ledger,
     key: CheckpointKey,
+    public: PublicKey,
     tellers: Vec<Teller>,
     /// What was published last.
     size: u64,
@@ -133,7 +134,7 @@ impl Publisher {
         let (key, public) = settings.read_key()?;
         let size = settings.directory.newest(&public)?.map_or(0, |head| head.size);
         let tellers = settings.places.iter().cloned().map(Teller::new).collect::<Result<_, _>>()?;
-        Ok(Self { settings, ledger, key, tellers, size })
+        Ok(Self { settings, ledger, key, public, tellers, size })
     }
 
     /// Publishes until the daemon stops. What is outside may be away for a while: then it is caught up with.
@@ -144,7 +145,7 @@ impl Publisher {
             let tree = Head::load(self.ledger.reader()).await?.tree;
             let new = tree.size().saturating_sub(self.size);
             if new > 0 && (Instant::now() >= due || new >= self.settings.entries) {
-                match self.publish(&tree).await {
+                match pulse.during(self.publish(&tree)).await {
                     Ok(()) => {}
                     Err(PublishError::Ledger(error)) => return Err(error),
                     Err(error @ PublishError::Rewritten { .. }) => {
@@ -189,7 +190,13 @@ impl Publisher {
         let mut note = head.note.clone();
         for teller in &self.tellers {
             match self.tell_one(teller, head).await {
-                Ok(signatures) => note.push_str(&signatures),
+                Ok(signatures) => {
+                    // Whatever a witness answers, the note stays one of ours.
+                    let signed = format!("{note}{signatures}");
+                    if self.public.verify(&signed).is_ok() {
+                        note = signed;
+                    }
+                }
                 Err(PublishError::Witness(error @ WitnessError::OtherLog { .. })) => {
                     tracing::error!(%error, "a witness refuses the checkpoint");
                 }

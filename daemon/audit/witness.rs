@@ -161,7 +161,8 @@ impl Teller {
             }
             // It has another one than we thought, and says which.
             409 => match answer.trim().parse() {
-                Ok(size) if size <= head.size => {
+                // At the same size another root: a fork.
+                Ok(size) if size <= head.size && size != old => {
                     self.note(size);
                     Ok(Told::From(size))
                 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use crate::app::{EX_CONFIG, EX_UNAVAILABLE};
 use crate::config::ledger_at;
 use crate::ledger::schema::{ROLES, apply_views, bring_up_to_date_alone};
+use crate::ledger::{LedgerError, is_served};
 use crate::operate::Refusal;
 use crate::pg::describe;
 
@@ -51,6 +52,11 @@ pub async fn migrate(
         let next = "next: connect as a superuser, or as one with CREATEROLE who owns the database";
         Refusal(EX_UNAVAILABLE, format!("the roles could not be made: {}\n{next}", describe(&error)))
     };
+    // With its owner its rights change: a daemon that runs would lose them in between.
+    let known = client.query_one("select to_regclass('process') is not null", &[]).await.map_err(failed)?;
+    if known.try_get::<_, bool>(0).map_err(failed)? && is_served(&client).await? {
+        return Err(LedgerError::Locked.into());
+    }
     client.batch_execute(&roles).await.map_err(failed)?;
     client.batch_execute("set role tailwater_owner").await.map_err(failed)?;
     bring_up_to_date_alone(&mut client).await?;

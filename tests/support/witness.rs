@@ -11,11 +11,16 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
-use signed_note::{Note, StandardSigner};
-use tailwater::audit::checkpoint::{PublicKey, generate};
+use ring::signature::{Ed25519KeyPair, KeyPair};
+use signed_note::{Note, Signature, key_id};
+use tailwater::audit::checkpoint::PublicKey;
+use tailwater::audit::cosignature::{COSIGNATURE, message};
 use tlog_tiles::Checkpoint;
 use tlog_tiles::tlog::{Hash, check_tree};
 use tokio::net::TcpListener;
+
+/// Its name.
+const NAME: &str = "witness.example";
 
 /// What it knows.
 #[derive(Default)]
@@ -41,7 +46,11 @@ impl Witness {
     pub async fn start(log: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (private, key) = generate("witness.example").unwrap();
+        let mut seed = [0; 32];
+        rand::fill(&mut seed);
+        let private = Arc::new(Ed25519KeyPair::from_seed_unchecked(&seed).unwrap());
+        let public = typed(&private);
+        let key = format!("{NAME}+{:08x}+{}", key_id(NAME, &public), BASE64_STANDARD.encode(public));
         let (known, log) = (Arc::new(Mutex::new(Known::default())), PublicKey::parse(log).unwrap());
         let shared = known.clone();
         tokio::spawn(async move {
@@ -83,7 +92,7 @@ fn put(known: &mut Known, path: String, body: String) -> (u16, String) {
     (201, String::new())
 }
 
-fn add_checkpoint(known: &mut Known, body: &str, log: &PublicKey, private: &str) -> (u16, String) {
+fn add_checkpoint(known: &mut Known, body: &str, log: &PublicKey, private: &Ed25519KeyPair) -> (u16, String) {
     let (head, note) = body.split_once("\n\n").unwrap();
     let mut lines = head.lines();
     let old: u64 = lines.next().unwrap().strip_prefix("old ").unwrap().parse().unwrap();
@@ -107,8 +116,15 @@ fn add_checkpoint(known: &mut Known, body: &str, log: &PublicKey, private: &str)
     known.head = (signed.size, Some(signed.root));
     let parsed = Note::from_bytes(note.as_bytes()).unwrap();
     assert!(Checkpoint::from_bytes(parsed.text()).is_ok());
-    let mut own = Note::new(parsed.text(), &[]).unwrap();
-    own.add_sigs(&[&StandardSigner::new(private).unwrap()]).unwrap();
-    let own = String::from_utf8(own.to_bytes()).unwrap();
-    (200, own.split_once("\n\n").unwrap().1.to_owned())
+    let time: u64 = 1_764_400_000;
+    let signature = private.sign(&message(time, parsed.text()));
+    let timed = [time.to_be_bytes().as_slice(), signature.as_ref()].concat();
+    let id = key_id(NAME, &typed(private));
+    let line = Signature::new(NAME.into(), id, timed).unwrap().to_bytes();
+    (200, String::from_utf8(line).unwrap())
+}
+
+/// Public key with the type of one that signs with a time.
+fn typed(pair: &Ed25519KeyPair) -> Vec<u8> {
+    [&[COSIGNATURE], pair.public_key().as_ref()].concat()
 }
