@@ -1,17 +1,26 @@
 //! The ledger by itself: what its writing session and its queries promise.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use jiff::Timestamp;
+use refinery::{Migration, Runner};
 use serde_json::json;
-use tailwater::event::Priority;
+use tailwater::demo::private::{PrivatePostgres, TemporaryDirectory};
+use tailwater::event::{Keys, Priority};
+use tailwater::ledger::Ledger;
 use tailwater::ledger::batch::Batch;
 use tailwater::ledger::entry::{EntryKind, NewEntry};
+use tailwater::ledger::hashes::{inclusion, root_at};
+use tailwater::ledger::keyring::Master;
 use tailwater::ledger::outbox::{Outbox, SHARDS, Wanted};
+use tailwater::ledger::tree::Tree;
 use tailwater::ledger::verify::{Evidence, Span, Verdict, verify};
+use tlog_tiles::tlog::check_record;
 use tokio::time::timeout;
 
-use crate::support::entries::LedgerAlone;
+use crate::support::entries::{LedgerAlone, database, lines};
 
 fn note(text: &str) -> Batch {
     let mut batch = Batch::default();
@@ -76,4 +85,61 @@ async fn a_backlog_does_not_slow_its_own_working_off() {
     let sql = "select sum(idx_tup_read)::bigint from pg_stat_user_indexes where relname = 'delivery'";
     let read: i64 = client.query_one(sql, &[]).await.unwrap().get(0);
     assert!(read > 0 && read < 1_000, "{read} index entries read for 10 deliveries");
+}
+
+/// What was written before there were months, subtrees and references can be proven and found as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_of_an_earlier_version_is_taken_over_whole() {
+    let directory = TemporaryDirectory::new("test").unwrap();
+    let server = PrivatePostgres::start(directory.path(), "ledger", &[]).await.unwrap();
+    let mut client = server.client("postgres").await.unwrap();
+    client.batch_execute("create schema tailwater; set search_path = tailwater").await.unwrap();
+    let files = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("sql/ledger");
+    let mut migrations = Vec::new();
+    for file in std::fs::read_dir(files).unwrap() {
+        let path = file.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        let version = name.strip_prefix('V').and_then(|rest| rest.split_once("__")?.0.parse::<u32>().ok());
+        if version.is_some_and(|version| version <= 15) {
+            migrations.push(Migration::unapplied(&name, &std::fs::read_to_string(path).unwrap()).unwrap());
+        }
+    }
+    assert_eq!(migrations.len(), 15);
+    Runner::new(&migrations).run_async(&mut client).await.unwrap();
+    let mut tree = Tree::default();
+    for (seq, entry) in (1..).zip(lines(0, 700).entries) {
+        let entry = entry.seal(seq, Timestamp::from_second(1_764_000_000 + seq).unwrap(), &Keys::new());
+        tree.append(entry.leaf);
+        let sql = "insert into entry (seq, kind, recorded_at, correlation_id, body, leaf) values ($1, $2, $3, $4, $5, $6)";
+        let kind = entry.kind.as_str();
+        client
+            .execute(
+                sql,
+                &[
+                    &seq,
+                    &kind,
+                    &entry.recorded_at,
+                    &entry.correlation_id,
+                    &entry.body,
+                    &entry.leaf.0.as_slice(),
+                ],
+            )
+            .await
+            .unwrap();
+    }
+    let frontier: Vec<&[u8]> = tree.frontier().iter().map(|hash| hash.0.as_slice()).collect();
+    let root = tree.root();
+    let sql = "update tree set size = 700, frontier = $1, root = $2";
+    client.execute(sql, &[&frontier, &root.0.as_slice()]).await.unwrap();
+    let ledger = Ledger::open(&database(server.port), &Master::default()).await.unwrap();
+    ledger.writer().write(lines(700, 400)).await.unwrap();
+    let verdict = verify(&mut client, Span::ALL, Evidence::default(), |_, _| {}).await.unwrap();
+    assert!(matches!(verdict, Verdict::Sound { size: 1100, .. }), "{verdict:?}");
+    for seq in [1, 255, 256, 257, 700, 701, 1100] {
+        let (leaf, proof) = inclusion(&client, seq, 1100).await.unwrap();
+        let root = root_at(&client, 1100).await.unwrap();
+        check_record(&proof, 1100, root, seq - 1, leaf).unwrap();
+    }
+    let found = "select count(*) from entry where refs @> array['res_partner/5'] and seq <= 700";
+    assert_eq!(client.query_one(found, &[]).await.unwrap().get::<_, i64>(0), 1);
 }

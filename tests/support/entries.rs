@@ -29,18 +29,7 @@ impl LedgerAlone {
     pub async fn start() -> Self {
         let directory = TemporaryDirectory::new("test").unwrap();
         let server = PrivatePostgres::start(directory.path(), "ledger", &["autovacuum = off"]).await.unwrap();
-        let database = Database {
-            host: "127.0.0.1".into(),
-            port: server.port,
-            user: "postgres".into(),
-            dbname: "postgres".into(),
-            password: None,
-            tls: TlsMode::Disable,
-            root_certificates: None,
-            certificate: None,
-            schema: SCHEMA,
-        };
-        let ledger = Ledger::open(&database, &Master::default()).await.unwrap();
+        let ledger = Ledger::open(&database(server.port), &Master::default()).await.unwrap();
         Self { ledger, server, directory }
     }
 
@@ -52,6 +41,21 @@ impl LedgerAlone {
             self.ledger.writer().write(lines(count - left, some)).await.unwrap();
             left -= some;
         }
+    }
+}
+
+/// A ledger in the database of a private server.
+pub fn database(port: u16) -> Database {
+    Database {
+        host: "127.0.0.1".into(),
+        port,
+        user: "postgres".into(),
+        dbname: "postgres".into(),
+        password: None,
+        tls: TlsMode::Disable,
+        root_certificates: None,
+        certificate: None,
+        schema: SCHEMA,
     }
 }
 
