@@ -126,7 +126,8 @@ async fn verifying_goes_through_entries_fast() {
     );
     report("verify_per_core", count as f64 / used, "entries/s", ">", 500_000.0);
     report("verify_time_per_reading", wall / read, "x", "<", 4.0);
-    assert!(wall / read < 20.0);
+    // Without optimization hashing takes longer than everything else.
+    assert!(wall / read < if long() { 20.0 } else { 300.0 });
 }
 
 #[tokio::test(flavor = "multi_thread")]
