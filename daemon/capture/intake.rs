@@ -61,7 +61,7 @@ pub struct Intake {
     database: Option<Database>,
     name: Arc<str>,
     pub(super) origin: Arc<Origin>,
-    ledger: Ledger,
+    pub(super) ledger: Ledger,
     images: Images,
     /// Subjects that had been forgotten when they were loaded.
     erasures: i64,

@@ -96,8 +96,11 @@ async fn appending_costs_little_more_than_a_copy_of_the_same() {
     report("append_time_per_copy", ratio, "x", "<", 1.25);
     report("bytes_per_entry_per_body", bytes / body, "x", "<", 2.0);
     println!("# an entry takes {bytes:.0} bytes with its indices");
-    // Without optimization bodies take longer to write than rows.
-    assert!(ratio < if long() { 3.0 } else { 30.0 }, "{ratio}");
+    let copied = "select (select count(*) from plain), (select count(*) from entry where seq > $1)";
+    let row = client.query_one(copied, &[&((BATCH * 5) as i64)]).await.unwrap();
+    assert_eq!(row.get::<_, i64>(0), row.get::<_, i64>(1), "both hold the same rows");
+    // Unoptimized code says nothing about time.
+    assert!(!long() || ratio < 3.0, "{ratio}");
 }
 
 /// In one thread, as the command does it.
@@ -126,8 +129,8 @@ async fn verifying_goes_through_entries_fast() {
     );
     report("verify_per_core", count as f64 / used, "entries/s", ">", 500_000.0);
     report("verify_time_per_reading", wall / read, "x", "<", 4.0);
-    // Without optimization hashing takes longer than everything else.
-    assert!(wall / read < if long() { 20.0 } else { 300.0 });
+    // Unoptimized code says nothing about time.
+    assert!(!long() || wall / read < 20.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -183,7 +183,8 @@ impl Relation {
             let value = match sent.nth(index - next).unwrap_or(TupleValue::Null) {
                 TupleValue::Null => Ok(Value::Null),
                 TupleValue::Unchanged => {
-                    unsent.push(*place);
+                    // Who wrote it is no part of the row.
+                    unsent.extend(Some(*place).filter(|place| *place < self.columns.len()));
                     Ok(Value::Null)
                 }
                 TupleValue::Text(bytes) => form.decode_text(bytes),
