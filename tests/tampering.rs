@@ -14,7 +14,7 @@ use tokio_postgres::Transaction;
 use crate::support::entries::LedgerAlone;
 
 /// Every kind of tampering, by what it does.
-const KINDS: [&str; 18] = [
+const KINDS: [&str; 19] = [
     "byte of a body",
     "byte of a leaf",
     "kind",
@@ -31,6 +31,7 @@ const KINDS: [&str; 18] = [
     "frontier",
     "rewritten with its tree",
     "tail cut with its tree",
+    "rewritten and tail cut with its tree",
     "row inserted with its tree",
     "archive that never was",
 ];
@@ -41,10 +42,10 @@ struct Outside {
     leaves: Vec<Hash>,
 }
 
-async fn verdict(transaction: &Transaction<'_>, outside: &Outside) -> Verdict {
+async fn verdict(transaction: &Transaction<'_>, span: Span, outside: &Outside) -> Verdict {
     let mut leaf = |seq: u64| outside.leaves.get(usize::try_from(seq).unwrap() - 1).copied();
     let evidence = Evidence { checkpoints: outside.checkpoints.clone(), leaf: Some(&mut leaf) };
-    verify_within(transaction, Span::ALL, evidence, |_, _| {}).await.unwrap()
+    verify_within(transaction, span, evidence, |_, _| {}).await.unwrap()
 }
 
 /// Does it; gives the entry that has to be named.
@@ -152,6 +153,12 @@ async fn tamper(t: &Transaction<'_>, kind: &str, size: i64, random: &mut StdRng)
             seal(t).await;
             seq
         }
+        "rewritten and tail cut with its tree" => {
+            rewrite(t, seq, random).await;
+            t.execute("delete from entry where seq > $1", &[&random.random_range(seq..=size)]).await.unwrap();
+            seal(t).await;
+            seq
+        }
         "tail cut with its tree" => {
             run(&format!("delete from entry where seq >= {seq}")).await;
             seal(t).await;
@@ -250,7 +257,7 @@ async fn random_tampering_is_found_and_its_first_entry_named() {
     for round in 0..times {
         let clean = client.transaction().await.unwrap();
         if round % 100 == 0 {
-            let verdict = verdict(&clean, &outside).await;
+            let verdict = verdict(&clean, Span::ALL, &outside).await;
             assert!(
                 matches!(verdict, Verdict::Sound { checkpoints, misprinted: None, .. } if checkpoints == agreeing),
                 "{verdict:?}"
@@ -258,11 +265,20 @@ async fn random_tampering_is_found_and_its_first_entry_named() {
         }
         let kind = KINDS[round % KINDS.len()];
         let expected = tamper(&clean, kind, size, &mut random).await;
-        match verdict(&clean, &outside).await {
+        match verdict(&clean, Span::ALL, &outside).await {
             Verdict::Tampered { seq, what } | Verdict::Incomplete { seq, what } => {
                 assert_eq!(seq, expected, "{kind}: {what}");
             }
             verdict @ Verdict::Sound { .. } => panic!("{kind} at {expected}: {verdict:?}"),
+        }
+        if kind == "rewritten with its tree" {
+            // Also where it stands before the entries that are asked about.
+            let from = u64::try_from(random.random_range(expected..=size)).unwrap();
+            let found = verdict(&clean, Span { from, to: None }, &outside).await;
+            assert!(
+                matches!(found, Verdict::Tampered { seq, .. } if seq == expected),
+                "{expected}, from {from}: {found:?}"
+            );
         }
         *found.entry(kind).or_default() += 1;
         clean.rollback().await.unwrap();
@@ -273,4 +289,40 @@ async fn random_tampering_is_found_and_its_first_entry_named() {
     }
     println!("# {times} tamperings of {entries} entries, all found: {found:?}");
     assert_eq!(found.values().sum::<usize>(), times);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn what_was_changed_in_the_published_log_alone_is_told_as_such() {
+    let alone = LedgerAlone::start().await;
+    alone.fill(1_000).await;
+    let mut client = alone.server.client("postgres").await.unwrap();
+    client.batch_execute("set search_path = tailwater").await.unwrap();
+    let rows = client.query("select leaf from entry order by seq", &[]).await.unwrap();
+    let mut leaves: Vec<Hash> =
+        rows.iter().map(|row| Hash(row.get::<_, &[u8]>(0).try_into().unwrap())).collect();
+    let (mut tree, mut checkpoints) = (Tree::default(), BTreeMap::new());
+    for leaf in &leaves {
+        tree.append(*leaf);
+        if [400, 900].contains(&tree.size()) {
+            checkpoints.insert(tree.size(), tree.root());
+        }
+    }
+    leaves[599] = Hash([7; 32]);
+    let outside = Outside { checkpoints, leaves };
+    let transaction = client.transaction().await.unwrap();
+    for to in [None, Some(700)] {
+        // Up to 700 no checkpoint speaks of it, but a later one does.
+        let verdict = verdict(&transaction, Span { from: 1, to }, &outside).await;
+        assert!(matches!(verdict, Verdict::Sound { misprinted: Some(600), .. }), "{to:?}: {verdict:?}");
+    }
+    let run = async |sql: &str| transaction.execute(sql, &[]).await.unwrap();
+    run("set local session_replication_role = replica").await;
+    let mut random = StdRng::seed_from_u64(1);
+    rewrite(&transaction, 500, &mut random).await;
+    seal(&transaction).await;
+    match verdict(&transaction, Span::ALL, &outside).await {
+        // What was published does not make what was signed: it does not tell which entry was changed.
+        Verdict::Tampered { seq: 401, what } => assert!(what.contains("up to 900"), "{what}"),
+        verdict => panic!("{verdict:?}"),
+    }
 }

@@ -42,6 +42,8 @@ pub mod status;
 pub mod tree;
 mod turn;
 pub mod verify;
+mod walk;
+mod walk_archived;
 pub mod writer;
 
 use std::sync::Arc;
