@@ -104,6 +104,10 @@ async fn nobody_can_change_what_is_written_and_auditors_can_only_read() {
         let refused = owner.batch_execute(sql).await.unwrap_err().as_db_error().unwrap().clone();
         assert!(refused.message().contains("of the ledger"), "{sql}: {refused}");
     }
+    // A clock that is months ahead would leave every later entry in that month.
+    let ahead = "update tree set size = size + 1, month = (month + interval '2 months')::date";
+    let refused = owner.batch_execute(ahead).await.unwrap_err().as_db_error().unwrap().clone();
+    assert!(refused.message().contains("the clock of tailwater says"), "{refused}");
     let partition: String =
         owner.query_one("select to_char(month, '\"entry_\"YYYY_MM') from tree", &[]).await.unwrap().get(0);
     for sql in [format!("truncate {partition}"), format!("delete from {partition}")] {

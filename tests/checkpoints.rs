@@ -147,6 +147,19 @@ async fn a_ledger_that_was_restored_from_files_or_rewritten_is_refused() {
     .await;
     assert!(daemon.terminate().success());
     world.verify();
+    // A directory that is not mounted is no reason to begin another log of that name.
+    let away = world.directory.path().join("log-away");
+    std::fs::rename(log(&world), &away).unwrap();
+    for (args, code) in [(&["run"][..], 78), (&["ledger", "verify"][..], 69)] {
+        let refused = world.run(args);
+        let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(
+            refused.status.code() == Some(code) && text.contains("no checkpoint is there"),
+            "{args:?}: {text}"
+        );
+    }
+    std::fs::rename(&away, log(&world)).unwrap();
+    world.verify();
     // A hash that proofs are made of, or the tree as a whole, is another one than was published.
     let tamperer = world.tamperer().await;
     tamperer.batch_execute("update entry set leaf = sha256(leaf) where seq = 2").await.unwrap();

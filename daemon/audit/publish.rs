@@ -3,6 +3,7 @@
 //! A checkpoint is signed only when it follows from the last one that was published, by the leaves that are published with it; so whoever
 //! rewrites what a checkpoint covers gets no further one.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -81,6 +82,20 @@ pub enum PublishError {
         /// Its name.
         name: String,
     },
+    /// What was published is not where it should be.
+    #[error(
+        "{}: no checkpoint is there, although {size} entries were published as {name}\n\
+         next: mount or restore the directory. If it is lost: tailwater ledger key --name {name}-2 --out FILE, name FILE in [ledger.checkpoints], \
+         and give the public key to the auditors", path.display()
+    )]
+    Away {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// Of the log.
+        name: String,
+        /// Entries that its newest checkpoint covered.
+        size: u64,
+    },
     /// The ledger is not the one of which checkpoints were published.
     #[error(
         "the first {size} entries of the ledger are not those of the checkpoint that was published: it was rewritten, or is another ledger\n\
@@ -105,7 +120,12 @@ impl CheckpointSettings {
         if self.directory.ended().iter().any(|name| name == public.name()) {
             return Err(PublishError::Ended { name: public.name().to_owned() });
         }
-        let Some(newest) = self.directory.newest(&public)? else { return Ok(()) };
+        let Some(newest) = self.directory.newest(&public)? else {
+            return match published(client, &public).await? {
+                0 => Ok(()),
+                size => Err(self.directory.away(&public, size)),
+            };
+        };
         let size = Head::load(client).await?.tree.size();
         if size < newest.size {
             return Err(PublishError::Older { size, published: newest.size });
@@ -114,6 +134,22 @@ impl CheckpointSettings {
             return Err(PublishError::Rewritten { size: newest.size });
         }
         Ok(())
+    }
+}
+
+/// How many entries were published under this key's name, as the ledger has it.
+pub async fn published(client: &impl GenericClient, key: &PublicKey) -> Result<u64, LedgerError> {
+    let sql = "select published_size from installation where published_log = $1";
+    let size: Option<i64> =
+        client.query_opt(sql, &[&key.name()]).await?.map(|row| row.try_get(0)).transpose()?;
+    Ok(size.and_then(|size| u64::try_from(size).ok()).unwrap_or_default())
+}
+
+impl LogDirectory {
+    /// See [`PublishError::Away`].
+    #[must_use]
+    pub fn away(&self, key: &PublicKey, size: u64) -> PublishError {
+        PublishError::Away { path: self.path().to_path_buf(), name: key.name().to_owned(), size }
     }
 }
 
@@ -182,6 +218,13 @@ impl Publisher {
         self.settings.directory.publish(&head, &Timestamp::now().strftime("%Y-%m-%d").to_string())?;
         tracing::info!(size, note = %head.note.escape_debug(), "checkpoint");
         self.size = size;
+        let sql = "update installation set published_log = $1, published_size = $2";
+        let counted = i64::try_from(size).unwrap_or(i64::MAX);
+        self.ledger
+            .reader()
+            .execute(sql, &[&self.public.name(), &counted])
+            .await
+            .map_err(LedgerError::from)?;
         Ok(())
     }
 

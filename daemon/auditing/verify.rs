@@ -10,6 +10,7 @@ use super::{Outside, place, unreadable};
 use crate::app::{EX_CONFIG, EX_SOFTWARE, EX_UNAVAILABLE, fail, say};
 use crate::audit::checkpoint::{SignedHead, split};
 use crate::audit::directory::PublishedLeaves;
+use crate::audit::publish::published;
 use crate::cli::{EvidenceArgs, LedgerArgs};
 use crate::ledger::verify::{Evidence, Span, Verdict, verify as verify_ledger};
 use crate::ledger::{LedgerError, SCHEMA_OR_VIEWS};
@@ -46,6 +47,15 @@ async fn verdict(
     let outside = Outside::find(evidence, config.as_ref())?;
     let heads = heads(&outside, evidence)?;
     let mut client = database.connect("tailwater-verify").await?;
+    if let (true, Some((directory, key))) =
+        (heads.is_empty(), outside.directory.as_ref().zip(outside.key.as_ref()))
+    {
+        let size = published(&client, key).await;
+        match size.map_err(down)? {
+            0 => {}
+            size => return Err(Refusal(EX_UNAVAILABLE, directory.away(key, size).to_string())),
+        }
+    }
     let mut checkpoints = BTreeMap::new();
     for head in &heads {
         if checkpoints.insert(head.size, head.root).is_some_and(|other| other != head.root) {

@@ -63,6 +63,11 @@ create table tailwater_keys.subject_key (
 alter table installation add column views text;
 -- What tells the secret that personal data is sealed with from any other; null until something was sealed.
 alter table installation add column sealing text;
+-- The log that was published last, and how many entries its newest checkpoint covers: where that log is not found, no other one is begun
+-- in its place.
+alter table installation
+  add column published_log text,
+  add column published_size bigint not null default 0;
 
 -- An operator on this machine is known by what the kernel says of the process that asks; anybody else by the database role.
 alter table command
@@ -85,6 +90,11 @@ begin
   if new.size < old.size or new.erasures < old.erasures or new.month < old.month
     or (new.size = old.size and (new.root, new.frontier, new.month) is distinct from (old.root, old.frontier, old.month)) then
     raise exception 'the tree of the ledger only grows' using errcode = 'insufficient_privilege';
+  end if;
+  -- No entry could be written into an earlier month ever after.
+  if new.month > old.month and new.month > (now() + interval '1 day') at time zone 'UTC' then
+    raise exception 'the clock of tailwater says %, that of the server %', to_char(new.month, 'YYYY-MM'), now()
+      using hint = 'Set the clock, and start tailwater again.', errcode = 'invalid_datetime_format';
   end if;
   return new;
 end $$;

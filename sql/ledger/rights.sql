@@ -14,7 +14,7 @@ begin
     grant select, insert, delete on tailwater_keys.subject_key to tailwater_writer;
     grant insert on tailwater.entry, tailwater.subtree to tailwater_writer;
     grant update on tailwater.tree to tailwater_writer;
-    grant update (sealing) on tailwater.installation to tailwater_writer;
+    grant update (sealing, published_log, published_size) on tailwater.installation to tailwater_writer;
     -- Everything else is state.
     for item in
       select c.oid::regclass as name

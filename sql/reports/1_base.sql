@@ -38,6 +38,9 @@ create or replace view tailwater_audit.subtree as select level, index, hash from
 
 create or replace view tailwater_audit.archived_leaves as select first_seq, last_seq, hashes from tailwater.archived_leaves;
 
+-- The log that was published last.
+create or replace view tailwater_audit.installation as select published_log, published_size from tailwater.installation;
+
 -- Months that lie in files, and what is held.
 create or replace view tailwater_audit.archive as select * from tailwater.archive;
 create or replace view tailwater_audit.hold as select * from tailwater.hold;
