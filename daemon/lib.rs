@@ -24,7 +24,7 @@ pub mod ops;
 pub mod orders;
 pub mod pg;
 pub mod pg_tls;
-mod prepare;
+pub mod prepare;
 pub mod reconcile;
 mod reconciling;
 mod reload;

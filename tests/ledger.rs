@@ -64,7 +64,7 @@ async fn a_backlog_does_not_slow_its_own_working_off() {
         )
         .await
         .unwrap();
-    let outbox = Outbox::prepare(ledger.reader(), ledger.master()).await.unwrap();
+    let outbox = Outbox::prepare(ledger.reader(), ledger.master(), ledger.erasures()).await.unwrap();
     let shards: Vec<i16> = (0..SHARDS).collect();
     let wanted = Wanted {
         target: "stripe",

@@ -24,6 +24,7 @@ mod contracts;
 mod crash;
 mod documents;
 mod echo;
+mod erasure;
 mod faults;
 mod flows;
 mod fold;

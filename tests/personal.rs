@@ -29,7 +29,7 @@ const OTHERS: [(&str, &str); 3] = [
 ];
 
 /// Sealed as shipped, and something that is masked and replaced by a digest.
-async fn world() -> World {
+pub async fn world() -> World {
     let world = World::start(WorldOptions::default()).await;
     let mappings = world.directory.path().join("own-mappings");
     let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/mappings");
@@ -76,7 +76,7 @@ fn hits(text: &str) -> Vec<&'static str> {
     planted().chain(secrets).filter(|secret| text.contains(secret)).collect()
 }
 
-fn dump(world: &World, more: &[&str]) -> String {
+pub fn dump(world: &World, more: &[&str]) -> String {
     let url = world.ledger.url("postgres", "tailwater");
     let dumped = Command::new(world.ledger.program("pg_dump")).args(more).arg(&url).output().unwrap();
     assert!(dumped.status.success());

@@ -1,14 +1,16 @@
 //! `tailwater ledger erase`.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use tokio_postgres::Client;
 
 use crate::app::{EX_CONFIG, EX_TEMPORARY};
 use crate::config::Config;
+use crate::event::sealing::row_subject;
 use crate::event::{Columns, Row};
 use crate::ledger::command::Command;
-use crate::ledger::erase::{ErasedRow, Erasure, held, owed, rows_about};
+use crate::ledger::erase::{ErasedRow, Erasure, held, names_before, owed, rows_about};
 use crate::ledger::{images, standing};
 use crate::mapping::{SourceMapping, TableSpec};
 use crate::operate::{Refusal, down};
@@ -38,27 +40,29 @@ pub async fn erase(config: &Config, subject: String, reason: String, now: bool) 
             "next: wait for them, perhaps they make the targets forget, too; or --now, which gives them up";
         return Err(Refusal(EX_TEMPORARY, format!("{owed} deliveries of {subject} are still owed\n{next}")));
     }
-    let followed = config.sources.iter().map(|source| (&source.name, &source.mapping));
-    let polled = config.polls.iter().map(|poll| (&poll.name, &poll.mapping));
-    let (mut rows, mut fields, mut still) = (Vec::new(), BTreeSet::new(), 0);
-    for (name, mapping) in followed.chain(polled) {
-        let (found, filled) = rows_of(&client, (name, mapping), &subject).await?;
-        rows.extend(found);
-        still += filled;
-        for spec in mapping.events.iter().filter(|spec| !spec.personal.seal.is_empty()) {
-            let names: Vec<String> = spec.personal.seal.iter().map(ToString::to_string).collect();
-            fields.insert((spec.event_type.clone(), names));
-        }
+    let mut found = Found::default();
+    found.look(&client, config, &subject).await?;
+    for name in found.names.clone() {
+        found.look(&client, config, &name).await?;
     }
+    let Found { rows, fields, filled, names, also } = found;
     let count = rows.len();
-    let erasure = Erasure { subject: subject.clone(), reason, rows, fields: fields.into_iter().collect() };
+    let also = also.into_iter().chain(names.iter().cloned()).collect();
+    let erasure =
+        Erasure { subject: subject.clone(), reason, also, rows, fields: fields.into_iter().collect() };
     order(config, &client, Command::Erase(erasure)).await?;
     let mut text = format!(
         "{subject} is forgotten: the key is destroyed; {count} rows, and what was owed of them, are emptied\n"
     );
-    if still > 0 {
+    if !names.is_empty() {
         text.push_str(&format!(
-            "the source still had {still} personal values: they come back with the next change there, unless they are erased there, too\n"
+            "so is what it was called before: {}\n",
+            names.into_iter().collect::<Vec<_>>().join(", ")
+        ));
+    }
+    if filled > 0 {
+        text.push_str(&format!(
+            "the source still had {filled} personal values: they come back with the next change there, unless they are erased there, too\n"
         ));
     }
     for (_, target, object, external_id, state) in standing::identities(&client, &subject).await? {
@@ -67,29 +71,82 @@ pub async fn erase(config: &Config, subject: String, reason: String, now: bool) 
     Ok(text)
 }
 
-/// Rows of a source that are the subject's, and how many personal values they have.
-async fn rows_of(
-    client: &Client,
-    (source, mapping): (&str, &SourceMapping),
-    subject: &str,
-) -> Result<(Vec<ErasedRow>, usize), Refusal> {
-    let (mut found, mut filled) = (Vec::new(), 0);
-    let personal = |table: &&TableSpec| !table.personal.seal.is_empty();
-    // Whose these rows are only their events tell.
-    let named = rows_about(client, subject).await?;
-    for table in mapping.tables.iter().filter(personal).filter(|table| table.personal.subject.is_none()) {
-        let keys = named.iter().filter_map(|row| row.strip_prefix(&*table.name)?.strip_prefix('/'));
-        for key in keys {
-            let columns = table.personal.seal.iter().map(ToString::to_string).collect();
-            let (source, relation) = (source.to_owned(), table.name.to_string());
-            found.push(ErasedRow { source, relation, key: key.to_owned(), columns });
+/// What there is of a subject.
+#[derive(Default)]
+struct Found {
+    rows: Vec<ErasedRow>,
+    /// Personal fields of events, by type.
+    fields: BTreeSet<(String, Vec<String>)>,
+    /// Personal values that the rows have.
+    filled: usize,
+    /// What it was called before.
+    names: BTreeSet<String>,
+    /// Rows that are nobody's own, as subjects.
+    also: BTreeSet<String>,
+}
+
+/// Names of columns.
+fn texts(names: &[Arc<str>]) -> Vec<String> {
+    names.iter().map(ToString::to_string).collect()
+}
+
+/// Types of what rows of a table are.
+fn types_of(mapping: &SourceMapping, table: &TableSpec) -> Vec<String> {
+    let of_table = mapping.events.iter().filter(|spec| spec.table == table.name);
+    of_table.map(|spec| spec.event_type.clone()).collect()
+}
+
+impl Found {
+    /// Looks at all sources.
+    async fn look(&mut self, client: &Client, config: &Config, subject: &str) -> Result<(), Refusal> {
+        let followed = config.sources.iter().map(|source| (source.name.as_str(), None, &source.mapping));
+        let polled = config.polls.iter();
+        let polled = polled.map(|poll| (poll.name.as_str(), Some(&poll.target), &poll.mapping));
+        let held = standing::identities(client, subject).await?;
+        for (source, target, mapping) in followed.chain(polled) {
+            let personal = || mapping.tables.iter().filter(|table| !table.personal.seal.is_empty());
+            let about = rows_about(client, source, subject).await?;
+            for (relation, key) in about {
+                // Whose these are only their events tell, and perhaps did not from the beginning.
+                let nobodys =
+                    |table: &&TableSpec| table.personal.subject.is_none() && *table.name == *relation;
+                if let Some(table) = personal().find(nobodys) {
+                    let there = (source, relation.as_str(), key.as_str());
+                    self.also.extend(names_before(client, there, &types_of(mapping, table), subject).await?);
+                    self.also.insert(row_subject(source, &relation, &key));
+                    let columns = texts(&table.personal.seal);
+                    self.rows.push(ErasedRow { source: source.to_owned(), relation, key, columns });
+                }
+            }
+            for table in personal().filter(|table| table.personal.subject.is_some()) {
+                self.own_rows(client, (source, mapping, table), subject).await?;
+                let types = types_of(mapping, table);
+                for (id, system, _, external_id, _) in &held {
+                    if id == subject && Some(system) == target {
+                        let there = (source, &*table.name, external_id.as_str());
+                        self.names.extend(names_before(client, there, &types, subject).await?);
+                    }
+                }
+            }
+            for spec in mapping.events.iter().filter(|spec| !spec.personal.seal.is_empty()) {
+                self.fields.insert((spec.event_type.clone(), texts(&spec.personal.seal)));
+            }
         }
+        Ok(())
     }
-    for table in mapping.tables.iter().filter(personal).filter(|table| table.personal.subject.is_some()) {
+
+    /// Rows of a table that are the subject's own.
+    async fn own_rows(
+        &mut self,
+        client: &Client,
+        (source, mapping, table): (&str, &SourceMapping, &TableSpec),
+        subject: &str,
+    ) -> Result<(), Refusal> {
+        let seal = &table.personal.seal;
         let mut after: Option<String> = None;
         loop {
             let keys = images::keys_after(client, source, &table.name, after.as_deref(), PAGE).await?;
-            let Some(last) = keys.last() else { break };
+            let Some(last) = keys.last() else { return Ok(()) };
             after = Some(last.clone());
             let wanted: Vec<(String, String)> =
                 keys.into_iter().map(|key| (table.name.to_string(), key)).collect();
@@ -99,16 +156,9 @@ async fn rows_of(
                 if mapping.subject_of(table, &row).as_deref() != Some(subject) {
                     continue;
                 }
-                filled += table
-                    .personal
-                    .seal
-                    .iter()
-                    .filter(|name| row.get(name).is_some_and(|v| !v.is_null()))
-                    .count();
-                let columns = table.personal.seal.iter().map(ToString::to_string).collect();
-                found.push(ErasedRow { source: source.to_owned(), relation, key, columns });
+                self.filled += seal.iter().filter(|name| row.get(name).is_some_and(|v| !v.is_null())).count();
+                self.rows.push(ErasedRow { source: source.to_owned(), relation, key, columns: texts(seal) });
             }
         }
     }
-    Ok((found, filled))
 }

@@ -8,7 +8,7 @@ use super::flow::Flow;
 use super::intake::Intake;
 use super::way::Way;
 use super::words::{Together, note};
-use crate::event::{EventRecord, Operation, Personal};
+use crate::event::{CanonicalEvent, EventRecord, Operation, Personal};
 use crate::image::Emitted;
 use crate::ledger::batch::{Batch, DeliveryWrite, Lane};
 use crate::ledger::entry::NewEntry;
@@ -75,16 +75,21 @@ impl Intake {
                 tracing::warn!(event = %event.event_id, object = %event.id, reason = %fault, "a document is held back");
             }
             let origin = self.origin.clone();
-            // Whose it is matters only where something is sealed.
-            let is_sealed = self.ledger.master().is_set();
-            let personal =
-                if is_sealed { self.flow.mapping.personal_of(&event) } else { Personal::default() };
+            let personal = self.personal(&event);
             batch.entry(NewEntry::event(EventRecord { event, origin, fault, heals, personal }));
             if let Some(together) = together {
                 note(&self.flow, together, entry, &mut batch);
             }
         }
         batch
+    }
+
+    /// Whose it is matters only where something is sealed.
+    fn personal(&self, event: &CanonicalEvent) -> Personal {
+        if !self.ledger.master().is_set() {
+            return Personal::default();
+        }
+        self.flow.mapping.personal_of(&self.origin.source, event)
     }
 
     /// Which mass of changes each event is held with, if any.

@@ -22,6 +22,7 @@ use crate::connector::classify::Class;
 use crate::connector::request::{Request, encode};
 use crate::event::{canonical_bytes, sha256_hex};
 use crate::ledger::batch::{Batch, CallWrite, RetryWrite};
+use crate::ledger::erasures::ERASED;
 use crate::ledger::outbox::Due;
 use crate::ledger::{Ledger, LedgerError};
 use crate::mapping::expression::EvaluationError;
@@ -103,6 +104,12 @@ impl BulkDelivery {
         let Some(first) = self.items.first() else { return Ok(()) };
         let permit = self.permit(&request, &key).await?;
         self.unsent.leave();
+        for item in &self.items {
+            if item.delivery.is_forgotten().await? {
+                let batch = self.not_done(&Outcome::unsent(ERASED), Duration::ZERO, true);
+                return self.ledger.writer().write(ended(batch, &key, false)).await.map(|_| ());
+            }
+        }
         let outcome = first.delivery.send_with(permit, &request, &key).await?;
         let batch = match outcome.class {
             Class::Applied | Class::Duplicate => self.accepted(bulk, &key, &outcome),

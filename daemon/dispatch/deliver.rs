@@ -18,6 +18,7 @@ use crate::connector::request::Request;
 use crate::event::sha256_hex;
 use crate::ledger::batch::{AppliedWrite, Batch, Cause, ClaimWrite, ClosedWrite, SendingWrite};
 use crate::ledger::entry::{EntryKind, NewEntry};
+use crate::ledger::erasures::{ERASED, is_erased};
 use crate::ledger::membership::Membership;
 use crate::ledger::outbox::Due;
 use crate::ledger::standing::{holders, is_applied};
@@ -69,6 +70,9 @@ impl Delivery {
         request: &Request,
         key: &str,
     ) -> Result<Outcome<'_>, LedgerError> {
+        if self.is_forgotten().await? {
+            return Ok(Outcome::unsent(ERASED));
+        }
         let object = &self.due.lane.object;
         let sent = Instant::now();
         let result = self.ledger.tenure().during(self.target.way.send(request, key)).await;
@@ -78,6 +82,14 @@ impl Delivery {
         self.target.note(&Note { object, request, sent, class, answer: answer.as_ref(), retry_after });
         drop(permit);
         Ok(outcome)
+    }
+
+    /// True when its subject was forgotten after it was read.
+    pub(super) async fn is_forgotten(&self) -> Result<bool, LedgerError> {
+        if self.ledger.erasures().count() == self.due.erasures {
+            return Ok(false);
+        }
+        is_erased(self.ledger.reader(), self.due.id).await
     }
 
     /// Carries out `plan`. When it returns, the outcome is durable.

@@ -111,7 +111,8 @@ impl Dispatcher {
     /// Runs until the ledger fails, or until it is told to stop and nothing is in flight. Cancelled, it abandons requests
     /// in flight: they are in doubt, which the ledger knows.
     pub async fn run(mut self) -> Result<(), LedgerError> {
-        let outbox = Outbox::prepare(self.ledger.outbox(), self.ledger.master()).await?;
+        let outbox =
+            Outbox::prepare(self.ledger.outbox(), self.ledger.master(), self.ledger.erasures()).await?;
         self.go_live().await?;
         self.objects = owed_objects(self.ledger.reader(), &self.target.name).await?;
         for object in &self.target.connector.objects {
@@ -189,6 +190,10 @@ impl Dispatcher {
             // One is enough to find out; the others stay where they are.
             let object = &due.lane.object;
             if self.target.gates.probing_object(object) && !probed.insert(object.clone()) {
+                continue;
+            }
+            if due.is_sealed() {
+                self.park(due, &Obstacle::Sealed);
                 continue;
             }
             let system = &self.target.connector.system;

@@ -91,6 +91,9 @@ pub enum Obstacle {
     /// The connector does not know the object any more.
     #[error("the connector has no object `{0}`")]
     UnknownObject(String),
+    /// Its subject was forgotten after all of it was written.
+    #[error("what is personal of it cannot be opened any more: its subject was forgotten")]
+    Sealed,
 }
 
 /// The unique values the delivery would like to hold, to be looked up before [`plan`].

@@ -49,6 +49,12 @@ impl Personal {
     }
 }
 
+/// Whose a row is that is nobody's own: its own. Whoever is forgotten takes along rows that events about them came from.
+#[must_use]
+pub fn row_subject(source: &str, table: &str, key: &str) -> String {
+    format!("{source}:{table}/{key}")
+}
+
 /// The key of a subject.
 #[derive(Clone)]
 pub struct SubjectKey(Arc<Halves>);

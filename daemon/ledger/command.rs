@@ -270,6 +270,7 @@ pub fn batch(asked: Asked) -> (Batch, EntryIndex) {
     let mut batch = Batch::default();
     if let Command::Erase(erasure) = &asked.command {
         batch.erased.push(erasure.subject.clone());
+        batch.erased.extend(erasure.also.iter().cloned());
     }
     let entry = batch.entry(NewEntry::new(kind, None, fields));
     batch.commands.push(asked);

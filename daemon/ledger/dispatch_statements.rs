@@ -54,13 +54,13 @@ pub fn dispatch_statements(batch: Batch, seq_of: &dyn Fn(EntryIndex) -> i64, out
     wait(batch.waits, out);
 }
 
-/// Takes unique values, first come first served, and notes what each object has to do without.
+/// Takes unique values, first come first served, and notes what each object has to do without; nothing of a subject that was forgotten.
 fn claim(writes: Vec<ClaimWrite>, out: &mut Vec<Prepared>) {
     if writes.is_empty() {
         return;
     }
     let (mut targets, mut objects, mut ids) = (vec![], vec![], vec![]);
-    let mut taken = (vec![], vec![], vec![], vec![]);
+    let mut taken = (vec![], vec![], vec![], vec![], vec![]);
     let mut wished = (vec![], vec![], vec![], vec![], vec![], vec![]);
     for ClaimWrite { lane, reserve, wishes, event_seq, requires } in writes {
         for want in reserve {
@@ -68,6 +68,7 @@ fn claim(writes: Vec<ClaimWrite>, out: &mut Vec<Prepared>) {
             taken.1.push(lane.object.clone());
             taken.2.push(lane.canonical_id.clone());
             taken.3.push(want);
+            taken.4.push(event_seq);
         }
         for want in wishes {
             wished.0.push(lane.target.clone());
@@ -84,8 +85,13 @@ fn claim(writes: Vec<ClaimWrite>, out: &mut Vec<Prepared>) {
     if !taken.0.is_empty() {
         out.push((
             "insert into reservation (target, object, canonical_id, want)
-             select * from unnest($1::text[], $2::text[], $3::text[], $4::text[]) on conflict do nothing",
-            parameters![taken.0, taken.1, taken.2, taken.3],
+             select target, object, canonical_id, want
+             from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[])
+                  as w(target, object, canonical_id, want, event_seq)
+             where not exists (select from delivery d where d.target = w.target and d.object = w.object
+                               and d.canonical_id = w.canonical_id and d.event_seq = w.event_seq and d.reason = 'erased by an operator')
+             on conflict do nothing",
+            parameters![taken.0, taken.1, taken.2, taken.3, taken.4],
         ));
     }
     out.push((
@@ -99,7 +105,10 @@ fn claim(writes: Vec<ClaimWrite>, out: &mut Vec<Prepared>) {
              select target, object, canonical_id, want, event_seq,
                     case when requires = '' then '{}' else string_to_array(requires, E'\\n') end
              from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::text[])
-                  as w(target, object, canonical_id, want, event_seq, requires) on conflict do nothing",
+                  as w(target, object, canonical_id, want, event_seq, requires)
+             where not exists (select from delivery d where d.target = w.target and d.object = w.object
+                               and d.canonical_id = w.canonical_id and d.event_seq = w.event_seq and d.reason = 'erased by an operator')
+             on conflict do nothing",
             parameters![wished.0, wished.1, wished.2, wished.3, wished.4, wished.5],
         ));
     }

@@ -15,6 +15,9 @@ pub struct Erasure {
     pub subject: String,
     /// Why.
     pub reason: String,
+    /// Others whose keys are destroyed with theirs: rows that are nobody's own, and names that they had before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<String>,
     /// Rows of the source that are theirs, as far as they are known.
     pub rows: Vec<ErasedRow>,
     /// Personal fields of events, by type.
@@ -51,11 +54,38 @@ pub async fn held(client: &Client, subject: &str) -> Result<Vec<String>, LedgerE
     rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
 
-/// What else is named in entries in which something of the subject is sealed: rows among it.
-pub async fn rows_about(client: &Client, subject: &str) -> Result<Vec<String>, LedgerError> {
-    let sql = "select distinct unnest(refs) from entry where refs @> array[$1::text] and kind = 'event'";
-    let rows = client.query(sql, &[&subject]).await?;
-    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+/// Rows of a source that events about the subject came from: table and key.
+pub async fn rows_about(
+    client: &Client,
+    source: &str,
+    subject: &str,
+) -> Result<Vec<(String, String)>, LedgerError> {
+    let sql = "with body(json) as (
+                 select convert_from(body, 'UTF8')::jsonb from entry where refs @> array[$1::text] and kind = 'event'
+                 union all
+                 select convert_from(body, 'UTF8')::jsonb from kept_event
+                 where convert_from(body, 'UTF8')::jsonb -> 'subjects' ? $1::text)
+               select distinct c ->> 'relation', c ->> 'key' from body cross join jsonb_array_elements(json -> 'changes') c
+               where json #>> '{source,name}' = $2 and jsonb_typeof(json -> 'changes') = 'array'";
+    let rows = client.query(sql, &[&subject, &source]).await?;
+    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+}
+
+/// Names that an object of `source` had before it was known to be one of ours: of events that its row made, and that end with its id there,
+/// as ids do that are made of it. `event_types`: what rows of its table are.
+pub async fn names_before(
+    client: &Client,
+    (source, table, external_id): (&str, &str, &str),
+    event_types: &[String],
+    subject: &str,
+) -> Result<Vec<String>, LedgerError> {
+    let sql = "select distinct json ->> 'id' from (
+                 select convert_from(body, 'UTF8')::jsonb as json from entry where refs @> array[$1::text] and kind = 'event') e
+               where json #>> '{source,name}' = $2 and json ->> 'type' = any ($3) and json -> 'subjects' ? (json ->> 'id')
+                 and right(json ->> 'id', length($4) + 1) = '-' || $4 and json ->> 'id' <> $5 order by 1";
+    let row = format!("{table}/{external_id}");
+    let found = client.query(sql, &[&row, &source, &event_types, &external_id, &subject]).await?;
+    found.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
 
 /// Events in which something of the subject is sealed, whether that is in their data, and their objects.
@@ -77,7 +107,7 @@ macro_rules! about {
 
 /// Takes what is in clear out of the tables that are state.
 pub(super) fn erase(erasure: Erasure, out: &mut Vec<Prepared>) {
-    let Erasure { subject, rows, fields, .. } = erasure;
+    let Erasure { subject, also, rows, fields, .. } = erasure;
     for ErasedRow { source, relation, key, columns } in rows {
         // Values that somebody else holds at a target, as it told us when we wanted them.
         out.push((
@@ -90,15 +120,42 @@ pub(super) fn erase(erasure: Erasure, out: &mut Vec<Prepared>) {
         out.push((
             "update image set row = row || (select jsonb_object_agg(name, null) from unnest($4::text[]) name)
              where source = $1 and relation = $2 and key = $3 and row is not null",
+            parameters![source.clone(), relation.clone(), key.clone(), columns.clone()],
+        ));
+        // Whoever guesses well finds what a digest is of. Without it the next change is told anew.
+        out.push((
+            "update image set emitted = (
+               select jsonb_agg(jsonb_build_array(e -> 0, e -> 1, '') || case when e ->> 3 = 'held' then '[\"held\"]' else '[]' end::jsonb)
+               from jsonb_array_elements(emitted::jsonb) e)::text
+             where source = $1 and relation = $2 and key = $3 and emitted is not null",
+            parameters![source.clone(), relation.clone(), key.clone()],
+        ));
+        // What a large transaction has still to be worked out of.
+        out.push((
+            "update spill set causes = (
+               select jsonb_agg(case when c ->> 'table' = $2 and c ->> 'key' = $3
+                                     then c || jsonb_build_object('before', case jsonb_typeof(c -> 'before') when 'object' then (c -> 'before') - $4::text[] end,
+                                                                  'after', case jsonb_typeof(c -> 'after') when 'object' then (c -> 'after') - $4::text[] end)
+                                     else c end)
+               from jsonb_array_elements(causes) c)
+             where source = $1 and causes @> jsonb_build_array(jsonb_build_object('table', $2::text, 'key', $3::text))",
             parameters![source, relation, key, columns],
         ));
     }
+    for name in also.into_iter().chain([subject]) {
+        erase_one(&name, &fields, out);
+    }
+    rehead(None, out);
+}
+
+/// The same of one subject.
+fn erase_one(subject: &str, fields: &[(String, Vec<String>)], out: &mut Vec<Prepared>) {
     for (event_type, names) in fields {
         out.push((
             about!(
                 "update said s set data = s.data - $3::text[] from object o where s.canonical_id = o.id and s.event_type = $2"
             ),
-            parameters![subject.clone(), event_type, names],
+            parameters![subject.to_owned(), event_type.clone(), names.clone()],
         ));
     }
     let statements = [
@@ -117,6 +174,5 @@ pub(super) fn erase(erasure: Erasure, out: &mut Vec<Prepared>) {
         about!("delete from wish w using object o where w.canonical_id = o.id"),
         about!("update difference f set fields = '[]' from object o where f.canonical_id = o.id"),
     ];
-    out.extend(statements.into_iter().map(|sql| (sql, parameters![subject.clone()])));
-    rehead(None, out);
+    out.extend(statements.into_iter().map(|sql| (sql, parameters![subject.to_owned()])));
 }

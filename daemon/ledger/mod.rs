@@ -13,6 +13,7 @@ pub mod deliveries;
 pub mod dispatch_statements;
 pub mod entry;
 pub mod erase;
+pub mod erasures;
 mod granting;
 pub mod hashes;
 pub mod head;
@@ -52,13 +53,15 @@ use tokio::sync::watch;
 use tokio_postgres::Client;
 
 use crate::pg::{ConnectError, Database, describe};
+use erasures::Erasures;
+use head::Head;
 use keyring::Master;
 use membership::{Ambition, Membership};
 pub use process::is_served;
 use process::{Process, Role, Tenure};
 use statistics::Growth;
 use turn::Turn;
-use writer::Writer;
+use writer::{Writer, Writing};
 
 mod migrations {
     //! Schema of the ledger, embedded in the binary.
@@ -144,6 +147,7 @@ pub struct Ledger {
     membership: Option<Membership>,
     tenure: Tenure,
     master: Master,
+    erasures: Erasures,
 }
 
 impl Ledger {
@@ -208,8 +212,12 @@ impl Ledger {
         );
         let session = commit::Session::new(client);
         let turn = Turn::new(&session, membership.as_ref().map(Membership::standing));
-        let writer = Writer::start(session, sealer, turn, Growth::begin(database.clone()), lost_tx);
-        Ok(Self { reader, outbox, writer, lost, membership, tenure, master: master.clone() })
+        let erasures = Erasures::default();
+        erasures.heard(Head::load(&*reader).await?.erasures);
+        let writing =
+            Writing { sealer, turn, growth: Growth::begin(database.clone()), erasures: erasures.clone() };
+        let writer = Writer::start(session, writing, lost_tx);
+        Ok(Self { reader, outbox, writer, lost, membership, tenure, master: master.clone(), erasures })
     }
 
     /// The reading session.
@@ -222,6 +230,12 @@ impl Ledger {
     #[must_use]
     pub fn master(&self) -> &Master {
         &self.master
+    }
+
+    /// How many data subjects have been forgotten.
+    #[must_use]
+    pub fn erasures(&self) -> &Erasures {
+        &self.erasures
     }
 
     /// The session in which dispatchers look for what is due: they do not wait for other readers.

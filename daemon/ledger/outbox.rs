@@ -7,9 +7,11 @@ use serde_json::{Value, json};
 use tokio_postgres::{Client, Statement};
 
 use super::batch::Lane;
+use super::erasures::Erasures;
 use super::keyring::Master;
 use super::standing::references;
 use super::{Ledger, LedgerError};
+use crate::event::sealing::SEALED;
 use crate::event::{CanonicalEvent, Operation, Priority};
 
 /// A delivery at the head of its lane, due now.
@@ -71,6 +73,8 @@ pub struct Due {
     pub is_open: bool,
     /// Fields of the event of which nobody who has a say has spoken.
     pub unknown: Vec<String>,
+    /// Subjects that had been forgotten when it was read.
+    pub erasures: i64,
 }
 
 impl Due {
@@ -118,6 +122,21 @@ impl Due {
             told_at: None,
             is_open: true,
             unknown: Vec::new(),
+            erasures: 0,
+        }
+    }
+}
+
+impl Due {
+    /// True when there was no key any more to open what is personal. A deletion goes without it.
+    pub fn is_sealed(&mut self) -> bool {
+        let data = self.event.get_mut("data").and_then(Value::as_object_mut);
+        match (data, self.operation.as_str()) {
+            (Some(data), "delete") => {
+                data.remove(SEALED);
+                false
+            }
+            (data, _) => data.is_some_and(|data| data.contains_key(SEALED)),
         }
     }
 }
@@ -225,15 +244,16 @@ pub struct Wanted<'a> {
 /// What is asked whenever something may have become due: prepared, since planning costs more than answering.
 pub struct Outbox {
     master: Master,
+    erasures: Erasures,
     due: Statement,
     next_due_at: Statement,
 }
 
 impl Outbox {
     /// Prepares the statements.
-    pub async fn prepare(client: &Client, master: &Master) -> Result<Self, LedgerError> {
+    pub async fn prepare(client: &Client, master: &Master, erasures: &Erasures) -> Result<Self, LedgerError> {
         let (due, next_due_at) = tokio::try_join!(client.prepare(DUE), client.prepare(NEXT_DUE_AT))?;
-        Ok(Self { master: master.clone(), due, next_due_at })
+        Ok(Self { master: master.clone(), erasures: erasures.clone(), due, next_due_at })
     }
 
     /// Heads of lanes that are due, by class and oldest first.
@@ -243,10 +263,11 @@ impl Outbox {
         let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         // Lanes are spread evenly over the shards: a little more than its part of each is enough.
         let part = number(2 * most / shards.len().max(1) + 4);
+        let erasures = self.erasures.count();
         let rows = client
             .query(&self.due, &[target, shards, &classes, &part, busy, &number(*most), objects])
             .await?;
-        read_due((client, &self.master), target, &rows).await
+        read_due((client, &self.master, erasures), target, &rows).await
     }
 
     /// When the next delivery of `target` becomes due that is not due now.
@@ -263,10 +284,10 @@ impl Outbox {
 
 /// These deliveries, by number.
 pub async fn by_ids(ledger: &Ledger, ids: &[i64]) -> Result<HashMap<i64, Due>, LedgerError> {
-    let client = ledger.reader();
+    let (client, erasures) = (ledger.reader(), ledger.erasures().count());
     let rows = client.query(BY_IDS, &[&ids]).await?;
     let target = rows.first().map_or(Ok(String::new()), |row| row.try_get::<_, String>(1))?;
-    Ok(read_due((client, ledger.master()), &target, &rows)
+    Ok(read_due((client, ledger.master(), erasures), &target, &rows)
         .await?
         .into_iter()
         .map(|due| (due.id, due))
@@ -282,8 +303,9 @@ pub async fn by_lanes(
     if ids.is_empty() {
         return Ok(Vec::new());
     }
+    let erasures = ledger.erasures().count();
     let rows = ledger.reader().query(BY_LANES, &[&target, &object, &ids]).await?;
-    read_due((ledger.reader(), ledger.master()), target, &rows).await
+    read_due((ledger.reader(), ledger.master(), erasures), target, &rows).await
 }
 
 /// Objects of which something is owed to `target`; each is found by one look into the index.
@@ -299,7 +321,7 @@ pub async fn owed_objects(client: &Client, target: &str) -> Result<Vec<String>, 
 }
 
 async fn read_due(
-    (client, master): (&Client, &Master),
+    (client, master, erasures): (&Client, &Master, i64),
     target: &str,
     rows: &[tokio_postgres::Row],
 ) -> Result<Vec<Due>, LedgerError> {
@@ -338,6 +360,7 @@ async fn read_due(
             told_at: row.try_get(25)?,
             is_open: row.try_get(26)?,
             unknown: Vec::new(),
+            erasures,
         });
     }
     resolve_references(client, target, required, &mut found).await?;

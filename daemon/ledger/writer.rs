@@ -16,6 +16,8 @@ use tokio::time::{sleep, timeout};
 use super::LedgerError;
 use super::batch::Batch;
 use super::commit::{Sealed, Sealer, Session};
+use super::erasures::Erasures;
+use super::head::Head;
 use super::statements::to_microseconds;
 use super::statistics::Growth;
 use super::turn::Turn;
@@ -33,6 +35,18 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
 type Request = (Batch, oneshot::Sender<Result<i64, LedgerError>>);
 
+/// What it takes to seal batches.
+pub struct Writing {
+    /// Gives them their places.
+    pub sealer: Sealer,
+    /// Tells whose turn it is.
+    pub turn: Turn,
+    /// Told how many rows there are more.
+    pub growth: Growth,
+    /// Told of subjects that are forgotten.
+    pub erasures: Erasures,
+}
+
 /// Hands batches to the writer task.
 #[derive(Clone)]
 pub struct Writer {
@@ -42,18 +56,12 @@ pub struct Writer {
 impl Writer {
     /// Starts the tasks; `lost` becomes true when the session is gone.
     #[must_use]
-    pub fn start(
-        session: Session,
-        sealer: Sealer,
-        turn: Turn,
-        growth: Growth,
-        lost: Arc<watch::Sender<bool>>,
-    ) -> Self {
+    pub fn start(session: Session, writing: Writing, lost: Arc<watch::Sender<bool>>) -> Self {
         let (queue, requests) = mpsc::channel(QUEUE);
         let (hand_over, sealed) = mpsc::channel(1);
         let under_way = Arc::new(watch::Sender::new(0));
         let sealing =
-            Sealing { sealer, turn, growth, under_way: under_way.subscribe(), noted: under_way.clone() };
+            Sealing { writing, erased: false, under_way: under_way.subscribe(), noted: under_way.clone() };
         tokio::spawn(async move {
             if let Err(error) = sealing.run(requests, hand_over).await {
                 tracing::error!(%error, "nothing more can be sealed");
@@ -82,9 +90,9 @@ type Gathered = (Sealed, Waiting);
 
 /// Seals what has gathered whenever the committing task can take more.
 struct Sealing {
-    sealer: Sealer,
-    turn: Turn,
-    growth: Growth,
+    writing: Writing,
+    /// The last batch forgets somebody, of which nobody has heard yet.
+    erased: bool,
     /// Batches handed over and not yet committed.
     under_way: watch::Receiver<usize>,
     noted: Arc<watch::Sender<usize>>,
@@ -100,15 +108,16 @@ impl Sealing {
             let first = tokio::select! {
                 first = requests.recv() => first,
                 // An idle process that had the ledger to itself lets the newcomer in.
-                () = self.turn.wanted(), if self.turn.is_held() => {
+                () = self.writing.turn.wanted(), if self.writing.turn.is_held() => {
                     self.give_turn().await?;
                     continue;
                 }
             };
             let Some(first) = first else { return Ok(()) };
             let Ok(permit) = hand_over.reserve().await else { return Ok(()) };
-            if let Some(head) = self.turn.take().await? {
-                self.sealer.follow(head);
+            if let Some(head) = self.writing.turn.take().await? {
+                self.writing.erasures.heard(head.erasures);
+                self.writing.sealer.follow(head);
             }
             let mut merged = Batch::default();
             let mut waiting = Vec::new();
@@ -119,20 +128,29 @@ impl Sealing {
                 let full = merged.entries.len().max(merged.images.len()) >= MAX_GATHERED;
                 next = if full { None } else { requests.try_recv().ok() };
             }
-            if self.sealer.must_settle() {
+            if self.writing.sealer.must_settle() {
                 self.settled().await?;
+                if self.erased {
+                    // Whoever has read something before this sees now that it may be of somebody who was forgotten meanwhile.
+                    let head = Head::load(self.writing.turn.client()).await?;
+                    self.writing.erasures.heard(head.erasures);
+                }
             }
-            self.sealer.fetch_keys(self.turn.client(), &mut merged).await?;
-            self.growth.grew(merged.rows());
-            let sealed =
-                self.sealer.seal(merged, to_microseconds(Timestamp::now()), !self.turn.is_alone())?;
+            self.writing.sealer.fetch_keys(self.writing.turn.client(), &mut merged).await?;
+            self.writing.growth.grew(merged.rows());
+            self.erased = !merged.erased.is_empty();
+            let sealed = self.writing.sealer.seal(
+                merged,
+                to_microseconds(Timestamp::now()),
+                !self.writing.turn.is_alone(),
+            )?;
             self.noted.send_modify(|under_way| *under_way += 1);
             permit.send((sealed, waiting));
             if hand_over.is_closed() {
                 // Nobody takes what was just handed over: those who wait for it hear of that when this task ends.
                 return Ok(());
             }
-            if !self.turn.is_alone() {
+            if !self.writing.turn.is_alone() {
                 tokio::select! {
                     given = self.give_turn() => given?,
                     // The commit failed, and the session is over.
@@ -150,7 +168,7 @@ impl Sealing {
 
     async fn give_turn(&mut self) -> Result<(), LedgerError> {
         self.settled().await?;
-        self.turn.give().await
+        self.writing.turn.give().await
     }
 }
 

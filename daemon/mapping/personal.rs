@@ -2,7 +2,7 @@
 //!
 //! ```yaml
 //! personal:                                   # of a table: columns; of an event: fields of its data
-//!   subject: "source + '-P-' + string(row.id)"  # whose data it is; left out: of an event its canonical id, of a table that of the event
+//!   subject: "source + '-P-' + string(row.id)"  # whose data it is; left out: of an event its canonical id, of a table the row
 //!   seal: [name, email]                       # in clear for the targets, in the ledger only for who has the subject's key
 //!   mask: [phone]                             # of a table only: nobody sees more than the first letter
 //!   hmac: [vat]                               # of a table only: a keyed digest stands for it; equal values stay equal
@@ -22,6 +22,7 @@ use super::scope::{Scope, Variable};
 use super::shape::Variables;
 use super::{EventSpec, SourceMapping, TableSpec};
 use crate::config::node::{Node, Problems};
+use crate::event::sealing::row_subject;
 use crate::event::{CanonicalEvent, Personal, PersonalPart, Row};
 
 /// What stands for digits and letters that nobody shall see.
@@ -172,16 +173,20 @@ impl SourceMapping {
         key.is_some() || self.tables.iter().all(|table| table.personal.hmac.is_empty())
     }
 
-    /// What is personal of an event and of the rows that it came from.
+    /// What is personal of an event of `source` and of the rows that it came from.
     #[must_use]
-    pub fn personal_of(&self, event: &CanonicalEvent) -> Personal {
+    pub fn personal_of(&self, source: &str, event: &CanonicalEvent) -> Personal {
         let spec = self.events.iter().find(|spec| spec.event_type == event.event_type);
         let own = spec.map_or_else(|| Some(event.id.clone()), |spec| self.subject_of_event(spec, event));
-        let data = spec.and_then(|spec| spec.personal.part(own.clone()));
+        let data = spec.and_then(|spec| spec.personal.part(own));
         let change = |cause: &crate::event::Cause| {
             let table = self.table_named(&cause.table).filter(|table| !table.personal.seal.is_empty())?;
             let row = cause.after.as_deref().or(cause.before.as_deref())?;
-            table.personal.part(self.subject_of(table, row).or_else(|| own.clone()))
+            // The same whatever event it led to, and whether or not that says whose it is.
+            let its_own = || row_subject(source, &cause.table, &cause.key);
+            table.personal.part(Some(
+                self.subject_of(table, row).filter(|subject| !subject.is_empty()).unwrap_or_else(its_own),
+            ))
         };
         Personal { data, changes: event.causes.iter().map(change).collect() }
     }

@@ -43,7 +43,9 @@ impl Waves {
 
     /// Reads them from the ledger.
     pub async fn refresh(&self, ledger: &Ledger) -> Result<(), LedgerError> {
-        self.set(&changes(ledger.reader()).await?);
+        let changes = changes(ledger.reader()).await?;
+        ledger.erasures().heard(changes.erasures);
+        self.set(&changes);
         Ok(())
     }
 
@@ -104,6 +106,7 @@ pub async fn serve(
         }
         let changes = changes(ledger.reader()).await?;
         if seen.as_ref() != Some(&changes) {
+            ledger.erasures().heard(changes.erasures);
             watched.waves.set(&changes);
             (watched.tuned)(&changes.tunings);
             if seen.is_some_and(|seen| seen.released != changes.released) {

@@ -12,6 +12,7 @@ use crate::dispatch::target::lift;
 use crate::event::Priority;
 use crate::ledger::LedgerError;
 use crate::ledger::command::{self, Held};
+use crate::ledger::erasures::Erasures;
 use crate::ledger::outbox::{Outbox, SHARDS, Wanted, open_deliveries};
 
 /// Describes what is owed, to all or `only` one; `first`: requests shown for each target.
@@ -22,7 +23,7 @@ pub async fn plan(
     first: i64,
     values: bool,
 ) -> Result<String, LedgerError> {
-    let outbox = Outbox::prepare(client, &config.master).await?;
+    let outbox = Outbox::prepare(client, &config.master, &Erasures::default()).await?;
     let shards: Vec<i16> = (0..SHARDS).collect();
     let held = command::held(client).await?;
     let mut out = String::new();

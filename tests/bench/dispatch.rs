@@ -114,7 +114,7 @@ async fn deliveries_per_second_to_a_target_that_costs_nothing() {
 
 /// Median time of asking for what is due, in milliseconds.
 async fn claim_ms(ledger: &Ledger) -> f64 {
-    let outbox = Outbox::prepare(ledger.outbox(), ledger.master()).await.unwrap();
+    let outbox = Outbox::prepare(ledger.outbox(), ledger.master(), ledger.erasures()).await.unwrap();
     let shards: Vec<i16> = (0..SHARDS).collect();
     let wanted = Wanted {
         target: "sink",
