@@ -215,6 +215,8 @@ async fn an_auditor_answers_every_question_from_the_readme() {
     // As it was, and what differs.
     let past = audited.answer(&["as-of", "res_partner", &company, "2020-01-01"]);
     assert!(past.contains("it did not exist"), "{past}");
+    let elsewhere = audited.answer(&["as-of", "res_partner", &company, "2099-01-01", "--source", "another"]);
+    assert!(elsewhere.contains("no change of it is known"), "{elsewhere}");
     let now = audited.answer(&["as-of", "res_partner", &company, "2099-01-01 12:00"]);
     assert!(
         now.contains("vat: BE0123456789") && now.contains("2099-01-01T11:00:00Z (2099-01-01 12:00:00 CET)"),
@@ -230,15 +232,32 @@ async fn an_auditor_answers_every_question_from_the_readme() {
     let shown = audited.answer(&["show", "1"]);
     assert!(shown.contains("\"kind\": \"start\""), "{shown}");
     assert_eq!(audited.alice(&["show", "999999"]).status.code(), Some(64));
-    // Everything that was read stands there.
+    // Everything that was read stands there, also what others than auditors were shown of a person, and by which user of the machine.
+    audited.world.printed(&["explain", "res_partner", &company, "--values"]);
     eventually(PATIENCE, "the readings", async || {
         let rows = alice.query("select what, requested_by from tailwater_audit.reading", &[]).await.unwrap();
         let read: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
-        let wanted =
-            ["history", "trace", "as-of", "diff", "show", "sent", "change", "sent_twice", "intervention"];
+        let wanted = [
+            "history",
+            "trace",
+            "as-of",
+            "diff",
+            "show",
+            "sent",
+            "change",
+            "sent_twice",
+            "intervention",
+            "explain",
+        ];
+        let is_named = |row: &tokio_postgres::Row| {
+            let (what, by): (&str, &str) = (row.get(0), row.get(1));
+            let role = if what == "explain" { "tailwater at " } else { "alice at 127.0.0.1" };
+            by.starts_with(role)
+                && (!["show", "explain"].contains(&what) || by.contains(&format!("(uid {uid})")))
+        };
         match wanted.iter().find(|what| !read.iter().any(|read| read == *what)) {
-            None if rows.iter().all(|row| row.get::<_, &str>(1).starts_with("alice at 127.0.0.1")) => Ok(()),
-            missing => Err(format!("{missing:?} of {read:?}")),
+            None if rows.iter().all(is_named) => Ok(()),
+            missing => Err(format!("{missing:?} of {rows:?}")),
         }
     })
     .await;

@@ -23,7 +23,7 @@ use crate::cli::{EvidenceArgs, LedgerArgs, LedgerCommand, ProofCommand, ReadingA
 use crate::config::{Config, ledger_at, load};
 use crate::ledger::keyring::Master;
 use crate::ledger::{LedgerError, VIEWS};
-use crate::operate::{Refusal, down, finish};
+use crate::operate::{Refusal, down, finish, operator};
 use crate::pg::Database;
 use tokio_postgres::Client;
 
@@ -43,8 +43,8 @@ pub async fn ledger(command: LedgerCommand) -> ExitCode {
         }
         LedgerCommand::Show { reading, seq } => finish(read::show(&reading, seq).await),
         LedgerCommand::History { reading, table, key } => finish(read::history(&reading, &table, &key).await),
-        LedgerCommand::AsOf { reading, table, key, time } => {
-            finish(read::as_of(&reading, (&table, &key), &time).await)
+        LedgerCommand::AsOf { reading, table, key, time, source } => {
+            finish(read::as_of(&reading, (&table, &key), source, &time).await)
         }
         LedgerCommand::Diff { reading, from, to, table } => {
             finish(read::diff(&reading, (&from, &to), table.as_deref()).await)
@@ -103,7 +103,9 @@ async fn reader(args: &ReadingArgs) -> Result<(Client, Master), Refusal> {
     if args.unseal && master.is_none() {
         return Err(Refusal(EX_CONFIG, "--unseal needs the settings, which name the sealing_key".into()));
     }
-    Ok((database.connect("tailwater-ledger").await?, master.unwrap_or_default()))
+    // By this the reading is noted.
+    let name = format!("tailwater-ledger of {}", operator());
+    Ok((database.connect(&name).await?, master.unwrap_or_default()))
 }
 
 /// What is published outside, and whose it must be. Without a key there is no telling what was signed by whom.

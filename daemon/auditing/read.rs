@@ -43,13 +43,30 @@ pub async fn history(args: &ReadingArgs, table: &str, key: &str) -> Result<Strin
 }
 
 /// `tailwater ledger as-of`.
-pub async fn as_of(args: &ReadingArgs, (table, key): (&str, &str), time: &str) -> Result<String, Refusal> {
+pub async fn as_of(
+    args: &ReadingArgs,
+    (table, key): (&str, &str),
+    source: Option<String>,
+    time: &str,
+) -> Result<String, Refusal> {
     let times = Times::of(args)?;
     let at = times.parse(time)?;
     let (mut client, master) = reader(args).await?;
     let reading =
         Reading::begin(&mut client, "read", ("as-of", &format!("{table}/{key} {at}")), master).await?;
-    let (last, next) = reading.around((table, key), at).await?;
+    let source = match (source, reading.sources(table, key).await?.as_slice()) {
+        (Some(source), _) => source,
+        (None, []) => String::new(),
+        (None, [source]) => source.clone(),
+        (None, several) => {
+            let message = format!(
+                "several sources have {table} {key}\nnext: --source {}",
+                several.join(", or --source ")
+            );
+            return Err(Refusal(EX_USAGE, message));
+        }
+    };
+    let (last, next) = reading.around(&source, (table, key), at).await?;
     reading.end().await?;
     let row = match (&last, &next) {
         (Some(change), _) => change.get("after"),

@@ -107,6 +107,9 @@ pub enum LedgerCommand {
         key: String,
         /// When, such as 2026-11-24, "2026-11-24 10:00" in your zone, or 2026-11-24T10:00:00Z.
         time: String,
+        /// Where several sources have a table of that name: which.
+        #[arg(long)]
+        source: Option<String>,
     },
     /// What changed between two times: each row once, as it was and as it became.
     Diff {

@@ -22,6 +22,12 @@ const CHANGE: &str = "jsonb_build_object('seq', c.seq, 'recorded_at', c.recorded
   'event', c.event_type, 'id', c.id, 'source', c.source, 'xid', c.xid, 'commit_lsn', c.commit_lsn, 'ordinal', c.ordinal,
   'event_id', c.correlation_id)";
 
+/// Notes that `what` is read, by itself.
+pub async fn note(client: &Client, what: &str, details: &str) -> Result<(), LedgerError> {
+    client.execute("select tailwater_audit.noted($1, $2)", &[&what, &details]).await?;
+    Ok(())
+}
+
 impl<'a> Reading<'a> {
     /// Begins, and notes `what` is read; `kind`: `read` or `export`.
     pub async fn begin(
@@ -65,18 +71,27 @@ impl<'a> Reading<'a> {
         self.values(&sql, &[&table, &key]).await
     }
 
-    /// The last change of a row that was committed by then, and the first one after it.
+    /// Sources that have told of a row.
+    pub async fn sources(&self, table: &str, key: &str) -> Result<Vec<String>, LedgerError> {
+        let sql = "select distinct c.source from change c
+                   where c.refs @> array[$1 || '/' || $2] and c.table_name = $1 and c.key = $2 order by 1";
+        let rows = self.transaction.query(sql, &[&table, &key]).await?;
+        rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+    }
+
+    /// The last change of a row of `source` that was committed by then, and the first one after it.
     pub async fn around(
         &self,
+        source: &str,
         (table, key): (&str, &str),
         at: Timestamp,
     ) -> Result<(Option<Value>, Option<Value>), LedgerError> {
         let one = async |is: &str, order: &str| {
             let sql = format!(
                 "select {CHANGE} from change c where c.refs @> array[$1 || '/' || $2] and c.table_name = $1 and c.key = $2
-                   and c.committed_at {is} $3 order by c.seq {order} limit 1"
+                   and c.committed_at {is} $3 and c.source = $4 order by c.seq {order} limit 1"
             );
-            Ok::<_, LedgerError>(self.values(&sql, &[&table, &key, &at]).await?.into_iter().next())
+            Ok::<_, LedgerError>(self.values(&sql, &[&table, &key, &at, &source]).await?.into_iter().next())
         };
         Ok((one("<=", "desc").await?, one(">", "asc").await?))
     }

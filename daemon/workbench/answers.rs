@@ -7,7 +7,8 @@ use super::plan;
 use crate::app::{EX_UNAVAILABLE, EX_USAGE, fail, say};
 use crate::config::Config;
 use crate::ledger::LedgerError;
-use crate::operate::{source_named, target_named};
+use crate::ledger::reading::note;
+use crate::operate::{operator, source_named, target_named};
 
 /// `tailwater explain`; `name`: of the source.
 pub async fn explain(
@@ -23,7 +24,10 @@ pub async fn explain(
     };
     let question = Question { table: &table, key: &key, values };
     let answer = async {
-        let client = config.ledger.connect("tailwater-explain").await?;
+        let client = config.ledger.connect(&format!("tailwater-explain of {}", operator())).await?;
+        if values {
+            note(&client, "explain", &format!("{table}/{key} (personal values)")).await?;
+        }
         explain::explain(&config, source, &client, &question).await
     };
     match answer.await {
@@ -43,7 +47,11 @@ pub async fn plan(config: Config, only: Option<String>, first: i64, values: bool
         return code;
     }
     let answer = async {
-        let client = config.ledger.connect("tailwater-plan").await?;
+        let client = config.ledger.connect(&format!("tailwater-plan of {}", operator())).await?;
+        if values {
+            let what = only.as_deref().unwrap_or("all targets");
+            note(&client, "plan", &format!("{what} (personal values)")).await?;
+        }
         plan::plan(&config, &client, only.as_deref(), first, values).await
     };
     print(answer.await)
