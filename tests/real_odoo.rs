@@ -3,6 +3,8 @@
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use tokio_postgres::Client;
+
 use crate::support::expected::{archived, assert_same, expected, held};
 use crate::support::images::assert_images_equal;
 use crate::support::real_odoo::{Running, recorded, running};
@@ -37,6 +39,7 @@ async fn a_recorded_day_of_odoo_arrives_field_by_field_and_no_call_is_wasted() {
         ledger.query_one("select count(*) from entry where kind = 'event'", &[]).await.unwrap().get(0);
     let calls = world.stripe.journal().calls.len() + world.zendesk.journal().calls.len();
     println!("row changes : events : calls = 2829 : {events} : {calls}");
+    assert_everybody_is_named(&ledger, &erp).await;
     assert!(daemon.terminate().success());
     world.verify();
 }
@@ -60,4 +63,19 @@ async fn a_long_day_of_a_running_odoo_arrives_field_by_field() {
     assert_eq!(world.stripe.with(|stripe| stripe.doubled()), Vec::<String>::new());
     assert_eq!((world.stripe.journal().nil_effects(), world.zendesk.journal().nil_effects()), (0, 0));
     world.verify();
+}
+
+/// Whoever wrote a partner is in the ledger with it; of who deleted one Odoo's rows say nothing.
+async fn assert_everybody_is_named(ledger: &Client, erp: &Client) {
+    let sql = "select key, changed_by from tailwater_audit.change where table_name = 'res_partner' and operation <> 'delete'";
+    let changes = ledger.query(sql, &[]).await.unwrap();
+    let users = erp.query("select id::text from res_users", &[]).await.unwrap();
+    let users: Vec<String> = users.iter().map(|row| row.get(0)).collect();
+    assert!(changes.len() > 20, "{}", changes.len());
+    for row in &changes {
+        let (key, by): (&str, Option<&str>) = (row.get(0), row.get(1));
+        assert!(by.is_some_and(|by| users.iter().any(|user| user == by)), "partner {key} by {by:?}");
+    }
+    let authors: std::collections::BTreeSet<&str> = changes.iter().map(|row| row.get(1)).collect();
+    println!("{} changes of partners, by users {authors:?}", changes.len());
 }
