@@ -13,7 +13,9 @@ begin
       execute format('create role %I nologin', wanted);
     end if;
   end loop;
-  if not pg_has_role(current_user, 'tailwater_owner', 'member') then
+  -- From 16 on, who makes a role is a member of it, and yet may not act as it.
+  if not pg_has_role(current_user, 'tailwater_owner', case when current_setting('server_version_num')::int >= 160000 then 'set' else 'member' end)
+  then
     execute format('grant tailwater_owner to %I', current_user);
   end if;
   execute format('alter database %I owner to tailwater_owner', current_database());
