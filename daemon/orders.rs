@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
 
-use crate::app::{EX_TEMPORARY, EX_UNAVAILABLE, EX_USAGE, fail, say, with_config};
+use crate::app::{EX_CONFIG, EX_TEMPORARY, EX_UNAVAILABLE, EX_USAGE, fail, say, with_config};
 use crate::cli::{IdentityCommand, ObjectArgs, WaveCommand};
 use crate::config::Config;
 use crate::ledger::batch::Lane;
@@ -31,11 +31,14 @@ pub async fn order(config: &Config, client: &Client, order: Command) -> Result<(
         let role = config.ledger.user.clone();
         let asked = Asked { id, command: order, requested_by: asker.name, peer_uid: None, role };
         command::carry_out(ledger.reader(), ledger.writer(), asked, || ()).await?;
-        return Ok(());
+        return not_refused(id, command::ended(ledger.reader(), id).await?.flatten());
     }
     let id = ask(config.admin_socket.as_deref(), client, &Asking::Command(order)).await?;
     let until = Instant::now() + PATIENCE;
-    while !command::is_done(client, id).await? {
+    loop {
+        if let Some(refused) = command::ended(client, id).await? {
+            return not_refused(id, refused);
+        }
         if Instant::now() > until {
             let message = format!(
                 "command {id} is noted, and the daemon has not carried it out yet\nnext: see its log"
@@ -44,7 +47,10 @@ pub async fn order(config: &Config, client: &Client, order: Command) -> Result<(
         }
         sleep(Duration::from_millis(100)).await;
     }
-    Ok(())
+}
+
+fn not_refused(id: i64, refused: Option<String>) -> Result<(), Refusal> {
+    refused.map_or(Ok(()), |why| Err(Refusal(EX_CONFIG, format!("command {id} was not carried out: {why}"))))
 }
 
 /// A session on the ledger.

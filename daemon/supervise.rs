@@ -229,6 +229,7 @@ impl Supervisor<'_> {
         let settings =
             self.prepared.checkpoints.as_ref().filter(|_| ledger.membership().is_some_and(publishes));
         let Some(settings) = settings else { return Ok(()) };
+        settings.guard(ledger.reader()).await.map_err(refused)?;
         let tree = Head::load(ledger.reader()).await?.tree;
         let published = async { Publisher::new(settings.clone(), ledger.clone())?.publish(&tree).await };
         published.await.map_err(refused)

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tailwater::event::canonical_bytes;
+use tailwater::ledger::batch::Batch;
+use tailwater::ledger::entry::{EntryKind, NewEntry};
 use tailwater::ledger::tree::{Subtree, Tree};
 use tailwater::ledger::verify::{Evidence, Span, Verdict, verify_within};
 use tlog_tiles::tlog::{Hash, record_hash};
@@ -14,7 +16,7 @@ use tokio_postgres::Transaction;
 use crate::support::entries::LedgerAlone;
 
 /// Every kind of tampering, by what it does.
-const KINDS: [&str; 19] = [
+const KINDS: [&str; 20] = [
     "byte of a body",
     "byte of a leaf",
     "kind",
@@ -32,6 +34,7 @@ const KINDS: [&str; 19] = [
     "rewritten with its tree",
     "tail cut with its tree",
     "rewritten and tail cut with its tree",
+    "rewritten and tail cut, the tree left alone",
     "row inserted with its tree",
     "archive that never was",
 ];
@@ -157,6 +160,11 @@ async fn tamper(t: &Transaction<'_>, kind: &str, size: i64, random: &mut StdRng)
             rewrite(t, seq, random).await;
             t.execute("delete from entry where seq > $1", &[&random.random_range(seq..=size)]).await.unwrap();
             seal(t).await;
+            seq
+        }
+        "rewritten and tail cut, the tree left alone" => {
+            rewrite(t, seq, random).await;
+            t.execute("delete from entry where seq > $1", &[&seq]).await.unwrap();
             seq
         }
         "tail cut with its tree" => {
@@ -325,4 +333,89 @@ async fn what_was_changed_in_the_published_log_alone_is_told_as_such() {
         Verdict::Tampered { seq: 401, what } => assert!(what.contains("up to 900"), "{what}"),
         verdict => panic!("{verdict:?}"),
     }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn hashes_that_are_kept_twice_hide_nothing_and_a_range_begins_and_ends_where_something_is_signed() {
+    let alone = LedgerAlone::start().await;
+    alone.fill(1_000).await;
+    // An honest archive, as `ledger archive` makes it.
+    let mut batch = Batch::default();
+    let fields = json!({"month": "2026-01-01", "first": 1, "last": 512, "file": "f", "sha256": "0", "restored": false});
+    batch.entry(NewEntry::new(EntryKind::Archive, None, fields));
+    alone.ledger.writer().write(batch).await.unwrap();
+    let mut client = alone.server.client("postgres").await.unwrap();
+    client
+        .batch_execute("set search_path = tailwater; set session_replication_role = replica")
+        .await
+        .unwrap();
+    let rows = client.query("select leaf from entry order by seq", &[]).await.unwrap();
+    let leaves: Vec<Hash> = rows.iter().map(|row| Hash(row.get::<_, &[u8]>(0).try_into().unwrap())).collect();
+    let (mut tree, mut checkpoints) = (Tree::default(), BTreeMap::new());
+    for leaf in &leaves {
+        tree.append(*leaf);
+        if [200, 700, 800, 1_001].contains(&tree.size()) {
+            checkpoints.insert(tree.size(), tree.root());
+        }
+    }
+    let outside = Outside { checkpoints, leaves: Vec::new() };
+    let spans = [
+        Span::ALL,
+        Span { from: 1, to: Some(750) },
+        Span { from: 300, to: Some(600) },
+        Span { from: 650, to: None },
+    ];
+    let all = async |t: &Transaction<'_>| {
+        let mut found = Vec::new();
+        for span in spans {
+            found.push(verdict(t, span, &outside).await);
+        }
+        found
+    };
+    let kept = "insert into archived_leaves (first_seq, last_seq, hashes)
+                select min(seq), max(seq), string_agg(leaf, ''::bytea order by seq) from entry where seq between ";
+    let archive = format!("{kept} 1 and 512 group by (seq - 1) / 256; delete from entry where seq <= 512");
+    let transaction = client.transaction().await.unwrap();
+    transaction.batch_execute(&archive).await.unwrap();
+    for verdict in all(&transaction).await {
+        assert!(matches!(verdict, Verdict::Sound { .. }), "{verdict:?}");
+    }
+    // What is not there any more, and hashes of it in the place of others: the walk would go on behind it.
+    let hidden = format!(
+        "create temporary table mine on commit drop as select string_agg(leaf, ''::bytea order by seq) as hashes from entry where seq between 513 and 612;
+         insert into archived_leaves (first_seq, last_seq, hashes) select 401, 500, hashes from mine;
+         delete from entry where seq between 513 and 612"
+    );
+    transaction.batch_execute(&hidden).await.unwrap();
+    for verdict in all(&transaction).await.into_iter().take(3) {
+        assert!(matches!(verdict, Verdict::Tampered { seq: 401, .. }), "{verdict:?}");
+    }
+    transaction.rollback().await.unwrap();
+    // Taken away without a word: also where only a part is asked about.
+    let transaction = client.transaction().await.unwrap();
+    transaction.batch_execute(&archive).await.unwrap();
+    let silently = format!("{kept} 513 and 600; delete from entry where seq between 513 and 600");
+    transaction.batch_execute(&silently).await.unwrap();
+    for verdict in all(&transaction).await {
+        assert!(matches!(verdict, Verdict::Incomplete { seq: 513, .. }), "{verdict:?}");
+    }
+    transaction.rollback().await.unwrap();
+    // What was rewritten behind a range is no fault of the range.
+    let transaction = client.transaction().await.unwrap();
+    rewrite(&transaction, 780, &mut StdRng::seed_from_u64(1)).await;
+    seal(&transaction).await;
+    let up_to = verdict(&transaction, Span { from: 1, to: Some(700) }, &outside).await;
+    assert!(matches!(up_to, Verdict::Sound { .. }), "{up_to:?}");
+    let behind = verdict(&transaction, Span { from: 1, to: Some(750) }, &outside).await;
+    assert!(matches!(behind, Verdict::Tampered { seq: 701, .. }), "{behind:?}");
+    transaction.rollback().await.unwrap();
+    // What is missing before a range, and behind its end.
+    let transaction = client.transaction().await.unwrap();
+    transaction.batch_execute("delete from entry where seq = 790").await.unwrap();
+    let before = verdict(&transaction, Span { from: 900, to: None }, &outside).await;
+    assert!(matches!(before, Verdict::Incomplete { seq: 790, .. }), "{before:?}");
+    transaction.batch_execute("delete from entry where seq > 900").await.unwrap();
+    seal(&transaction).await;
+    let cut = verdict(&transaction, Span { from: 950, to: None }, &outside).await;
+    assert!(matches!(cut, Verdict::Incomplete { seq: 900, .. }), "{cut:?}");
 }

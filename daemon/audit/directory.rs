@@ -111,8 +111,11 @@ impl LogDirectory {
         let mut ended = self.ended();
         ended.push(name.to_owned());
         let aside = self.path.with_added_extension(format!("ended-at-{size}"));
+        let text = ended.join("\n") + "\n";
+        // At both places: whatever becomes of this in between, the name has ended.
+        self.write("ended", text.as_bytes())?;
         fs::rename(&self.path, &aside).map_err(|error| DirectoryError::Io { path: aside.clone(), error })?;
-        self.write("ended", (ended.join("\n") + "\n").as_bytes())?;
+        self.write("ended", text.as_bytes())?;
         Ok(aside)
     }
 

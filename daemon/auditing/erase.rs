@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::event::sealing::row_subject;
 use crate::event::{Columns, Row};
 use crate::ledger::command::Command;
-use crate::ledger::erase::{ErasedRow, Erasure, held, names_before, owed, rows_about};
+use crate::ledger::erase::{ErasedRow, Erasure, UnderWay, held, names_before, owed, rows_about};
 use crate::ledger::{images, standing};
 use crate::mapping::{SourceMapping, TableSpec};
 use crate::operate::{Refusal, down};
@@ -29,17 +29,6 @@ pub async fn erase(config: &Config, subject: String, reason: String, now: bool) 
         ));
     }
     let client = config.ledger.connect("tailwater-erase").await.map_err(down)?;
-    let held = held(&client, &subject).await?;
-    if !held.is_empty() {
-        let next = "next: tailwater ledger hold list";
-        return Err(Refusal(EX_CONFIG, format!("{subject} is held ({})\n{next}", held.join(", "))));
-    }
-    let owed = owed(&client, &subject).await?;
-    if owed > 0 && !now {
-        let next =
-            "next: wait for them, perhaps they make the targets forget, too; or --now, which gives them up";
-        return Err(Refusal(EX_TEMPORARY, format!("{owed} deliveries of {subject} are still owed\n{next}")));
-    }
     let mut found = Found::default();
     found.look(&client, config, &subject).await?;
     for name in found.names.clone() {
@@ -50,6 +39,17 @@ pub async fn erase(config: &Config, subject: String, reason: String, now: bool) 
     let also = also.into_iter().chain(names.iter().cloned()).collect();
     let erasure =
         Erasure { subject: subject.clone(), reason, also, rows, fields: fields.into_iter().collect() };
+    let held = held(&client, &erasure.names()).await?;
+    if !held.is_empty() {
+        let next = "next: tailwater ledger hold list";
+        return Err(Refusal(EX_CONFIG, format!("{subject} is held ({})\n{next}", held.join(", "))));
+    }
+    let (owed, under_way) = owed(&client, &erasure.names()).await?;
+    if owed > 0 && !now {
+        let next =
+            "next: wait for them, perhaps they make the targets forget, too; or --now, which gives them up";
+        return Err(Refusal(EX_TEMPORARY, format!("{owed} deliveries of {subject} are still owed\n{next}")));
+    }
     order(config, &client, Command::Erase(erasure)).await?;
     let mut text = format!(
         "{subject} is forgotten: the key is destroyed; {count} rows, and what was owed of them, are emptied\n"
@@ -63,6 +63,11 @@ pub async fn erase(config: &Config, subject: String, reason: String, now: bool) 
     if filled > 0 {
         text.push_str(&format!(
             "the source still had {filled} personal values: they come back with the next change there, unless they are erased there, too\n"
+        ));
+    }
+    for UnderWay { target, object, id } in under_way {
+        text.push_str(&format!(
+            "{target} may hold {id} as {object}: a request was on its way, and nobody looks any more what became of it\n"
         ));
     }
     for (_, target, object, external_id, state) in standing::identities(&client, &subject).await? {
@@ -88,6 +93,13 @@ struct Found {
 /// Names of columns.
 fn texts(names: &[Arc<str>]) -> Vec<String> {
     names.iter().map(ToString::to_string).collect()
+}
+
+/// True when objects of a target are rows of that table where it is polled.
+fn shows(config: &Config, target: &str, object: &str, table: &str) -> bool {
+    let target = config.targets.iter().find(|known| known.name == target);
+    let object = target.and_then(|target| target.connector.object(object));
+    object.and_then(|object| object.shown.as_ref()).is_some_and(|shown| shown.table == table)
 }
 
 /// Types of what rows of a table are.
@@ -121,8 +133,9 @@ impl Found {
             for table in personal().filter(|table| table.personal.subject.is_some()) {
                 self.own_rows(client, (source, mapping, table), subject).await?;
                 let types = types_of(mapping, table);
-                for (id, system, _, external_id, _) in &held {
-                    if id == subject && Some(system) == target {
+                for (id, system, object, external_id, _) in &held {
+                    let is_table = || shows(config, system, object, &table.name);
+                    if id == subject && Some(system) == target && is_table() {
                         let there = (source, &*table.name, external_id.as_str());
                         self.names.extend(names_before(client, there, &types, subject).await?);
                     }
@@ -157,6 +170,8 @@ impl Found {
                     continue;
                 }
                 self.filled += seal.iter().filter(|name| row.get(name).is_some_and(|v| !v.is_null())).count();
+                // Whose it is was perhaps not known from the beginning.
+                self.also.insert(row_subject(source, &relation, &key));
                 self.rows.push(ErasedRow { source: source.to_owned(), relation, key, columns: texts(seal) });
             }
         }

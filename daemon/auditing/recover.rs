@@ -8,6 +8,7 @@ use tokio_postgres::Client;
 
 use crate::app::{EX_CONFIG, EX_USAGE};
 use crate::audit::checkpoint::SignedHead;
+use crate::audit::publish::published as known_as_published;
 use crate::config::Config;
 use crate::ledger::batch::Batch;
 use crate::ledger::entry::{EntryKind, NewEntry};
@@ -32,7 +33,12 @@ async fn recovered(config: &Config) -> Result<String, Refusal> {
     let size = Head::load(ledger.reader()).await?.tree.size();
     let nothing =
         || format!("nothing is missing: the ledger has {size} entries, and no checkpoint covers more\n");
-    let Some(published) = published else { return Ok(nothing()) };
+    let Some(published) = published else {
+        return match known_as_published(ledger.reader(), &key).await? {
+            0 => Ok(nothing()),
+            size => Err(wrong(&checkpoints.directory.away(&key, size))),
+        };
+    };
     let first = match noted(ledger.reader(), &published.note).await? {
         Some(first) => first,
         None if published.size > size => note(&ledger, size + 1, &published).await?,

@@ -104,11 +104,8 @@ impl BulkDelivery {
         let Some(first) = self.items.first() else { return Ok(()) };
         let permit = self.permit(&request, &key).await?;
         self.unsent.leave();
-        for item in &self.items {
-            if item.delivery.is_forgotten().await? {
-                let batch = self.not_done(&Outcome::unsent(ERASED), Duration::ZERO, true);
-                return self.ledger.writer().write(ended(batch, &key, false)).await.map(|_| ());
-            }
+        if let Some(batch) = self.without_the_forgotten().await? {
+            return self.ledger.writer().write(ended(batch, &key, false)).await.map(|_| ());
         }
         let outcome = first.delivery.send_with(permit, &request, &key).await?;
         let batch = match outcome.class {
@@ -134,6 +131,24 @@ impl BulkDelivery {
         self.ledger.writer().write(ended(batch, &key, is_running)).await?;
         self.job.filter(|_| is_running).into_iter().for_each(Beginning::runs);
         Ok(())
+    }
+
+    /// Where the subject of one was forgotten meanwhile, nothing of it leaves, and all others go by themselves.
+    async fn without_the_forgotten(&self) -> Result<Option<Batch>, LedgerError> {
+        let mut forgotten = Vec::with_capacity(self.items.len());
+        for item in &self.items {
+            forgotten.push(item.delivery.is_forgotten().await?);
+        }
+        if !forgotten.contains(&true) {
+            return Ok(None);
+        }
+        let of = |reason: &str, wanted: bool| {
+            let items = self.items.iter().zip(&forgotten).filter(move |(_, is)| **is == wanted);
+            not_done_of(items.map(|(item, _)| item), &Outcome::unsent(reason), Duration::ZERO, true)
+        };
+        let mut batch = of(ERASED, true);
+        batch.append(of("another one of the same request was given up", false));
+        Ok(Some(batch))
     }
 
     /// Waits for the permit; meanwhile the time until its outcome must be known is put off.
@@ -217,12 +232,7 @@ impl BulkDelivery {
 
     /// Nothing of it was carried out.
     fn not_done(&self, outcome: &Outcome<'_>, wait: Duration, alone: bool) -> Batch {
-        let mut batch = Batch::default();
-        for item in &self.items {
-            batch.entry(item.delivery.outcome_entry(outcome.class, None, outcome, None));
-            batch.retries.push(RetryWrite { alone, ..item.delivery.retry(wait, outcome, false, alone) });
-        }
-        batch
+        not_done_of(self.items.iter(), outcome, wait, alone)
     }
 
     /// Perhaps it was, or still is: again once it must be over, each by itself where a repetition is not the same.
@@ -240,6 +250,20 @@ impl BulkDelivery {
         let outcome = Outcome::unsent(reason);
         self.ledger.writer().write(self.not_done(&outcome, wait, true)).await.map(|_| ())
     }
+}
+
+fn not_done_of<'a>(
+    items: impl Iterator<Item = &'a Item>,
+    outcome: &Outcome<'_>,
+    wait: Duration,
+    alone: bool,
+) -> Batch {
+    let mut batch = Batch::default();
+    for item in items {
+        batch.entry(item.delivery.outcome_entry(outcome.class, None, outcome, None));
+        batch.retries.push(RetryWrite { alone, ..item.delivery.retry(wait, outcome, false, alone) });
+    }
+    batch
 }
 
 /// What one of many came to; nothing said of it means that it is not known.

@@ -124,7 +124,7 @@ impl Delivery {
                 let want = outcome.field.and_then(|field| conflicting_want(request, field));
                 match want {
                     Some(want) => {
-                        batch.foreign.push((self.due.lane.clone(), want));
+                        batch.foreign.push((self.due.lane.clone(), want, self.due.id));
                         batch.retries.push(self.retry(backoff(self.due.attempts, 1.0), outcome, false, true));
                     }
                     None => self.refuse(&mut batch, outcome, "rejected"),

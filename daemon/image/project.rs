@@ -211,7 +211,8 @@ fn filled(overlay: &Overlay<'_>, change: &Change, sent: &SentRow, known: Option<
     for (name, field) in sent.iter() {
         let value = match field {
             Field::Value(value) => Some(value),
-            Field::Unchanged => match known.and_then(|row| row.get(name)) {
+            // A null is never left out for its size: where the image has one, it was forgotten.
+            Field::Unchanged => match known.and_then(|row| row.get(name)).filter(|value| !value.is_null()) {
                 Some(value) => Some(value),
                 // A column that the source has no more is left out: what reads it is parked.
                 None => overlay.read_back(&change.table, &change.key)??.get(name),

@@ -110,6 +110,7 @@ pub async fn take_away(
     transaction
         .execute("delete from delivery d where d.event_month = $1 and not d.open and not exists (select from kept_event k where k.seq = d.event_seq)", &[&month.month])
         .await?;
+    transaction.execute(KEEP_SUBJECTS, &[&month.month]).await?;
     keep_leaves(transaction, (month.first, month.last)).await?;
     let sql = "insert into archive (month, first_seq, last_seq, file, sha256) values ($1, $2, $3, $4, $5)";
     transaction.execute(sql, &[&month.month, &first, &last, &file, &sha256]).await?;
@@ -119,6 +120,13 @@ pub async fn take_away(
         .await?;
     Ok(())
 }
+
+const KEEP_SUBJECTS: &str = "
+  insert into archived_subject (subject, seq, month, source, event_type, id, relation, key)
+  select s.subject, e.seq, e.month, json #>> '{source,name}', json ->> 'type', json ->> 'id', c ->> 'relation', c ->> 'key'
+  from (select seq, month, convert_from(body, 'UTF8')::jsonb as json from entry where month = $1 and kind = 'event') e
+  cross join lateral jsonb_array_elements_text(case jsonb_typeof(json -> 'subjects') when 'array' then json -> 'subjects' end) s(subject)
+  left join lateral jsonb_array_elements(case jsonb_typeof(json -> 'changes') when 'array' then json -> 'changes' end) c on true";
 
 /// The leaves of entries, by tiles.
 async fn keep_leaves(transaction: &Transaction<'_>, (first, last): (u64, u64)) -> Result<(), LedgerError> {
@@ -191,6 +199,7 @@ pub async fn end_restore(transaction: &Transaction<'_>, month: &Month) -> Result
         .execute("delete from archived_leaves where first_seq >= $1 and last_seq <= $2", &range)
         .await?;
     transaction.execute("delete from kept_event where month = $1", &[&month.month]).await?;
+    transaction.execute("delete from archived_subject where month = $1", &[&month.month]).await?;
     transaction.execute("delete from archive where month = $1", &[&month.month]).await?;
     Ok(true)
 }
@@ -260,6 +269,14 @@ pub struct ArchiveNote {
 #[must_use]
 pub fn archive_note(body: &[u8]) -> Option<ArchiveNote> {
     serde_json::from_slice(body).ok()
+}
+
+/// Everything that entries say of archives, in their order; those that are here and those that were kept.
+pub async fn archive_notes(client: &impl GenericClient) -> Result<Vec<ArchiveNote>, LedgerError> {
+    let sql = "select seq, body from entry where kind = 'archive'
+               union all select seq, body from kept_event where position('\"kind\":\"archive\"'::bytea in body) > 0 order by 1";
+    let rows = client.query(sql, &[]).await?;
+    Ok(rows.iter().filter_map(|row| archive_note(row.try_get(1).ok()?)).collect())
 }
 
 /// What must not be taken away from now on.

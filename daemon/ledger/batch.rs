@@ -196,7 +196,7 @@ pub struct Batch {
     /// Where streams of polled systems stand afterwards.
     pub polls: Vec<PollWrite>,
     /// Values that somebody else holds at a target, as it told the lane that wanted them.
-    pub foreign: Vec<(Lane, String)>,
+    pub foreign: Vec<(Lane, String, i64)>,
     /// Unique values and wishes.
     pub claims: Vec<ClaimWrite>,
     /// What people asked for.

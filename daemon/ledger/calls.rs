@@ -67,7 +67,9 @@ pub fn call(write: CallWrite, out: &mut Vec<Prepared>) {
     match write {
         CallWrite::Begin { key, target, object, way, deliveries, request, epoch } => out.push((
             "insert into bulk_call (key, target, object, way, deliveries, request, state, epoch)
-             values ($1, $2, $3, $4, $5, $6::text::json, 'sending', $7)
+             select $1::text, $2::text, $3::text, $4::smallint, $5::bigint[],
+                    case when not exists (select from delivery d where d.id = any ($5) and d.reason = 'erased by an operator')
+                         then $6::text::json end, 'sending', $7::bigint
              on conflict (key) do update set
                state = 'sending', request = excluded.request, epoch = excluded.epoch, sent_at = now(), job = null",
             parameters![key, target, object, way, deliveries, request.to_string(), epoch],

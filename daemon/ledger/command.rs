@@ -235,18 +235,25 @@ pub async fn waiting(client: &Client) -> Result<Vec<Asked>, LedgerError> {
             }),
             Err(error) => {
                 tracing::error!(command = id, %error, "a command cannot be read; it is not carried out");
-                let sql = "update command set done_at = now(), outcome = 'cannot be read' where id = $1";
-                client.execute(sql, &[&id]).await?;
+                refuse(client, id, "it cannot be read").await?;
             }
         }
     }
     Ok(asked)
 }
 
-/// True once the daemon has carried it out.
-pub async fn is_done(client: &Client, id: i64) -> Result<bool, LedgerError> {
-    let sql = "select done_at is not null from command where id = $1";
-    Ok(client.query_one(sql, &[&id]).await?.try_get(0)?)
+/// Ends a command that is not carried out.
+async fn refuse(client: &Client, id: i64, why: &str) -> Result<(), LedgerError> {
+    let sql = "update command set done_at = now(), outcome = $2 where id = $1";
+    client.execute(sql, &[&id, &why]).await?;
+    Ok(())
+}
+
+/// `None` until the command has ended; then why it was not carried out, if it was not.
+pub async fn ended(client: &Client, id: i64) -> Result<Option<Option<String>>, LedgerError> {
+    let sql = "select done_at is not null, outcome from command where id = $1";
+    let row = client.query_one(sql, &[&id]).await?;
+    Ok(if row.try_get(0)? { Some(row.try_get(1)?) } else { None })
 }
 
 /// The ledger transaction that carries a command out, and its entry.
@@ -285,11 +292,10 @@ pub async fn carry_out(
     alive: impl Fn(),
 ) -> Result<(), LedgerError> {
     if let Command::Erase(erasure) = &asked.command
-        && !holds(client, &erasure.subject).await?.is_empty()
+        && !holds(client, &erasure.names()).await?.is_empty()
     {
         tracing::warn!(command = asked.id, "what is held is not erased");
-        let sql = "update command set done_at = now(), outcome = 'it is held' where id = $1";
-        return client.execute(sql, &[&asked.id]).await.map(|_| ()).map_err(LedgerError::from);
+        return refuse(client, asked.id, "it is held by now").await;
     }
     // What is refused again while this goes on is not taken up again.
     let newest = newest(client).await?;

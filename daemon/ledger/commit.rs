@@ -27,6 +27,8 @@ use super::statements::{Parameters, Prepared, source_statements};
 pub struct Sealed {
     /// `seq` of its first entry.
     pub first: i64,
+    /// Subjects that have been forgotten once it is committed, where it forgets one.
+    pub erasures: Option<i64>,
     statements: Vec<Prepared>,
 }
 
@@ -98,13 +100,15 @@ impl Sealer {
                 statements.push(subtree_statement(&subtrees));
             }
         }
+        let forgets = !batch.erased.is_empty();
+        self.head.erasures += i64::from(forgets);
         keys(&mut batch, &mut statements);
         source_statements(&mut batch, (&seq_of, month), &mut statements);
         dispatch_statements(batch, &seq_of, &mut statements);
         if announced {
             statements.push(("select pg_notify('tailwater', '')", Vec::new()));
         }
-        Ok(Sealed { first, statements })
+        Ok(Sealed { first, erasures: forgets.then_some(self.head.erasures), statements })
     }
 }
 

@@ -16,12 +16,13 @@ use super::statements::{Prepared, parameters};
 
 /// What dispatching changes.
 pub fn dispatch_statements(batch: Batch, seq_of: &dyn Fn(EntryIndex) -> i64, out: &mut Vec<Prepared>) {
-    for (lane, want) in batch.foreign {
+    for (lane, want, delivery) in batch.foreign {
         out.push((
-            "insert into reservation (target, want, object, canonical_id) values ($1, $2, '', '')
+            "insert into reservation (target, want, object, canonical_id) select $1::text, $2::text, '', ''
+             where not exists (select from delivery d where d.id = $5 and d.reason = 'erased by an operator')
              on conflict (target, want_md5) do update set object = '', canonical_id = ''
              where reservation.object = $3 and reservation.canonical_id = $4",
-            parameters![lane.target, want, lane.object, lane.canonical_id],
+            parameters![lane.target, want, lane.object, lane.canonical_id, delivery],
         ));
     }
     claim(batch.claims, out);

@@ -37,20 +37,70 @@ pub struct ErasedRow {
     pub columns: Vec<String>,
 }
 
-/// Deliveries of what the subject is that are still to be made.
-pub async fn owed(client: &Client, subject: &str) -> Result<i64, LedgerError> {
-    let sql = "select count(*) from delivery d join entry e on e.seq = d.event_seq and e.month = d.event_month
-               where d.open and d.operation = 'upsert' and e.refs @> array[$1::text]
-                 and right(convert_from(e.body, 'UTF8')::jsonb #>> '{data,~sealed}', length($1) + 1) = ' ' || $1";
-    Ok(client.query_one(sql, &[&subject]).await?.try_get(0)?)
+impl Erasure {
+    /// The subject under all its names, and what goes with it.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        self.also.iter().cloned().chain([self.subject.clone()]).collect()
+    }
 }
 
-/// Holds that keep the subject from being forgotten: of itself, of entries in which something of it is sealed, or of their months.
-pub async fn held(client: &Client, subject: &str) -> Result<Vec<String>, LedgerError> {
-    let sql = "select name from hold h where $1::text = any (h.refs) or exists (
-                 select from entry e where e.refs @> array[$1::text] and (e.month = any (h.months) or e.refs && h.refs))
+/// A request that is on its way, or of which nobody knows whether it arrived.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnderWay {
+    /// Target.
+    pub target: String,
+    /// Object of its connector.
+    pub object: String,
+    /// Canonical id.
+    pub id: String,
+}
+
+/// Events in which something of subjects (`$1`) is sealed, whether that is in their data, and their objects.
+macro_rules! about {
+    ($rest:literal) => {
+        concat!(
+            "with body(seq, json) as (
+               select seq, convert_from(body, 'UTF8')::jsonb from entry where refs && $1::text[] and kind = 'event'
+               union all
+               select seq, convert_from(body, 'UTF8')::jsonb from kept_event
+               where seq in (select seq from archived_subject where subject = any ($1::text[]))),
+             event(seq, id, theirs) as (
+               select seq, json ->> 'id', coalesce(regexp_replace(json #>> '{data,~sealed}', '^\\S+ \\S+ ', '') = any ($1::text[]), false)
+               from body),
+             object(id) as (select id from event where theirs and id is not null union select unnest($1::text[])) ",
+            $rest
+        )
+    };
+}
+
+/// Deliveries of what the subjects are that are still to be made: how many, and those that may have arrived already.
+pub async fn owed(client: &Client, names: &[String]) -> Result<(usize, Vec<UnderWay>), LedgerError> {
+    let sql = about!(
+        "select distinct on (d.id) d.target, d.object, d.canonical_id, d.state = 'sending'
+         from event e join delivery d on d.event_seq = e.seq where e.theirs and d.open and d.operation = 'upsert'"
+    );
+    let rows = client.query(sql, &[&names]).await?;
+    let mut under_way = Vec::new();
+    for row in &rows {
+        if row.try_get(3)? {
+            under_way.push(UnderWay {
+                target: row.try_get(0)?,
+                object: row.try_get(1)?,
+                id: row.try_get(2)?,
+            });
+        }
+    }
+    Ok((rows.len(), under_way))
+}
+
+/// Holds that keep subjects from being forgotten: of themselves, of entries in which something of them is sealed, or of their months.
+pub async fn held(client: &Client, names: &[String]) -> Result<Vec<String>, LedgerError> {
+    let sql = "select name from hold h where h.refs && $1::text[] or exists (
+                 select from entry e where e.refs && $1::text[] and (e.month = any (h.months) or e.refs && h.refs))
+                 or exists (select from archived_subject a where a.subject = any ($1::text[]) and a.month = any (h.months))
                order by name";
-    let rows = client.query(sql, &[&subject]).await?;
+    let rows = client.query(sql, &[&names]).await?;
     rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
 
@@ -61,12 +111,11 @@ pub async fn rows_about(
     subject: &str,
 ) -> Result<Vec<(String, String)>, LedgerError> {
     let sql = "with body(json) as (
-                 select convert_from(body, 'UTF8')::jsonb from entry where refs @> array[$1::text] and kind = 'event'
-                 union all
-                 select convert_from(body, 'UTF8')::jsonb from kept_event
-                 where convert_from(body, 'UTF8')::jsonb -> 'subjects' ? $1::text)
-               select distinct c ->> 'relation', c ->> 'key' from body cross join jsonb_array_elements(json -> 'changes') c
-               where json #>> '{source,name}' = $2 and jsonb_typeof(json -> 'changes') = 'array'";
+                 select convert_from(body, 'UTF8')::jsonb from entry where refs @> array[$1::text] and kind = 'event')
+               select c ->> 'relation', c ->> 'key' from body
+               cross join jsonb_array_elements(case jsonb_typeof(json -> 'changes') when 'array' then json -> 'changes' end) c
+               where json #>> '{source,name}' = $2
+               union select relation, key from archived_subject where subject = $1 and source = $2 and relation is not null";
     let rows = client.query(sql, &[&subject, &source]).await?;
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
@@ -79,35 +128,23 @@ pub async fn names_before(
     event_types: &[String],
     subject: &str,
 ) -> Result<Vec<String>, LedgerError> {
-    let sql = "select distinct json ->> 'id' from (
-                 select convert_from(body, 'UTF8')::jsonb as json from entry where refs @> array[$1::text] and kind = 'event') e
-               where json #>> '{source,name}' = $2 and json ->> 'type' = any ($3) and json -> 'subjects' ? (json ->> 'id')
-                 and right(json ->> 'id', length($4) + 1) = '-' || $4 and json ->> 'id' <> $5 order by 1";
-    let row = format!("{table}/{external_id}");
-    let found = client.query(sql, &[&row, &source, &event_types, &external_id, &subject]).await?;
+    let sql = "with named(id) as (
+                 select json ->> 'id' from (
+                   select convert_from(body, 'UTF8')::jsonb as json from entry
+                   where refs @> array[$2::text || '/' || $4::text] and kind = 'event') e
+                 where json #>> '{source,name}' = $1 and json ->> 'type' = any ($3) and json -> 'subjects' ? (json ->> 'id')
+                 union
+                 select id from archived_subject
+                 where source = $1 and relation = $2 and key = $4 and event_type = any ($3) and subject = id)
+               select id from named where right(id, length($4) + 1) = '-' || $4 and id <> $5 order by 1";
+    let found = client.query(sql, &[&source, &table, &event_types, &external_id, &subject]).await?;
     found.iter().map(|row| Ok(row.try_get(0)?)).collect()
-}
-
-/// Events in which something of the subject is sealed, whether that is in their data, and their objects.
-macro_rules! about {
-    ($rest:literal) => {
-        concat!(
-            "with body(seq, json) as (
-               select seq, convert_from(body, 'UTF8')::jsonb from entry where refs @> array[$1::text] and kind = 'event'
-               union all
-               select seq, convert_from(body, 'UTF8')::jsonb from kept_event
-               where convert_from(body, 'UTF8')::jsonb -> 'subjects' ? $1::text),
-             event(seq, id, theirs) as (
-               select seq, json ->> 'id', coalesce(right(json #>> '{data,~sealed}', length($1) + 1) = ' ' || $1, false) from body),
-             object(id) as (select id from event where theirs and id is not null union select $1) ",
-            $rest
-        )
-    };
 }
 
 /// Takes what is in clear out of the tables that are state.
 pub(super) fn erase(erasure: Erasure, out: &mut Vec<Prepared>) {
-    let Erasure { subject, also, rows, fields, .. } = erasure;
+    let names = erasure.names();
+    let Erasure { rows, fields, .. } = erasure;
     for ErasedRow { source, relation, key, columns } in rows {
         // Values that somebody else holds at a target, as it told us when we wanted them.
         out.push((
@@ -142,20 +179,12 @@ pub(super) fn erase(erasure: Erasure, out: &mut Vec<Prepared>) {
             parameters![source, relation, key, columns],
         ));
     }
-    for name in also.into_iter().chain([subject]) {
-        erase_one(&name, &fields, out);
-    }
-    rehead(None, out);
-}
-
-/// The same of one subject.
-fn erase_one(subject: &str, fields: &[(String, Vec<String>)], out: &mut Vec<Prepared>) {
-    for (event_type, names) in fields {
+    for (event_type, fields) in fields {
         out.push((
             about!(
                 "update said s set data = s.data - $3::text[] from object o where s.canonical_id = o.id and s.event_type = $2"
             ),
-            parameters![subject.to_owned(), event_type.clone(), names.clone()],
+            parameters![names.clone(), event_type, fields],
         ));
     }
     let statements = [
@@ -174,5 +203,6 @@ fn erase_one(subject: &str, fields: &[(String, Vec<String>)], out: &mut Vec<Prep
         about!("delete from wish w using object o where w.canonical_id = o.id"),
         about!("update difference f set fields = '[]' from object o where f.canonical_id = o.id"),
     ];
-    out.extend(statements.into_iter().map(|sql| (sql, parameters![subject.to_owned()])));
+    out.extend(statements.into_iter().map(|sql| (sql, parameters![names.clone()])));
+    rehead(None, out);
 }

@@ -60,6 +60,14 @@ impl Verdict {
         Self::Tampered { seq: i64::try_from(seq).unwrap_or(i64::MAX), what: what.into() }
     }
 
+    /// A checkpoint covers more than there is.
+    pub(super) fn cut(covered: u64, size: u64) -> Self {
+        Self::incomplete(
+            size + 1,
+            format!("missing; a checkpoint covers {covered} entries, the ledger has {size}"),
+        )
+    }
+
     pub(super) fn incomplete(seq: u64, what: impl Into<String>) -> Self {
         Self::Incomplete { seq: i64::try_from(seq).unwrap_or(i64::MAX), what: what.into() }
     }
@@ -74,7 +82,7 @@ pub struct Evidence<'a> {
     pub leaf: Option<&'a mut (dyn FnMut(u64) -> Option<Hash> + Send)>,
 }
 
-/// Entries `from` to `to`; to the end when `None`.
+/// Entries `from` to `to`; to the end when `None`. What is signed before and behind them is where the walk begins and ends.
 #[derive(Debug, Clone, Copy)]
 pub struct Span {
     /// First.
@@ -110,10 +118,18 @@ pub async fn verify_within(
     let (size, root): (i64, &[u8]) = (row.try_get(0)?, row.try_get(1)?);
     let size = u64::try_from(size).map_err(|_| LedgerError::Unreadable("the tree's size".into()))?;
     let to = span.to.unwrap_or(size);
+    if let Some((newest, _)) = evidence.checkpoints.last_key_value().filter(|(newest, _)| **newest > size)
+        && to.max(span.from) > size
+    {
+        return Ok(Verdict::cut(*newest, size));
+    }
     if span.from == 0 || to > size || span.from > to + 1 {
         return Err(LedgerError::NotThere(to.max(span.from)));
     }
     let from = proven_before(transaction, &evidence, span.from).await? + 1;
+    // What is signed behind the range proves it; what was changed in between is found there.
+    let signed = evidence.checkpoints.range(to..=size).next().map(|(signed, _)| *signed);
+    let to = if evidence.checkpoints.is_empty() { to } else { signed.unwrap_or(size) };
     let mut walk = Walk::begin(transaction, evidence, from, to).await?;
     if let Some(verdict) = walk.entries(transaction, progress).await? {
         return Ok(verdict);
@@ -140,7 +156,12 @@ async fn proven_before(
     let (mut agreed, mut rest) = (0, before.as_slice());
     while let Some((size, root)) = rest.get(rest.len() / 2) {
         let (earlier, later) = rest.split_at(rest.len() / 2);
-        if root_at(transaction, *size).await? == *root {
+        let found = match root_at(transaction, *size).await {
+            // Something is missing, and that is found when it is gone through.
+            Err(LedgerError::NotThere(_)) => None,
+            found => Some(found?),
+        };
+        if found == Some(*root) {
             (agreed, rest) = (*size, later.get(1..).unwrap_or_default());
         } else {
             rest = earlier;

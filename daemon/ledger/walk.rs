@@ -7,7 +7,7 @@ use tlog_tiles::tlog::{Hash, check_tree, record_hash};
 use tokio_postgres::Transaction;
 
 use super::LedgerError;
-use super::archive::{ArchiveNote, archive_note, ranges};
+use super::archive::{ArchiveNote, archive_note, archive_notes, ranges};
 use super::hashes::{consistency, tree_at};
 use super::head::Head;
 use super::raw::{RawEntry, entries};
@@ -119,7 +119,8 @@ impl<'a> Walk<'a> {
             }
         }
         let next = self.tree.size() + 1;
-        let missing = || Verdict::incomplete(next, format!("missing; the tree covers {} entries", self.to));
+        let missing =
+            || self.first(Verdict::incomplete(next, format!("missing; the tree covers {} entries", self.to)));
         Ok((next <= end).then(missing))
     }
 
@@ -144,10 +145,8 @@ impl<'a> Walk<'a> {
         let expected = self.tree.size() + 1;
         let seq = u64::try_from(entry.seq).unwrap_or_default();
         if seq > self.to {
-            return Some(Verdict::incomplete(
-                seq,
-                format!("not covered by the tree, whose size is {}", self.to),
-            ));
+            let what = format!("not covered by the tree, whose size is {}", self.to);
+            return Some(self.first(Verdict::incomplete(seq, what)));
         }
         if seq > expected {
             return Some(
@@ -248,6 +247,20 @@ impl<'a> Walk<'a> {
         }
     }
 
+    /// Where nothing is known from outside, a range is held against the tree that goes on behind it.
+    async fn leads_to(&self, transaction: &Transaction<'_>, size: u64) -> Result<bool, LedgerError> {
+        if self.to == 0 {
+            return Ok(true);
+        }
+        match consistency(transaction, self.to, size).await {
+            Err(LedgerError::NotThere(_)) => Ok(false),
+            proof => {
+                let root = tree_at(transaction, size).await?.root();
+                Ok(check_tree(&proof?, size, root, self.to, self.tree.root()).is_ok())
+            }
+        }
+    }
+
     /// Everything that was read holds; now the rest.
     pub(super) async fn finish(
         mut self,
@@ -257,47 +270,27 @@ impl<'a> Walk<'a> {
         if self.to == size
             && let Some(((level, index), _)) = self.subtrees.pop_first()
         {
-            return Ok(Verdict::tampered(
-                size,
-                format!("a hash is kept of subtree {level}/{index}, which is not complete"),
-            ));
+            let what = format!("a hash is kept of subtree {level}/{index}, which is not complete");
+            return Ok(self.first(Verdict::tampered(size, what)));
         }
         if self.to == size && Head::load(transaction).await?.tree.frontier() != self.tree.frontier() {
-            return Ok(Verdict::tampered(size, "the tree's frontier is not that of the entries"));
+            let what = "the tree's frontier is not that of the entries";
+            return Ok(self.first(Verdict::tampered(size, what)));
         }
-        if self.from == 1
-            && self.to == size
-            && let Some(seq) = self.unexplained()
-        {
-            return Ok(Verdict::incomplete(
-                seq,
-                "missing; only its hash is there, and no entry says that it was archived",
-            ));
+        if self.from > 1 || self.to < size {
+            self.noted = archive_notes(transaction).await?;
         }
-        if let Some((newest, _)) =
-            self.evidence.checkpoints.last_key_value().filter(|(newest, _)| **newest > size)
-        {
-            let what = format!("missing; a checkpoint covers {newest} entries, the ledger has {size}");
-            return Ok(self.first(Verdict::incomplete(size + 1, what)));
+        if let Some(seq) = self.unexplained() {
+            let what = "missing; only its hash is there, and no entry says that it was archived";
+            return Ok(self.first(Verdict::incomplete(seq, what)));
         }
-        // Entries of a range are proven by a tree that goes on behind them.
-        let later = self.evidence.checkpoints.range(self.to + 1..).next().map(|(size, root)| (*size, *root));
-        let head = match later {
-            Some(checkpoint) => Some(checkpoint),
-            None if self.to < size => Some((size, tree_at(transaction, size).await?.root())),
-            None => None,
-        };
-        if let Some((later_size, root)) = head.filter(|_| self.to > 0) {
-            let proof = consistency(transaction, self.to, later_size).await?;
-            if check_tree(&proof, later_size, root, self.to, self.tree.root()).is_err() {
-                return Ok(self.astray(
-                    self.to,
-                    &format!("they are not the first of the {later_size} entries of a later tree head"),
-                ));
-            }
-            if later.is_some() {
-                self.agree(self.to);
-            }
+        let newest = self.evidence.checkpoints.last_key_value().map_or(0, |(newest, _)| *newest);
+        if newest > size {
+            return Ok(self.first(Verdict::cut(newest, size)));
+        }
+        if self.to < size && self.agreed < self.to && !self.leads_to(transaction, size).await? {
+            let what = format!("they are not the first of the {size} entries of the ledger's own tree");
+            return Ok(self.astray(self.to, &what));
         }
         if self.published.is_some() {
             return Ok(self.astray(self.to, "no checkpoint speaks of it, but what was published does"));

@@ -34,6 +34,13 @@ impl Walk<'_> {
                 if !(next..=last).contains(&seq) {
                     continue;
                 }
+                let expected = self.tree.size() + 1;
+                if seq < expected {
+                    return Ok(Some(self.first(Verdict::tampered(seq, "its hash is kept twice"))));
+                }
+                if seq > expected {
+                    break;
+                }
                 let body = kept.get(&seq);
                 if body.is_some_and(|body| record_hash(body) != leaf) {
                     return Ok(Some(

@@ -17,7 +17,6 @@ use super::LedgerError;
 use super::batch::Batch;
 use super::commit::{Sealed, Sealer, Session};
 use super::erasures::Erasures;
-use super::head::Head;
 use super::statements::to_microseconds;
 use super::statistics::Growth;
 use super::turn::Turn;
@@ -58,17 +57,17 @@ impl Writer {
     #[must_use]
     pub fn start(session: Session, writing: Writing, lost: Arc<watch::Sender<bool>>) -> Self {
         let (queue, requests) = mpsc::channel(QUEUE);
+        let erasures = writing.erasures.clone();
         let (hand_over, sealed) = mpsc::channel(1);
         let under_way = Arc::new(watch::Sender::new(0));
-        let sealing =
-            Sealing { writing, erased: false, under_way: under_way.subscribe(), noted: under_way.clone() };
+        let sealing = Sealing { writing, under_way: under_way.subscribe(), noted: under_way.clone() };
         tokio::spawn(async move {
             if let Err(error) = sealing.run(requests, hand_over).await {
                 tracing::error!(%error, "nothing more can be sealed");
             }
         });
         tokio::spawn(async move {
-            commit(session, sealed, &under_way).await;
+            commit(session, sealed, (&under_way, &erasures)).await;
             // Nobody may be listening any more: then nobody needs to know.
             let _ = lost.send(true);
         });
@@ -91,8 +90,6 @@ type Gathered = (Sealed, Waiting);
 /// Seals what has gathered whenever the committing task can take more.
 struct Sealing {
     writing: Writing,
-    /// The last batch forgets somebody, of which nobody has heard yet.
-    erased: bool,
     /// Batches handed over and not yet committed.
     under_way: watch::Receiver<usize>,
     noted: Arc<watch::Sender<usize>>,
@@ -130,15 +127,9 @@ impl Sealing {
             }
             if self.writing.sealer.must_settle() {
                 self.settled().await?;
-                if self.erased {
-                    // Whoever has read something before this sees now that it may be of somebody who was forgotten meanwhile.
-                    let head = Head::load(self.writing.turn.client()).await?;
-                    self.writing.erasures.heard(head.erasures);
-                }
             }
             self.writing.sealer.fetch_keys(self.writing.turn.client(), &mut merged).await?;
             self.writing.growth.grew(merged.rows());
-            self.erased = !merged.erased.is_empty();
             let sealed = self.writing.sealer.seal(
                 merged,
                 to_microseconds(Timestamp::now()),
@@ -173,31 +164,35 @@ impl Sealing {
 }
 
 /// Who waits for a batch, once it is committed or not.
-type Committed = (Result<(), LedgerError>, i64, Waiting);
+type Committed = (Result<(), LedgerError>, (i64, Option<i64>), Waiting);
 
 /// Commits until nothing more comes or the session breaks.
-async fn commit(mut session: Session, mut batches: mpsc::Receiver<Gathered>, noted: &watch::Sender<usize>) {
+async fn commit(
+    mut session: Session,
+    mut batches: mpsc::Receiver<Gathered>,
+    (noted, erasures): (&watch::Sender<usize>, &Erasures),
+) {
     let mut under_way: FuturesOrdered<BoxFuture<'static, Committed>> = FuturesOrdered::new();
     loop {
         tokio::select! {
             biased;
             Some(committed) = under_way.next(), if !under_way.is_empty() => {
-                if !answer(committed) {
+                if !answer(committed, erasures) {
                     return;
                 }
                 noted.send_modify(|under_way| *under_way -= 1);
             }
             gathered = batches.recv(), if under_way.len() < MAX_UNDER_WAY => {
                 let Some((sealed, waiting)) = gathered else { break };
-                let first = sealed.first;
+                let (first, forgotten) = (sealed.first, sealed.erasures);
                 let ready = timeout(COMMIT_TIMEOUT, session.prepare(sealed)).await;
                 match ready.unwrap_or(Err(LedgerError::WriterGone)) {
                     Ok(ready) => under_way.push_back(Box::pin(async move {
                         let result = timeout(COMMIT_TIMEOUT, ready.commit()).await;
-                        (result.unwrap_or(Err(LedgerError::WriterGone)), first, waiting)
+                        (result.unwrap_or(Err(LedgerError::WriterGone)), (first, forgotten), waiting)
                     })),
                     Err(error) => {
-                        answer((Err(error), first, waiting));
+                        answer((Err(error), (first, forgotten), waiting), erasures);
                         return;
                     }
                 }
@@ -206,18 +201,20 @@ async fn commit(mut session: Session, mut batches: mpsc::Receiver<Gathered>, not
         }
     }
     while let Some(committed) = under_way.next().await {
-        if !answer(committed) {
+        if !answer(committed, erasures) {
             return;
         }
     }
 }
 
 /// Tells those who wait; false when the session must end.
-fn answer((result, first, waiting): Committed) -> bool {
+fn answer((result, (first, forgotten), waiting): Committed, erasures: &Erasures) -> bool {
     if let Err(error) = result {
         tracing::error!(%error, batches = waiting.len(), "ledger commit failed");
         return false;
     }
+    // Before anybody hears that something of this batch, or a later one, is written.
+    forgotten.into_iter().for_each(|count| erasures.heard(count));
     for (answer, offset) in waiting {
         let _ = answer.send(Ok(first + i64::try_from(offset).unwrap_or(i64::MAX)));
     }

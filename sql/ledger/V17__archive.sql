@@ -20,6 +20,21 @@ create table kept_event (
   body  bytea not null
 );
 
+-- Whose data is sealed in archived events, so that they are found when they are to be forgotten: rows these came from, and names.
+create table archived_subject (
+  subject    text not null,
+  seq        bigint not null,
+  month      date not null,
+  source     text,
+  event_type text,
+  id         text,
+  relation   text,
+  key        text
+);
+create index archived_subject_subject on archived_subject (subject);
+create index archived_subject_row on archived_subject (source, relation, key);
+create index archived_subject_month on archived_subject using brin (month);
+
 -- What must not be taken away or erased, whatever else is decided: whole months, or everything about a subject or an object.
 create table hold (
   name       text primary key,

@@ -21,7 +21,7 @@ begin
       from pg_class c join pg_namespace n on n.oid = c.relnamespace
       where n.nspname = 'tailwater' and c.relkind = 'r' and not c.relispartition
         and c.relname not in ('entry', 'subtree', 'tree', 'installation', 'refinery_schema_history', 'archive', 'archived_leaves',
-                              'kept_event')
+                              'kept_event', 'archived_subject')
     loop
       execute format('grant insert, update, delete on %s to tailwater_writer', item.name);
     end loop;

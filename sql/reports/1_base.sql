@@ -41,6 +41,9 @@ create or replace view tailwater_audit.archived_leaves as select first_seq, last
 -- The log that was published last.
 create or replace view tailwater_audit.installation as select published_log, published_size from tailwater.installation;
 
+-- Of archived entries what had to be kept.
+create or replace view tailwater_audit.kept_event as select seq, month, body from tailwater.kept_event where (select tailwater_audit.noted('entry'));
+
 -- Months that lie in files, and what is held.
 create or replace view tailwater_audit.archive as select * from tailwater.archive;
 create or replace view tailwater_audit.hold as select * from tailwater.hold;
