@@ -29,7 +29,43 @@ fn found(world: &World, planted: &[&'static str]) -> Vec<&'static str> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_is_forgotten_is_so_under_the_name_of_before_and_with_tickets_about_them() {
+    forgotten_everywhere(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_is_forgotten_is_so_in_archived_months_too() {
+    forgotten_everywhere(true).await;
+}
+
+/// Puts everything that was written so far into a file.
+async fn archive(world: &World) {
+    // The next month begins.
+    let tamperer = world.tamperer().await;
+    tamperer.batch_execute("update tree set month = (month + interval '1 month')::date").await.unwrap();
+    let starts = "select count(*) from entry where kind = 'start' and month = (select month from tree)";
+    let mut daemon = world.daemon();
+    eventually(
+        PATIENCE,
+        "the start",
+        async || {
+            if world.count(starts).await > 0 { Ok(()) } else { Err(world.log()) }
+        },
+    )
+    .await;
+    assert!(daemon.terminate().success(), "{}", world.log());
+    let (out, url) = (world.directory.path().join("archive"), world.ledger.url("postgres", "tailwater"));
+    std::fs::create_dir(&out).unwrap();
+    let out = out.to_str().unwrap();
+    let said = world.printed(&["ledger", "archive", "--before", "2099-01", "--out", out, "--url", &url]);
+    assert!(said.contains(": entries 1 to "), "{said}");
+    let tickets = "select count(*) from entry where refs && array['ticket/1', 'ticket/2']";
+    assert_eq!(world.count(tickets).await, 0);
+}
+
+async fn forgotten_everywhere(archived: bool) {
     let world = world().await;
+    let url = world.ledger.url("postgres", "tailwater");
+    world.printed_without_settings(&["ledger", "migrate", "--url", &url]);
     world.add_source("stripe", STRIPE_POLLED);
     world.add_source("zendesk", ZENDESK_POLLED);
     world.edit_settings("quota = \"60000/min\"", "quota = \"60000/min\"\nquotas = { export = \"1000/s\" }");
@@ -70,16 +106,38 @@ async fn whoever_is_forgotten_is_so_under_the_name_of_before_and_with_tickets_ab
         told(&customer.into()).await;
         ticket.to_string()
     };
+    // Somebody else has the number at Zendesk that the company has among organizations.
+    let number = world.zendesk.with(|zendesk| {
+        let number = zendesk.organizations()[&id]["id"].as_u64().unwrap();
+        let of = zendesk.organizations()[&another]["id"].clone();
+        let user = json!({"id": number, "name": "A stranger", "email": "stranger@example.test", "external_id": null,
+                          "role": "end-user", "active": true, "tags": [], "organization_id": of});
+        zendesk.exports.note("users", number, user);
+        number
+    });
+    await_events(&world, "zendesk", "contact.v1", 1).await;
     let ticket = ticket_of(&id, "qanary ticket text").await;
     let others = ticket_of(&another, "uqanary ticket text").await;
     world.settled(PATIENCE).await;
     assert!(daemon.terminate().success());
     let opened = |ticket: &str| world.printed(&["ledger", "history", "ticket", ticket, "--unseal"]);
     assert!(opened(&ticket).contains("qanary ticket text"), "{}", opened(&ticket));
+    if archived {
+        archive(&world).await;
+    }
     let planted =
         ["Qanary Works", "qanary.works@example.test", "qanary.before@example.test", "qanary ticket text"];
     assert_eq!(found(&world, &planted), planted, "the test would find them");
     world.printed(&["identity", "link", "--target", "stripe", "--object", "customer", &id, &by_hand]);
+    // Held under any of its names it stays.
+    let first_name = format!("ZENDESK-K-{ticket}");
+    world.printed(&["ledger", "hold", "add", "case-9", "--about", &first_name, "--reason", "a court asks"]);
+    let refused = world.run(&["ledger", "erase", &id, "--reason", "asked for", "--now"]);
+    assert!(
+        refused.status.code() == Some(78) && String::from_utf8_lossy(&refused.stderr).contains("case-9"),
+        "{refused:?}"
+    );
+    world.printed(&["ledger", "hold", "release", "case-9", "--reason", "it is over"]);
     let erased = world.printed(&["ledger", "erase", &id, "--reason", "asked for", "--now"]);
     assert!(erased.contains(&format!("so is what it was called before: {before}\n")), "{erased}");
     let keys = "select array(select subject from tailwater_keys.subject_key order by 1)";
@@ -87,6 +145,7 @@ async fn whoever_is_forgotten_is_so_under_the_name_of_before_and_with_tickets_ab
     for gone in [id.clone(), before, format!("zendesk:ticket/{ticket}"), format!("ZENDESK-K-{ticket}")] {
         assert!(!kept.contains(&gone), "{gone}: {kept:?}");
     }
+    assert!(kept.contains(&format!("ZENDESK-U-{number}")), "{kept:?}");
     assert!(kept.contains(&another) && kept.contains(&format!("zendesk:ticket/{others}")), "{kept:?}");
     let left = found(&world, &planted);
     // What begins with another letter is another company's.
@@ -95,6 +154,10 @@ async fn whoever_is_forgotten_is_so_under_the_name_of_before_and_with_tickets_ab
         dump(&world, &[]).matches("qanary ticket text").count(),
         dump(&world, &[]).matches("uqanary ticket text").count()
     );
+    if archived {
+        world.verify();
+        return;
+    }
     assert!(
         opened(&ticket).contains("(sealed)") && !opened(&ticket).contains("qanary"),
         "{}",
