@@ -381,12 +381,10 @@ async fn hashes_that_are_kept_twice_hide_nothing_and_a_range_begins_and_ends_whe
         assert!(matches!(verdict, Verdict::Sound { .. }), "{verdict:?}");
     }
     // What is not there any more, and hashes of it in the place of others: the walk would go on behind it.
-    let hidden = format!(
-        "create temporary table mine on commit drop as select string_agg(leaf, ''::bytea order by seq) as hashes from entry where seq between 513 and 612;
+    let hidden = "create temporary table mine on commit drop as select string_agg(leaf, ''::bytea order by seq) as hashes from entry where seq between 513 and 612;
          insert into archived_leaves (first_seq, last_seq, hashes) select 401, 500, hashes from mine;
-         delete from entry where seq between 513 and 612"
-    );
-    transaction.batch_execute(&hidden).await.unwrap();
+         delete from entry where seq between 513 and 612";
+    transaction.batch_execute(hidden).await.unwrap();
     for verdict in all(&transaction).await.into_iter().take(3) {
         assert!(matches!(verdict, Verdict::Tampered { seq: 401, .. }), "{verdict:?}");
     }
