@@ -259,3 +259,46 @@ async fn what_cannot_be_opened_any_more_is_parked_and_says_why() {
     assert_eq!(world.stripe.calls(), calls);
     assert!(daemon.terminate().success());
 }
+
+/// Several in one request that waits for its turn: only whoever is forgotten meanwhile is left out.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_in_one_request_only_who_was_forgotten_is_left_out() {
+    let world = world().await;
+    world.edit_settings("quota = \"60000/min\"", "quota = \"1/h\"");
+    let mut daemon = world.daemon();
+    world.streaming().await;
+    let mut odoo = world.odoo().await;
+    let mut companies = Vec::new();
+    for number in 0..6 {
+        let (name, email) = (format!("Qanary {number}"), format!("qanary{number}@example.test"));
+        companies.push(odoo.create_company(&name, &email, 1).await.unwrap());
+    }
+    let together =
+        "select count(*) from bulk_call c cross join unnest(c.deliveries) where c.state = 'sending'";
+    eventually(PATIENCE, "the bulk request", async || match world.count(together).await {
+        count if count >= 4 => Ok(()),
+        count => Err(format!("{count}; {}", world.log())),
+    })
+    .await;
+    let among = "select split_part(d.canonical_id, '-', 3)::int from bulk_call c cross join unnest(c.deliveries) u(id)
+                 join delivery d on d.id = u.id order by 1 limit 1";
+    let company: i32 = world.ledger_client().await.query_one(among, &[]).await.unwrap().get(0);
+    let id = format!("ERP-P-{company}");
+    world.printed(&["ledger", "erase", &id, "--reason", "asked for", "--now"]);
+    world.printed(&["quota", "set", "zendesk", "60000/min"]);
+    world.settled(PATIENCE).await;
+    let organizations = world.zendesk.with(|zendesk| zendesk.organizations());
+    assert!(!organizations.contains_key(&id), "{organizations:?}");
+    for other in companies.iter().filter(|other| **other != company) {
+        assert!(organizations.contains_key(&format!("ERP-P-{other}")), "{other}: {organizations:?}");
+    }
+    let wrong = format!(
+        "select count(*) from delivery where reason = 'erased by an operator' and canonical_id <> '{id}'"
+    );
+    assert_eq!(world.count(&wrong).await, 0);
+    let told = format!("select count(*) from entry where kind = 'outcome' and convert_from(body, 'UTF8')::jsonb ->> 'reason' = 'erased by an operator'
+                          and convert_from(body, 'UTF8')::jsonb ->> 'id' <> '{id}'");
+    assert_eq!(world.count(&told).await, 0);
+    assert!(daemon.terminate().success());
+    world.verify();
+}
