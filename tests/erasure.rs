@@ -267,12 +267,19 @@ async fn of_many_in_one_request_only_who_was_forgotten_is_left_out() {
     world.edit_settings("quota = \"60000/min\"", "quota = \"1/h\"");
     let mut daemon = world.daemon();
     world.streaming().await;
-    let mut odoo = world.odoo().await;
-    let mut companies = Vec::new();
-    for number in 0..6 {
-        let (name, email) = (format!("Qanary {number}"), format!("qanary{number}@example.test"));
-        companies.push(odoo.create_company(&name, &email, 1).await.unwrap());
-    }
+    // In one transaction, so that they are owed at once.
+    let erp = world.erp.client("erp").await.unwrap();
+    erp.batch_execute(
+        "begin;
+         insert into res_partner (name, complete_name, email, is_company)
+           select 'Qanary ' || n, 'Qanary ' || n, 'qanary' || n || '@example.test', true from generate_series(1, 6) n;
+         update res_partner set commercial_partner_id = id where name like 'Qanary %';
+         commit",
+    )
+    .await
+    .unwrap();
+    let rows = erp.query("select id from res_partner where name like 'Qanary %'", &[]).await.unwrap();
+    let companies: Vec<i32> = rows.iter().map(|row| row.get(0)).collect();
     let together =
         "select count(*) from bulk_call c cross join unnest(c.deliveries) where c.state = 'sending'";
     eventually(PATIENCE, "the bulk request", async || match world.count(together).await {
