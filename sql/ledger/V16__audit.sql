@@ -34,7 +34,7 @@ begin
   create index entry_recorded on entry using brin (recorded_at) with (autosummarize = on);
   -- What people did and read is little among what flows.
   create index entry_rare on entry (kind, seq) where kind <> 'event' and kind <> 'attempt' and kind <> 'outcome';
-  create index entry_refs on entry using gin (refs) with (gin_pending_list_limit = 1024);
+  create index entry_refs on entry using gin (refs);
   execute format('alter table entry attach partition %I for values from (%L) to (%L)',
                  to_char(first, '"entry_"YYYY_MM'), first, (first + interval '1 month')::date);
   execute format('alter table %I alter column body set statistics 0, alter column leaf set statistics 0',

@@ -60,7 +60,7 @@ async fn appending_costs_little_more_than_a_copy_of_the_same() {
              create table plain_all partition of plain for values from (minvalue) to (maxvalue);
              create index on plain (correlation_id, seq) where correlation_id is not null;
              create index on plain using brin (recorded_at) with (autosummarize = on);
-             create index on plain using gin (refs) with (gin_pending_list_limit = 1024)",
+             create index on plain using gin (refs)",
         )
         .await
         .unwrap();
