@@ -11,7 +11,7 @@ use tailwater::ledger::entry::{EntryKind, NewEntry};
 use tailwater::ledger::tree::{Subtree, Tree};
 use tailwater::ledger::verify::{Evidence, Span, Verdict, verify_within};
 use tlog_tiles::tlog::{Hash, record_hash};
-use tokio_postgres::Transaction;
+use tokio_postgres::{Client, Row, Transaction};
 
 use crate::support::entries::LedgerAlone;
 
@@ -43,6 +43,33 @@ const KINDS: [&str; 20] = [
 struct Outside {
     checkpoints: BTreeMap<u64, Hash>,
     leaves: Vec<Hash>,
+}
+
+impl Outside {
+    /// As the ledger is now, with a checkpoint of each size that is signed.
+    async fn of(client: &Client, is_signed: impl Fn(u64) -> bool) -> Self {
+        let rows = client.query("select leaf from entry order by seq", &[]).await.unwrap();
+        let leaf = |row: &Row| Hash(row.get::<_, &[u8]>(0).try_into().unwrap());
+        let leaves: Vec<Hash> = rows.iter().map(leaf).collect();
+        let (mut tree, mut checkpoints) = (Tree::default(), BTreeMap::new());
+        for leaf in &leaves {
+            tree.append(*leaf);
+            if is_signed(tree.size()) {
+                checkpoints.insert(tree.size(), tree.root());
+            }
+        }
+        Self { checkpoints, leaves }
+    }
+}
+
+/// Somebody who may do anything, past triggers.
+async fn owner(alone: &LedgerAlone) -> Client {
+    let client = alone.server.client("postgres").await.unwrap();
+    client
+        .batch_execute("set search_path = tailwater; set session_replication_role = replica")
+        .await
+        .unwrap();
+    client
 }
 
 async fn verdict(transaction: &Transaction<'_>, span: Span, outside: &Outside) -> Verdict {
@@ -242,22 +269,9 @@ async fn random_tampering_is_found_and_its_first_entry_named() {
     let alone = LedgerAlone::start().await;
     alone.fill(entries).await;
     let size = i64::try_from(entries).unwrap();
-    let mut client = alone.server.client("postgres").await.unwrap();
-    client
-        .batch_execute("set search_path = tailwater; set session_replication_role = replica")
-        .await
-        .unwrap();
-    let rows = client.query("select leaf from entry order by seq", &[]).await.unwrap();
-    let leaves: Vec<Hash> = rows.iter().map(|row| Hash(row.get::<_, &[u8]>(0).try_into().unwrap())).collect();
-    let (mut tree, mut checkpoints) = (Tree::default(), BTreeMap::new());
-    for leaf in &leaves {
-        tree.append(*leaf);
-        if tree.size().is_multiple_of(400) || tree.size() == entries as u64 {
-            checkpoints.insert(tree.size(), tree.root());
-        }
-    }
-    let agreeing = checkpoints.len();
-    let outside = Outside { checkpoints, leaves };
+    let mut client = owner(&alone).await;
+    let outside = Outside::of(&client, |size| size.is_multiple_of(400) || size == entries as u64).await;
+    let agreeing = outside.checkpoints.len();
     let seed = number("TAILWATER_SEED", rand::random::<u32>() as usize);
     println!("seed {seed}");
     let mut random = StdRng::seed_from_u64(seed as u64);
@@ -303,28 +317,15 @@ async fn random_tampering_is_found_and_its_first_entry_named() {
 async fn what_was_changed_in_the_published_log_alone_is_told_as_such() {
     let alone = LedgerAlone::start().await;
     alone.fill(1_000).await;
-    let mut client = alone.server.client("postgres").await.unwrap();
-    client.batch_execute("set search_path = tailwater").await.unwrap();
-    let rows = client.query("select leaf from entry order by seq", &[]).await.unwrap();
-    let mut leaves: Vec<Hash> =
-        rows.iter().map(|row| Hash(row.get::<_, &[u8]>(0).try_into().unwrap())).collect();
-    let (mut tree, mut checkpoints) = (Tree::default(), BTreeMap::new());
-    for leaf in &leaves {
-        tree.append(*leaf);
-        if [400, 900].contains(&tree.size()) {
-            checkpoints.insert(tree.size(), tree.root());
-        }
-    }
-    leaves[599] = Hash([7; 32]);
-    let outside = Outside { checkpoints, leaves };
+    let mut client = owner(&alone).await;
+    let mut outside = Outside::of(&client, |size| [400, 900].contains(&size)).await;
+    outside.leaves[599] = Hash([7; 32]);
     let transaction = client.transaction().await.unwrap();
     for to in [None, Some(700)] {
         // Up to 700 no checkpoint speaks of it, but a later one does.
         let verdict = verdict(&transaction, Span { from: 1, to }, &outside).await;
         assert!(matches!(verdict, Verdict::Sound { misprinted: Some(600), .. }), "{to:?}: {verdict:?}");
     }
-    let run = async |sql: &str| transaction.execute(sql, &[]).await.unwrap();
-    run("set local session_replication_role = replica").await;
     let mut random = StdRng::seed_from_u64(1);
     rewrite(&transaction, 500, &mut random).await;
     seal(&transaction).await;
@@ -344,21 +345,10 @@ async fn hashes_that_are_kept_twice_hide_nothing_and_a_range_begins_and_ends_whe
     let fields = json!({"month": "2026-01-01", "first": 1, "last": 512, "file": "f", "sha256": "0", "restored": false});
     batch.entry(NewEntry::new(EntryKind::Archive, None, fields));
     alone.ledger.writer().write(batch).await.unwrap();
-    let mut client = alone.server.client("postgres").await.unwrap();
-    client
-        .batch_execute("set search_path = tailwater; set session_replication_role = replica")
-        .await
-        .unwrap();
-    let rows = client.query("select leaf from entry order by seq", &[]).await.unwrap();
-    let leaves: Vec<Hash> = rows.iter().map(|row| Hash(row.get::<_, &[u8]>(0).try_into().unwrap())).collect();
-    let (mut tree, mut checkpoints) = (Tree::default(), BTreeMap::new());
-    for leaf in &leaves {
-        tree.append(*leaf);
-        if [200, 700, 800, 1_001].contains(&tree.size()) {
-            checkpoints.insert(tree.size(), tree.root());
-        }
-    }
-    let outside = Outside { checkpoints, leaves: Vec::new() };
+    let mut client = owner(&alone).await;
+    let outside = Outside::of(&client, |size| [200, 700, 800, 1_001].contains(&size)).await;
+    // Nothing but checkpoints.
+    let outside = Outside { leaves: Vec::new(), ..outside };
     let spans = [
         Span::ALL,
         Span { from: 1, to: Some(750) },

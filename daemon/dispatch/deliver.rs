@@ -57,6 +57,9 @@ impl Delivery {
     pub(super) async fn ask(&self, request: &Request, key: &str) -> Result<Outcome<'_>, LedgerError> {
         let permit = self.target.permit(&self.due.lane.object, request, self.waiting.as_ref()).await;
         self.waiting.iter().for_each(Waiting::leave);
+        if self.is_forgotten().await? {
+            return Ok(Outcome::unsent(ERASED));
+        }
         self.send_with(permit, request, key).await
     }
 
@@ -70,9 +73,6 @@ impl Delivery {
         request: &Request,
         key: &str,
     ) -> Result<Outcome<'_>, LedgerError> {
-        if self.is_forgotten().await? {
-            return Ok(Outcome::unsent(ERASED));
-        }
         let object = &self.due.lane.object;
         let sent = Instant::now();
         let result = self.ledger.tenure().during(self.target.way.send(request, key)).await;
