@@ -8,6 +8,7 @@
 pub mod app;
 pub mod audit;
 mod auditing;
+pub mod bounds;
 pub mod cache;
 pub mod capture;
 pub mod cli;
@@ -31,6 +32,7 @@ mod reload;
 pub mod source;
 pub mod supervise;
 pub mod target;
+pub mod terminal;
 pub mod trial;
 mod tuning;
 mod work_list;

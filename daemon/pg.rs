@@ -10,16 +10,18 @@ use std::time::Duration;
 use rustls::ClientConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_postgres::config::SslMode;
-use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls};
+use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls, SimpleQueryMessage};
 use tokio_postgres_rustls_improved::MakeRustlsConnect;
 
 use crate::config::secret::Secret;
 use crate::pg_tls::{ClientCertificate, TlsMode, client_config};
 
 /// Settings of every session, so that values always have the same text form whatever the role's defaults are. A statement of a few
-/// milliseconds is not worth compiling, however dear a planner without statistics takes it to be.
+/// milliseconds is not worth compiling, however dear a planner without statistics takes it to be. Timeouts of the role are for people:
+/// one that ends our waiting makes us begin again, for ever.
 pub const SESSION_OPTIONS: &str = "-c client_encoding=UTF8 -c datestyle=ISO -c intervalstyle=postgres \
-     -c extra_float_digits=3 -c timezone=UTC -c bytea_output=hex -c row_security=off -c jit=off";
+     -c extra_float_digits=3 -c timezone=UTC -c bytea_output=hex -c row_security=off -c jit=off \
+     -c statement_timeout=0 -c lock_timeout=0 -c idle_session_timeout=0 -c idle_in_transaction_session_timeout=0";
 
 /// Until a session stands, authentication included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -71,6 +73,19 @@ pub enum ConnectError {
         host: String,
         /// Port.
         port: u16,
+    },
+    /// What the session was asked for is not in force.
+    #[error(
+        "{host}:{port}: setting `{setting}` of the session is not in force: a pooler stands between, which leaves it out \
+         (`ignore_startup_parameters` of pgbouncer); connect to PostgreSQL itself"
+    )]
+    Settings {
+        /// Host.
+        host: String,
+        /// Port.
+        port: u16,
+        /// Name of a setting.
+        setting: &'static str,
     },
     /// Certificates could not be read.
     #[error("certificates: {0}")]
@@ -130,18 +145,12 @@ impl Database {
         if let Some(secret) = &self.password {
             config.password(secret.read()?.expose());
         }
-        let failed = |error| ConnectError::Postgres {
-            user: self.user.clone(),
-            host: self.host.clone(),
-            port: self.port,
-            dbname: self.dbname.clone(),
-            error,
-        };
+        let failed = |error| self.failed(error);
         if self.tls == TlsMode::Disable {
             config.ssl_mode(SslMode::Disable);
             let (client, connection) = config.connect(NoTls).await.map_err(failed)?;
             tokio::spawn(drive(connection, heard));
-            return Ok(client);
+            return self.in_force(client).await;
         }
         config.ssl_mode(if self.tls.insists() { SslMode::Require } else { SslMode::Prefer });
         if self.tls.insists() && self.password.is_some() {
@@ -150,7 +159,44 @@ impl Database {
         let (client, connection) =
             config.connect(MakeRustlsConnect::new(self.tls_config()?)).await.map_err(failed)?;
         tokio::spawn(drive(connection, heard));
+        self.in_force(client).await
+    }
+
+    /// The session, once what was asked for is in force: a pooler may have left it out, and then values have other forms, names mean
+    /// other tables, and the role's timeouts end what we wait for.
+    async fn in_force(&self, client: Client) -> Result<Client, ConnectError> {
+        let failed = |error| self.failed(error);
+        let sql = "select current_setting('search_path'), current_setting('statement_timeout'),
+                   current_setting('extra_float_digits'), current_setting('server_version_num')";
+        let answered = client.simple_query(sql).await.map_err(failed)?;
+        let row = answered.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        });
+        let value = |index| row.and_then(|row| row.get(index)).unwrap_or_default();
+        let wanted = [
+            ("search_path", value(0) == self.schema || self.schema.is_empty()),
+            ("statement_timeout", value(1) == "0"),
+            ("extra_float_digits", value(2) == "3"),
+        ];
+        if let Some((setting, _)) = wanted.into_iter().find(|(_, holds)| !holds) {
+            return Err(ConnectError::Settings { host: self.host.clone(), port: self.port, setting });
+        }
+        // Older servers refuse a setting that they do not know.
+        if value(3).parse::<u32>().is_ok_and(|version| version >= 170_000) {
+            client.batch_execute("set transaction_timeout = 0").await.map_err(failed)?;
+        }
         Ok(client)
+    }
+
+    fn failed(&self, error: tokio_postgres::Error) -> ConnectError {
+        ConnectError::Postgres {
+            user: self.user.clone(),
+            host: self.host.clone(),
+            port: self.port,
+            dbname: self.dbname.clone(),
+            error,
+        }
     }
 
     fn session_options(&self) -> String {

@@ -7,6 +7,7 @@ use crate::source::postgres::chunk::ChunkError;
 use crate::source::postgres::connection::ConnectionError;
 use crate::source::postgres::slot::Discontinuity;
 use crate::source::postgres::stream::StreamEnd;
+use crate::source::postgres::transaction::StreamError;
 
 use super::intake::IntakeError;
 
@@ -74,6 +75,7 @@ impl From<StreamEnd> for CaptureError {
     fn from(end: StreamEnd) -> Self {
         match end {
             StreamEnd::Connection(error) => error.into(),
+            StreamEnd::Content(error @ StreamError::NewType(_)) => Self::Away(format!("source: {error}")),
             StreamEnd::Content(error) => Self::Content(format!("source stream: {error}")),
         }
     }

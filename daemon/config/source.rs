@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::database::read_database;
 use super::node::{At, Fields, Problems};
 use super::settings::read_key;
+use crate::bounds::{VALUE_BYTES, VALUE_BYTES_RANGE};
 use crate::mapping::{self, Constants, DigestKey, SourceMapping};
 use crate::pg::Database;
 
@@ -134,9 +135,11 @@ pub(super) fn read_source(
     let mass = read_mass(&mut fields, problems);
     let constants = read_constants(name, &mut fields, problems);
     let (digest_key, at) = (read_digest_key(&mut fields, problems), fields.at.clone());
+    let value_bytes = read_bounds(&mut fields, problems);
     fields.finish(problems);
     let mapping = mapping.and_then(|mapping| mapping::file::load(mappings, &mapping, constants, problems));
     let mapping = mapping.map(|mapping| with_digest_key(mapping, digest_key.as_ref(), &at, problems));
+    let mapping = mapping.map(|mapping| mapping.bounded(value_bytes));
     Some(SourceConfig {
         name: name.to_owned(),
         database: database?,
@@ -149,6 +152,24 @@ pub(super) fn read_source(
         mass,
         binary,
     })
+}
+
+/// `[sources.NAME.bounds]`: bytes of a value that is kept.
+pub(super) fn read_bounds(fields: &mut Fields, problems: &mut Problems) -> usize {
+    let Some(node) = fields.optional("bounds") else { return VALUE_BYTES };
+    let mut inner = node.fields(problems);
+    let node = inner.optional("value");
+    inner.finish(problems);
+    let Some(node) = node else { return VALUE_BYTES };
+    let Some(text) = node.string(problems) else { return VALUE_BYTES };
+    let (least, most) = VALUE_BYTES_RANGE;
+    match parse_bytes(&text).filter(|bytes| (least..=most).contains(bytes)) {
+        Some(bytes) => usize::try_from(bytes).unwrap_or(VALUE_BYTES),
+        None => {
+            problems.add(&node.at, "not a size from 1kB to 8MB", "value = \"1MB\"");
+            VALUE_BYTES
+        }
+    }
 }
 
 /// `digest_key`: of digests that stand for values (`hmac` in the mapping).

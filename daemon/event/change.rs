@@ -77,6 +77,23 @@ pub struct Transaction {
     pub marks: Vec<String>,
     /// Its rows were read, not streamed.
     pub snapshot: bool,
+    /// Rows that cannot be told from others: their keys are too long, or no keys.
+    pub unreadable: Vec<Unreadable>,
+}
+
+/// A row whose key nobody can go by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreadable {
+    /// Table name as the mapping has it.
+    pub table: Arc<str>,
+    /// Its key, as far as it can be shown.
+    pub key: String,
+    /// What is wrong with it.
+    pub reason: String,
+    /// Bytes of the key.
+    pub bytes: usize,
+    /// It is gone.
+    pub gone: bool,
 }
 
 impl Transaction {

@@ -5,6 +5,9 @@ use std::sync::Arc;
 use serde::ser::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
+/// Column of a row in which it stands what was left out of it, and why; no mapping can name it.
+pub const LEFT_OUT: &str = "@left_out";
+
 /// Column names in the order of their bytes, each once; shared by the rows of a table.
 pub type Columns = Arc<[Arc<str>]>;
 
@@ -42,6 +45,20 @@ impl Row {
     pub fn get(&self, column: &str) -> Option<&Value> {
         let place = self.columns.binary_search_by(|name| (**name).cmp(column)).ok()?;
         self.values.get(place)
+    }
+
+    /// The row without the columns at these places; `why` says what is wrong with them.
+    #[must_use]
+    pub fn without(&self, places: &[usize], why: &str) -> Self {
+        let kept = self.iter().enumerate().filter(|(place, _)| !places.contains(place));
+        let kept = kept.map(|(_, (name, value))| (name.clone(), value.clone()));
+        kept.chain([(LEFT_OUT.into(), Value::from(why))]).collect()
+    }
+
+    /// What was left out of it, and why.
+    #[must_use]
+    pub fn left_out(&self) -> Option<&str> {
+        self.get(LEFT_OUT)?.as_str()
     }
 
     /// Columns with their values.
@@ -90,6 +107,16 @@ impl SentRow {
         Self { row: Arc::new(row), unsent }
     }
 
+    /// The row without the columns at these places; `why` says what is wrong with them.
+    #[must_use]
+    pub fn without(&self, places: &[usize], why: &str) -> Self {
+        let row = self.row.without(places, why);
+        let name = |place: &usize| self.row.columns.get(*place).filter(|_| !places.contains(place));
+        let unsent = self.unsent.iter().filter_map(name);
+        let unsent = unsent.filter_map(|name| row.columns.binary_search(name).ok()).collect();
+        Self::new(row, unsent)
+    }
+
     /// The row itself, when all of it was sent.
     #[must_use]
     pub fn whole(&self) -> Option<&Arc<Row>> {
@@ -124,6 +151,12 @@ impl SentRow {
     #[must_use]
     pub fn is_partial(&self) -> bool {
         !self.unsent.is_empty()
+    }
+
+    /// How many columns were not sent.
+    #[must_use]
+    pub fn unsent(&self) -> usize {
+        self.unsent.len()
     }
 
     /// Takes the columns it does not carry from `earlier`.

@@ -7,10 +7,11 @@ use serde_json::{Map, Value};
 use super::document::{Part, joined, parts};
 use super::overlay::{Drift, Emission, Overlay};
 use super::project::{Emitted, Projection, Stamp};
+use crate::bounds::{ID_BYTES, is_id, shown};
 use crate::event::{
     CanonicalEvent, Cause, ChangePosition, Operation, Row, canonical_bytes, event_id, sha256_hex,
 };
-use crate::mapping::EventSpec;
+use crate::mapping::{EventSpec, Joined, JoinedRow};
 
 impl Projection<'_> {
     /// What an object is now, whether or not it was emitted so, and the rows it is made of; `None` when the row is no such
@@ -168,12 +169,17 @@ impl Projection<'_> {
         if !spec.may_be(constants, row) {
             return Some(Evaluated::Nothing);
         }
+        // A row without a canonical id cannot be told apart from others; it is reported under its key.
+        let own_key = || format!("{}-{}-{}", self.source.to_uppercase(), spec.table, shown(key));
         let id = match spec.canonical_id(constants, row) {
-            Ok(id) => id,
-            // A row without a canonical id cannot be told apart from others; it is reported under its key.
+            Ok(id) if is_id(&id) => id,
+            Ok(id) => {
+                let reason = format!("its canonical id has {} bytes; {ID_BYTES} is the most", id.len());
+                return Some(Evaluated::Fault(own_key(), reason));
+            }
             Err(error) => {
-                let id = format!("{}-{}-{key}", self.source.to_uppercase(), spec.table);
-                return Some(Evaluated::Fault(id, error.to_string()));
+                let reason = row.left_out().map_or_else(|| error.to_string(), str::to_owned);
+                return Some(Evaluated::Fault(own_key(), reason));
             }
         };
         let joined = joined(overlay, &spec.joins, key, row)?;
@@ -183,9 +189,28 @@ impl Projection<'_> {
                 Evaluated::Object(id, data)
             }
             Ok(None) => Evaluated::Nothing,
-            Err(error) => Evaluated::Fault(id, error.to_string()),
+            // Something that it reads was left out, as a rule; what and why is what a person has to know.
+            Err(error) => {
+                let noted = row.left_out().or_else(|| joined.iter().find_map(|(_, rows)| left_out(rows)));
+                Evaluated::Fault(
+                    id,
+                    noted.map_or_else(|| error.to_string(), |why| format!("{why} ({error})")),
+                )
+            }
         })
     }
+}
+
+/// What was left out of joined rows, and why.
+fn left_out(rows: &Joined) -> Option<&str> {
+    match rows {
+        Joined::One(row) => left_out_below(row),
+        Joined::Many(rows) => rows.iter().find_map(left_out_below),
+    }
+}
+
+fn left_out_below(row: &JoinedRow) -> Option<&str> {
+    row.row.left_out().or_else(|| row.joins.iter().find_map(|(_, rows)| left_out(rows)))
 }
 
 /// What a source may say of an object.

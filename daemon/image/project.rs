@@ -10,10 +10,11 @@ use std::sync::Arc;
 use super::document::parents;
 use super::overlay::Overlay;
 use crate::event::{
-    CanonicalEvent, Cause, Change, ChangePosition, Cluster, Field, Operation, Row, RowState, SentRow,
-    Transaction,
+    CanonicalEvent, Cause, Change, ChangePosition, Cluster, Field, LEFT_OUT, Operation, Row, RowState,
+    SentRow, Transaction,
 };
 use crate::mapping::{EventSpec, SourceMapping};
+use serde_json::Value;
 
 /// An event, or why the object could not be worked out: then it is parked, not skipped (INV-7).
 #[derive(Debug, Clone, PartialEq)]
@@ -208,19 +209,33 @@ fn filled(overlay: &Overlay<'_>, change: &Change, sent: &SentRow, known: Option<
         return Some(row.clone());
     }
     let mut filled = Vec::new();
+    let mut note = None;
     for (name, field) in sent.iter() {
         let value = match field {
             Field::Value(value) => Some(value),
             // A null is never left out for its size: where the image has one, it was forgotten.
             Field::Unchanged => match known.and_then(|row| row.get(name)).filter(|value| !value.is_null()) {
                 Some(value) => Some(value),
+                // It was too large when it was sent, and has not changed.
+                None if known.is_some_and(|row| row.get(name).is_none() && row.left_out().is_some()) => {
+                    note = known;
+                    None
+                }
                 // A column that the source has no more is left out: what reads it is parked.
-                None => overlay.read_back(&change.table, &change.key)??.get(name),
+                None => {
+                    let read = overlay.read_back(&change.table, &change.key)??;
+                    note = Some(read);
+                    read.get(name)
+                }
             },
         };
         if let Some(value) = value {
             filled.push((name.clone(), value.clone()));
         }
+    }
+    let noted = filled.iter().any(|(name, _)| **name == *LEFT_OUT);
+    if let Some(why) = note.and_then(Row::left_out).filter(|_| !noted) {
+        filled.push((LEFT_OUT.into(), Value::from(why)));
     }
     Some(Arc::new(filled.into_iter().collect()))
 }

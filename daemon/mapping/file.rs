@@ -30,7 +30,10 @@ use super::personal::Policy;
 use super::schema::Schema;
 use super::shape::{Shape, Variables};
 use super::template::Template;
-use super::{Constants, EventKind, EventSpec, Ownership, Part, SourceMapping, TableSpec, Tables, merged};
+use super::{
+    Constants, EventKind, EventSpec, Ownership, Part, SourceMapping, TableSpec, Tables, ValueBounds, merged,
+};
+use crate::config::files;
 use crate::config::node::{At, Fields, Node, Problems};
 use crate::event::sha256_hex;
 
@@ -106,7 +109,7 @@ pub fn yaml_files(directory: &Path, problems: &mut Problems) -> Vec<PathBuf> {
 
 /// The text of a file, or a problem.
 pub fn read(path: &Path, problems: &mut Problems) -> Option<String> {
-    match std::fs::read_to_string(path) {
+    match files::read_text(path) {
         Ok(text) => Some(text),
         Err(error) => {
             problems.add(&At::file(path), format!("cannot be read: {error}"), "a readable UTF-8 file");
@@ -136,6 +139,7 @@ fn table_spec(name: &str, key: Vec<Arc<str>>, mut columns: Vec<Arc<str>>) -> Tab
         author: None,
         personal: Policy::default(),
         digest_key: None,
+        bounds: ValueBounds::default(),
     }
 }
 

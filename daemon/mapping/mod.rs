@@ -7,6 +7,7 @@ pub mod event;
 pub mod expression;
 pub mod file;
 pub mod function;
+mod html;
 pub mod join;
 
 pub mod ownership;
@@ -49,9 +50,33 @@ pub struct TableSpec {
     pub personal: Policy,
     /// Key of digests that stand for values.
     pub digest_key: Option<DigestKey>,
+    /// How large its values may be.
+    pub bounds: ValueBounds,
+}
+
+/// How large the values of a table may be; larger ones are left out of their rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ValueBounds {
+    /// Bytes of a value.
+    pub value_bytes: usize,
+    /// Columns by which rows are found: their values are ids.
+    pub ids: Vec<Arc<str>>,
+}
+
+impl Default for ValueBounds {
+    fn default() -> Self {
+        Self { value_bytes: crate::bounds::VALUE_BYTES, ids: Vec::new() }
+    }
 }
 
 impl TableSpec {
+    /// Bytes that a value of `column` has at the most.
+    #[must_use]
+    pub fn most_bytes(&self, column: &Arc<str>) -> usize {
+        let is_id = self.key.contains(column) || self.bounds.ids.contains(column);
+        if is_id { crate::bounds::ID_BYTES } else { self.bounds.value_bytes }
+    }
+
     /// Takes over the columns of another declaration of the same table.
     fn merge(&mut self, other: &Self) {
         self.columns.extend(other.columns.iter().cloned());
@@ -169,6 +194,18 @@ impl SourceMapping {
         let parts = self.parts.iter().zip(&counting).filter(|(_, counts)| **counts).map(|(part, _)| part);
         let events = self.events.iter().filter(|event| counting.get(event.part).copied().unwrap_or(false));
         Self { tables: merged(parts), events: events.cloned().collect(), ..self.clone() }
+    }
+
+    /// Bounds the values of its tables; what rows are found by is bounded as an id is.
+    #[must_use]
+    pub fn bounded(mut self, value_bytes: usize) -> Self {
+        let lookups = self.lookup_columns();
+        let of_parts = self.parts.iter_mut().flat_map(|part| &mut part.tables);
+        for table in of_parts.chain(&mut self.tables) {
+            let ids = lookups.iter().filter(|(of, _)| *of == table.name).map(|(_, column)| column.clone());
+            table.bounds = ValueBounds { value_bytes, ids: ids.collect() };
+        }
+        self
     }
 
     /// Columns by whose value images are looked up: (table, column), each once.

@@ -73,6 +73,7 @@ impl<'a> Store<'a> {
             complete: true,
             marks: Vec::new(),
             snapshot: false,
+            unreadable: Vec::new(),
         }
     }
 

@@ -85,7 +85,9 @@ pub async fn begin(
     let parts: Vec<Part> = parts.filter(is_open).collect();
     let open_parts = parts.len();
     let to_sweep = if load.is_ranged() { Vec::new() } else { load.relations.clone() };
-    let (shelf, readers) = reader::start(source, parts);
+    // A slot that is new has waited for them itself.
+    let waits = !quiet && !load.is_ranged();
+    let (shelf, readers) = reader::start(source, parts, waits);
     tracing::info!(
         load = load.id,
         kind = load.kind.as_str(),

@@ -13,13 +13,14 @@ use tokio_postgres::Client;
 
 use crate::capture::Source;
 use crate::capture::error::CaptureError;
-use crate::event::{Row, hex};
+use crate::event::{Row, Unreadable, hex};
 use crate::ledger::loads::Part;
 use crate::mapping::TableSpec;
 use crate::source::postgres::chunk::{self, Snapshot};
+use crate::source::postgres::copy::Rows;
 
 /// Rows of the first chunk; later ones follow the width of the rows.
-const FIRST_ROWS: i64 = 500;
+const FIRST_ROWS: i64 = 50;
 /// Rows of a chunk at the most (INV-8).
 const MAX_ROWS: i64 = 1_000;
 /// Bytes of a chunk, about (INV-8).
@@ -40,6 +41,8 @@ pub struct Chunk {
     pub part: Part,
     /// Its rows.
     pub rows: Vec<(String, Row)>,
+    /// Rows that nobody can go by.
+    pub unreadable: Vec<Unreadable>,
     /// What they could see.
     pub snapshot: Snapshot,
     /// To be told what became of it.
@@ -124,7 +127,11 @@ impl Throttle {
 }
 
 /// Starts the readers of `parts`.
-pub fn start(source: &Arc<Source>, parts: Vec<Part>) -> (Arc<Shelf>, JoinSet<Result<(), CaptureError>>) {
+pub fn start(
+    source: &Arc<Source>,
+    parts: Vec<Part>,
+    waits: bool,
+) -> (Arc<Shelf>, JoinSet<Result<(), CaptureError>>) {
     let shelf = Arc::new(Shelf::new());
     let throttle = Arc::new(Throttle::new(source.load.rows_per_second));
     let queue = Arc::new(Mutex::new(VecDeque::from(parts)));
@@ -135,6 +142,7 @@ pub fn start(source: &Arc<Source>, parts: Vec<Part>) -> (Arc<Shelf>, JoinSet<Res
             shelf: shelf.clone(),
             throttle: throttle.clone(),
             queue: queue.clone(),
+            waits,
         };
         readers.spawn(reader.run());
     }
@@ -146,11 +154,16 @@ struct Reader {
     shelf: Arc<Shelf>,
     throttle: Arc<Throttle>,
     queue: Arc<Mutex<VecDeque<Part>>>,
+    /// Whole tables are read, which may just have been published.
+    waits: bool,
 }
 
 impl Reader {
     async fn run(self) -> Result<(), CaptureError> {
         let client = self.source.database.connect("tailwater-load").await?;
+        if self.waits {
+            older_are_over(&client).await?;
+        }
         loop {
             let next = self.queue.lock().ok().and_then(|mut queue| queue.pop_front());
             let Some(part) = next else { return Ok(()) };
@@ -172,16 +185,25 @@ impl Reader {
             chunk::emit(client, &mark("low")).await?;
             let after = part.cursor.as_deref().or(part.lower.as_deref());
             let (rows, snapshot) = chunk::read(client, table, after, part.upper.as_deref(), limit).await?;
-            self.throttle.charge(rows.len());
-            let count = i64::try_from(rows.len()).unwrap_or(i64::MAX);
+            self.throttle.charge(rows.seen);
+            let count = i64::try_from(rows.seen).unwrap_or(i64::MAX);
             let mut read = part.clone();
             read.rows += count;
             read.done = count < limit;
-            read.cursor = rows.last().map(|(_, row)| chunk::key_columns(table, row)).or(read.cursor);
+            read.cursor = rows.last.clone().or(read.cursor);
             let next_limit = limit_for(&rows);
             let (verdict, told) = oneshot::channel();
             if let Ok(mut chunks) = self.shelf.chunks.lock() {
-                chunks.insert(chunk, Chunk { part: read.clone(), rows, snapshot, verdict });
+                chunks.insert(
+                    chunk,
+                    Chunk {
+                        part: read.clone(),
+                        rows: rows.rows,
+                        unreadable: rows.unreadable,
+                        snapshot,
+                        verdict,
+                    },
+                );
             }
             chunk::emit(client, &mark("high")).await?;
             match told.await {
@@ -195,10 +217,37 @@ impl Reader {
     }
 }
 
+/// How often it is looked for transactions that are waited for, and how often that is told.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// See [`LOOK_INTERVAL`].
+const TOLD_EVERY: u32 = 120;
+
+/// Waits for every transaction that is open now: one that wrote to a table before it was published is not in the stream, and no chunk
+/// sees it before it is over.
+async fn older_are_over(client: &Client) -> Result<(), CaptureError> {
+    let mut older = chunk::running(client).await?;
+    let mut looks = 0_u32;
+    while !older.is_empty() {
+        tokio::time::sleep(LOOK_INTERVAL).await;
+        let running = chunk::running(client).await?;
+        older.retain(|xid| running.contains(xid));
+        looks += 1;
+        if looks.is_multiple_of(TOLD_EVERY) {
+            let xids: Vec<&str> = older.iter().map(String::as_str).collect();
+            tracing::warn!(
+                transactions = xids.join(", "),
+                "a load waits for transactions that were open before it; look for them in pg_stat_activity (backend_xid)"
+            );
+        }
+    }
+    Ok(())
+}
+
 /// How many rows like these make a chunk.
-fn limit_for(rows: &[(String, Row)]) -> i64 {
-    let Some((_, widest)) = rows.iter().max_by_key(|(_, row)| width(row)) else { return FIRST_ROWS };
-    i64::try_from(CHUNK_BYTES / width(widest).max(1)).unwrap_or(MAX_ROWS).clamp(1, MAX_ROWS)
+fn limit_for(rows: &Rows) -> i64 {
+    let widest = rows.rows.iter().map(|(_, row)| width(row)).max().unwrap_or_default();
+    let mean = rows.bytes / rows.seen.max(1);
+    i64::try_from(CHUNK_BYTES / widest.max(mean).max(1)).unwrap_or(MAX_ROWS).clamp(1, MAX_ROWS)
 }
 
 fn width(row: &Row) -> usize {

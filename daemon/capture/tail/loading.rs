@@ -1,6 +1,7 @@
 //! What a load means for the tail of the stream: chunks are laid into the images at their watermarks, rows that no chunk saw
 //! are swept, and the load is closed.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
@@ -13,6 +14,7 @@ use crate::capture::load::reader::{Chunk, Mark, Verdict};
 use crate::capture::load::window::{Remainder, Windows};
 use crate::event::{Change, RowState, Transaction};
 use crate::ledger::batch::{Batch, LoadWrite, QuietState, QuietWrite};
+use crate::ledger::images::keys_after;
 use crate::ledger::loads::unseen;
 use crate::ledger::position::Phase;
 
@@ -62,7 +64,7 @@ impl Tail {
         chunk: Chunk,
     ) -> Result<(Batch, Option<oneshot::Sender<Verdict>>), CaptureError> {
         let Some(loading) = &mut self.loading else { return Ok((Batch::default(), None)) };
-        let Chunk { part, rows, snapshot, verdict } = chunk;
+        let Chunk { part, rows, unreadable, snapshot, verdict } = chunk;
         let keys: Vec<String> = rows.iter().map(|(key, _)| key.clone()).collect();
         let Some(remainder) = loading.windows.close(number, &snapshot, rows) else {
             // The reader is told at once; nothing is written for it to wait for.
@@ -82,6 +84,7 @@ impl Tail {
             batch.loads.push(LoadWrite::Seen { load, source, relation, keys });
             batch
         };
+        self.park_rows(&unreadable, &mut batch);
         batch.loads.push(LoadWrite::Progress(part));
         Ok((batch, Some(verdict)))
     }
@@ -99,8 +102,13 @@ impl Tail {
 
     /// A chunk as if the transaction of its high watermark had written it.
     fn as_transaction(&self, marked: &Transaction, relation: &str, remainder: Remainder) -> Transaction {
-        let mut transaction =
-            Transaction { marks: Vec::new(), changes: Vec::new(), snapshot: true, ..marked.clone() };
+        let mut transaction = Transaction {
+            marks: Vec::new(),
+            changes: Vec::new(),
+            unreadable: Vec::new(),
+            snapshot: true,
+            ..marked.clone()
+        };
         let Some(table) = self.source.flow.mapping.table_named(relation) else { return transaction };
         let rows = remainder.rows.into_iter().chain(remainder.completed);
         transaction.changes = (0..)
@@ -141,6 +149,36 @@ impl Tail {
         Ok(())
     }
 
+    /// Rows of the tables that a transaction empties are deleted with their events, some at a time; gives the transaction without
+    /// that. What it wrote there afterwards stays, and is compared with what was there before.
+    pub(super) async fn emptied(&mut self, transaction: &Transaction) -> Result<Transaction, CaptureError> {
+        let stays: HashSet<(Arc<str>, String)> =
+            transaction.changes.iter().map(|change| (change.table.clone(), change.key.clone())).collect();
+        for (table, ordinal) in &transaction.truncated {
+            let mut after = None;
+            loop {
+                self.settle().await?;
+                let source = &self.source.flow.name;
+                let keys =
+                    keys_after(self.ledger.reader(), source, table, after.as_deref(), SWEPT_ROWS).await?;
+                let Some(last) = keys.last().cloned() else { break };
+                let gone = keys.iter().filter(|key| !stays.contains(&(table.clone(), (*key).clone())));
+                let changes = gone.map(|key| Change::new(table, key, *ordinal, RowState::Absent)).collect();
+                let part = Transaction {
+                    changes,
+                    truncated: Vec::new(),
+                    marks: Vec::new(),
+                    unreadable: Vec::new(),
+                    ..*transaction
+                };
+                let batch = self.all_worked_out(&[part]).await?;
+                self.send(batch, None);
+                after = Some(last);
+            }
+        }
+        Ok(Transaction { truncated: Vec::new(), ..transaction.clone() })
+    }
+
     /// Rows of a table that the load did not see are deleted, with their events.
     async fn sweep(&mut self, load: i64, relation: &str, ordinal: &mut u64) -> Result<(), CaptureError> {
         let Some(table) = self.source.flow.mapping.table_named(relation).map(|table| table.name.clone())
@@ -170,6 +208,7 @@ impl Tail {
                 complete: true,
                 marks: Vec::new(),
                 snapshot: true,
+                unreadable: Vec::new(),
             };
             let batch = self.all_worked_out(&[transaction]).await?;
             self.send(batch, None);

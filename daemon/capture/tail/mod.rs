@@ -20,11 +20,12 @@ use super::intake::{Intake, Prepared};
 use super::load::Loading;
 use super::load::quiet::quiet_writes;
 use super::load::reader::Verdict;
-use crate::event::{Lsn, Transaction};
+use crate::event::{Lsn, Transaction, Unreadable};
 use crate::image::Missing;
 use crate::ledger::batch::{Batch, LoadWrite, QuietState};
 use crate::ledger::command::{self, Asked};
 use crate::ledger::entry::{EntryKind, NewEntry};
+use crate::ledger::parked::{Parked, ParkedKind};
 use crate::ledger::position::{Phase, Position};
 use crate::ledger::{Ledger, LedgerError};
 use crate::source::postgres::chunk::read_back;
@@ -159,7 +160,8 @@ impl Tail {
     /// Anybody may write a message with our prefix beside changes of their own; those count all the same.
     async fn with_marks(&mut self, marked: &Transaction) -> Result<(), CaptureError> {
         let part = self.is_part(marked);
-        if !marked.changes.is_empty() || !marked.truncated.is_empty() || part {
+        if !marked.changes.is_empty() || !marked.truncated.is_empty() || !marked.unreadable.is_empty() || part
+        {
             if part && !self.is_quiet() {
                 self.spill(marked).await?;
             } else {
@@ -167,7 +169,12 @@ impl Tail {
             }
         }
         if self.draining.is_some() {
-            let rest = Transaction { changes: Vec::new(), truncated: Vec::new(), ..marked.clone() };
+            let rest = Transaction {
+                changes: Vec::new(),
+                truncated: Vec::new(),
+                unreadable: Vec::new(),
+                ..marked.clone()
+            };
             self.waiting.push_front(rest);
             return Ok(());
         }
@@ -175,6 +182,13 @@ impl Tail {
     }
 
     async fn slice(&mut self, transactions: &[Transaction]) -> Result<(), CaptureError> {
+        if !self.is_quiet() && transactions.iter().any(|transaction| !transaction.truncated.is_empty()) {
+            for transaction in transactions {
+                let rest = self.emptied(transaction).await?;
+                Box::pin(self.slice(&[rest])).await?;
+            }
+            return Ok(());
+        }
         let mut batch = match &self.loading {
             Some(loading) if loading.is_quiet() => {
                 let load = loading.load.id;
@@ -186,6 +200,7 @@ impl Tail {
             },
         };
         for transaction in transactions {
+            self.park_rows(&transaction.unreadable, &mut batch);
             let continued = self.is_part(transaction) && transaction.complete;
             self.advance(transaction);
             if continued {
@@ -195,6 +210,26 @@ impl Tail {
         }
         self.send(batch, None);
         Ok(())
+    }
+
+    /// Rows that nobody can go by wait for a person; one that is gone waits no more.
+    fn park_rows(&self, rows: &[Unreadable], batch: &mut Batch) {
+        for row in rows {
+            let parked = Parked {
+                kind: ParkedKind::Row,
+                source: self.source.flow.name.clone(),
+                place: row.table.to_string(),
+                key: row.key.clone(),
+                reason: row.reason.clone(),
+                bytes: Some(row.bytes),
+            };
+            if row.gone {
+                batch.healed_parked.push(parked.name());
+            } else {
+                tracing::error!(table = %row.table, key = row.key, reason = row.reason, "a row is parked");
+                batch.park(parked);
+            }
+        }
     }
 
     /// What the load that is going on has to know of a transaction.

@@ -26,6 +26,8 @@ pub struct Draining {
 impl Tail {
     /// Takes a transaction, or a slice of one, into the images.
     pub(super) async fn spill(&mut self, part: &Transaction) -> Result<(), CaptureError> {
+        let emptied = !part.truncated.is_empty();
+        let part = &self.emptied(part).await?;
         self.age().await?;
         let first = !self.is_continued(part);
         let trusted = first || self.spilling == Some((part.commit_lsn, false));
@@ -37,12 +39,12 @@ impl Tail {
             }
         };
         // A row that was deleted in an earlier slice may come back as an inserted one: then it is looked up all the same.
-        let deletes =
-            part.changes.iter().any(|change| change.state == RowState::Absent) || !part.truncated.is_empty();
+        let deletes = emptied || part.changes.iter().any(|change| change.state == RowState::Absent);
         self.spilling = Some((part.commit_lsn, !trusted || deletes));
         // Also the last slice leaves the position inside the transaction.
         self.advance(&Transaction { complete: false, ..without_changes(part) });
         batch.loads.extend(self.noted(part));
+        self.park_rows(&part.unreadable, &mut batch);
         self.send(batch, None);
         if part.complete {
             let weighed = self.source.flow.mass.is_set().then(Default::default);
@@ -136,5 +138,6 @@ impl Tail {
 }
 
 fn without_changes(transaction: &Transaction) -> Transaction {
-    Transaction { changes: Vec::new(), truncated: Vec::new(), marks: Vec::new(), ..*transaction }
+    let (changes, truncated, marks, unreadable) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    Transaction { changes, truncated, marks, unreadable, ..*transaction }
 }

@@ -3,25 +3,22 @@
 //! A watermark is a small transaction of ours in the WAL (`pg_logical_emit_message`); nothing is written to any table. What
 //! the stream brings between the two watermarks of a chunk is newer than the chunk, or the same.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use futures_util::{StreamExt, pin_mut};
 use tokio_postgres::Client;
 
 use super::catalog::{qualified, quote};
-use super::copy::{CopyError, CopyReader};
+use super::copy::{CopyError, CopyReader, Rows};
 use super::transaction::MESSAGE_PREFIX;
 use super::types::Types;
-use crate::event::{Row, key_text};
+use crate::event::Row;
 use crate::mapping::{SourceMapping, TableSpec};
 use crate::pg::{ConnectError, Database};
 
 /// Rows read back in one query.
 const READ_BACK_KEYS: usize = 200;
-
-/// Rows with their keys.
-pub type KeyedRows = Vec<(String, Row)>;
 
 /// Why rows could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +67,13 @@ impl Snapshot {
     }
 }
 
+/// Transactions of the whole server that run now, by their full ids.
+pub async fn running(client: &Client) -> Result<HashSet<String>, ChunkError> {
+    let text: String = client.query_one("select pg_current_snapshot()::text", &[]).await?.try_get(0)?;
+    let running = text.splitn(3, ':').nth(2).ok_or_else(|| ChunkError::Snapshot(text.clone()))?;
+    Ok(running.split(',').filter(|xid| !xid.is_empty()).map(str::to_owned).collect())
+}
+
 /// Writes a watermark; when this returns it is in the WAL.
 pub async fn emit(client: &Client, text: &str) -> Result<(), tokio_postgres::Error> {
     let sql = "select pg_logical_emit_message(true, $1::text, $2::text)";
@@ -83,7 +87,7 @@ pub async fn read(
     after: Option<&[String]>,
     upper: Option<&[String]>,
     limit: i64,
-) -> Result<(KeyedRows, Snapshot), ChunkError> {
+) -> Result<(Rows, Snapshot), ChunkError> {
     client.batch_execute("begin isolation level repeatable read read only").await?;
     let read = async {
         let text: String = client.query_one("select pg_current_snapshot()::text", &[]).await?.try_get(0)?;
@@ -128,39 +132,64 @@ pub async fn read_back<'a>(
             let compare = |key: &&str| compared(table, "=", &split_key(table, key));
             let conditions: Vec<String> = keys.iter().map(compare).collect();
             let rows = select(&client, table, &format!(" where {}", conditions.join(" or "))).await?;
-            found.extend(rows.into_iter().map(|(key, row)| ((table.name.clone(), key), row)));
+            found.extend(rows.rows.into_iter().map(|(key, row)| ((table.name.clone(), key), row)));
         }
     }
     Ok(found)
 }
 
-async fn select(client: &Client, table: &TableSpec, rest: &str) -> Result<KeyedRows, ChunkError> {
+/// Rows of a table.
+async fn select(client: &Client, table: &TableSpec, rest: &str) -> Result<Rows, ChunkError> {
     // A mapped column that the table has no more is left out, as the stream leaves it out.
-    let sql = "select attname::text, atttypid from pg_attribute
+    let sql = "select attname::text, atttypid, attlen < 0 from pg_attribute
                where attrelid = $1::text::regclass and attnum > 0 and not attisdropped";
     let mut existing = HashMap::new();
     for row in client.query(sql, &[&qualified(table)]).await? {
-        existing.insert(row.try_get::<_, String>(0)?, row.try_get::<_, u32>(1)?);
+        let of_any_length: bool = row.try_get(2)?;
+        existing.insert(row.try_get::<_, String>(0)?, (row.try_get::<_, u32>(1)?, of_any_length));
     }
     let types = Types::load(client).await?;
     let mut found = TableSpec { columns: Vec::new(), ..table.clone() };
-    let mut forms = Vec::new();
+    let (mut forms, mut columns, mut sizes) = (Vec::new(), Vec::new(), Vec::new());
     for column in &table.columns {
-        if let Some(type_oid) = existing.get(&**column) {
-            found.columns.push(column.clone());
-            forms.push(types.form(*type_oid));
+        let Some((type_oid, of_any_length)) = existing.get(&**column) else { continue };
+        found.columns.push(column.clone());
+        forms.push(types.form(*type_oid));
+        // A key that is too long is told of by its beginning, so it is read.
+        if !of_any_length || table.key.contains(column) {
+            columns.push(quote(column));
+            continue;
         }
+        let (name, too_large) = (quote(column), too_large(table, column));
+        columns.push(format!("case when not coalesce({too_large}, false) then {name} end"));
+        let said = postgres_protocol::escape::escape_literal(&format!("{column}|"));
+        sizes.push(format!("case when {too_large} then {said} || octet_length({name}::text) end"));
     }
-    let columns: Vec<String> = found.columns.iter().map(|column| quote(column)).collect();
+    columns.push(format!(
+        "concat_ws(E'\\n', {})",
+        if sizes.is_empty() { "''".into() } else { sizes.join(", ") }
+    ));
     let mut reader = CopyReader::new(&found, forms);
     let sql = format!("copy (select {} from {}{rest}) to stdout", columns.join(", "), qualified(table));
     let stream = client.copy_out(&sql).await?;
     pin_mut!(stream);
-    let mut rows = Vec::new();
+    let mut rows = Rows::default();
     while let Some(chunk) = stream.next().await {
-        rows.extend(reader.push(&chunk?)?);
+        reader.push(&chunk?, &mut rows)?;
     }
     Ok(rows)
+}
+
+/// SQL that is true of a value beyond its bound. The text of what is stored in few bytes is not made: nothing that PostgreSQL
+/// compresses is so many times longer.
+fn too_large(table: &TableSpec, column: &Arc<str>) -> String {
+    /// pglz and lz4 both come to some 255.
+    const COMPRESSED_AT_MOST: usize = 300;
+    let (most, name) = (table.most_bytes(column), quote(column));
+    format!(
+        "(pg_column_size({name}) > {} and octet_length({name}::text) > {most})",
+        most / COMPRESSED_AT_MOST
+    )
 }
 
 /// `(a, b) > ('1', '2')`: untyped literals take the types of the columns.
@@ -169,12 +198,6 @@ fn compared(table: &TableSpec, operator: &str, key: &[String]) -> String {
     let values: Vec<String> =
         key.iter().map(|value| postgres_protocol::escape::escape_literal(value)).collect();
     format!("({}) {operator} ({})", columns.join(", "), values.join(", "))
-}
-
-/// The key columns of a row as text.
-#[must_use]
-pub fn key_columns(table: &TableSpec, row: &Row) -> Vec<String> {
-    table.key.iter().map(|column| row.get(column).map(key_text).unwrap_or_default()).collect()
 }
 
 /// The key columns of a row key, as [`crate::event::row_key`] joined them.
@@ -236,7 +259,8 @@ pub struct Identity {
     pub oid: u32,
     /// OID of its membership in the publication: another one means that it had left it.
     pub member: u32,
-    /// Numbers and types of the mapped columns, and the partitions: they change without a word in the stream, and what is
+    /// Numbers and types of the mapped columns, and the partitions with their files (TRUNCATE of one partition is in no stream, and
+    /// gives it another file): they change without a word in the stream, and what is
     /// in the images may then be something else.
     pub shape: String,
 }
@@ -250,8 +274,8 @@ pub async fn identities(
     let sql = "select r.prrelid, r.oid, concat_ws('; ',
                  (select string_agg(attnum || ':' || atttypid, ' ' order by attnum) from pg_attribute
                   where attrelid = r.prrelid and attname = any ($3::text[]) and attnum > 0 and not attisdropped),
-                 (select string_agg(relid::oid::text, ' ' order by relid::oid) from pg_partition_tree(r.prrelid)
-                  where relid <> r.prrelid))
+                 (select string_agg(concat_ws('/', relid::oid, pg_relation_filenode(relid)), ' ' order by relid::oid)
+                  from pg_partition_tree(r.prrelid) where relid <> r.prrelid))
                from pg_publication_rel r join pg_publication p on p.oid = r.prpubid
                where p.pubname = $1 and r.prrelid = to_regclass($2)";
     let mut found = Vec::new();

@@ -7,8 +7,10 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use serde_json::Value;
 
-use super::value::{Form, ValueError};
-use crate::event::{Columns, Row, row_key};
+use super::relation::{left_out, too_large, too_long};
+use super::value::Form;
+use crate::bounds::{is_id, shown};
+use crate::event::{Columns, Row, Unreadable, key_text, row_key};
 use crate::mapping::TableSpec;
 
 /// A line that is not what COPY writes.
@@ -24,16 +26,21 @@ pub enum CopyError {
         /// Columns asked for.
         expected: usize,
     },
-    /// A value could not be decoded.
-    #[error("table \"{table}\", column \"{column}\": {error}")]
-    Value {
-        /// Table.
-        table: String,
-        /// Column.
-        column: String,
-        /// Why.
-        error: ValueError,
-    },
+}
+
+/// Rows that were copied.
+#[derive(Debug, Default)]
+pub struct Rows {
+    /// Rows with their keys.
+    pub rows: Vec<(String, Row)>,
+    /// Rows that nobody can go by.
+    pub unreadable: Vec<Unreadable>,
+    /// How many were copied, readable or not.
+    pub seen: usize,
+    /// Key columns of the last one.
+    pub last: Option<Vec<String>>,
+    /// Bytes of their lines.
+    pub bytes: usize,
 }
 
 /// Cuts a COPY stream into rows.
@@ -46,52 +53,71 @@ pub struct CopyReader<'a> {
 }
 
 impl<'a> CopyReader<'a> {
-    /// `types`: forms of the mapped columns, in their order.
+    /// `types`: forms of the mapped columns, in their order. Behind them each line has a cell that says which of them are left out
+    /// for their size: `column|bytes`, divided by line breaks.
     #[must_use]
     pub fn new(table: &'a TableSpec, types: Vec<Form>) -> Self {
         Self { table, columns: table.columns.as_slice().into(), types, pending: BytesMut::new() }
     }
 
-    /// Takes a chunk; gives the rows that it completes, with their keys.
-    pub fn push(&mut self, chunk: &Bytes) -> Result<Vec<(String, Row)>, CopyError> {
+    /// Takes a chunk; adds the rows that it completes to `rows`.
+    pub fn push(&mut self, chunk: &Bytes, rows: &mut Rows) -> Result<(), CopyError> {
+        let mut from = self.pending.len();
         self.pending.extend_from_slice(chunk);
-        let mut rows = Vec::new();
-        while let Some(end) = self.pending.iter().position(|byte| *byte == b'\n') {
-            let line = self.pending.split_to(end + 1);
-            rows.push(self.row(line.get(..end).unwrap_or_default())?);
+        while let Some(end) = self.pending.iter().skip(from).position(|byte| *byte == b'\n') {
+            let line = self.pending.split_to(from + end + 1);
+            from = 0;
+            self.row(line.get(..line.len() - 1).unwrap_or_default(), rows)?;
         }
-        Ok(rows)
+        Ok(())
     }
 
-    fn row(&self, line: &[u8]) -> Result<(String, Row), CopyError> {
+    fn row(&self, line: &[u8], rows: &mut Rows) -> Result<(), CopyError> {
         let cells: Vec<&[u8]> = line.split(|byte| *byte == b'\t').collect();
-        if cells.len() != self.table.columns.len() {
-            return Err(CopyError::ColumnCount {
-                table: self.table.name.to_string(),
-                found: cells.len(),
-                expected: self.table.columns.len(),
-            });
+        let expected = self.table.columns.len() + 1;
+        if cells.len() != expected {
+            let table = self.table.name.to_string();
+            return Err(CopyError::ColumnCount { table, found: cells.len(), expected });
         }
-        let mut values = Vec::with_capacity(cells.len());
-        for ((column, form), cell) in self.table.columns.iter().zip(&self.types).zip(cells) {
-            values.push(self.value(column, *form, cell)?);
+        let (mut values, mut places, mut why) = (Vec::with_capacity(cells.len()), Vec::new(), Vec::new());
+        let sizes = cells.last().map(|cell| String::from_utf8_lossy(&unescape(cell)).into_owned());
+        for said in sizes.iter().flat_map(|sizes| sizes.split('\n')).filter(|said| !said.is_empty()) {
+            let Some((name, bytes)) = said.rsplit_once('|') else { continue };
+            let Some(place) = self.columns.iter().position(|column| **column == *name) else { continue };
+            let most = self.columns.get(place).map_or(0, |column| self.table.most_bytes(column));
+            places.push(place);
+            why.push(too_large(name, bytes.parse().unwrap_or_default(), most));
+        }
+        for (place, (form, cell)) in self.types.iter().zip(cells).enumerate() {
+            let value = if cell == b"\\N" { Ok(Value::Null) } else { form.decode_text(&unescape(cell)) };
+            values.push(value.unwrap_or_else(|error| {
+                let column = self.columns.get(place).map(|name| &**name).unwrap_or_default();
+                places.push(place);
+                why.push(format!("column \"{column}\": {error}"));
+                Value::Null
+            }));
         }
         let place = |column: &Arc<str>| self.columns.iter().position(|name| name == column);
         let key = self.table.key.iter().map(|column| values.get(place(column)?).cloned());
         let key: Vec<Value> = key.map(Option::unwrap_or_default).collect();
-        self.table.protect(&self.columns, &mut values);
-        Ok((row_key(&key), Row::new(self.columns.clone(), values)))
-    }
-
-    fn value(&self, column: &Arc<str>, form: Form, cell: &[u8]) -> Result<Value, CopyError> {
-        if cell == b"\\N" {
-            return Ok(Value::Null);
+        rows.seen += 1;
+        rows.bytes += line.len();
+        rows.last = Some(key.iter().map(key_text).collect());
+        let key = row_key(&key);
+        if !is_id(&key) {
+            let (reason, bytes) = (too_long(key.len()), key.len());
+            let (table, key) = (self.table.name.clone(), shown(&key));
+            rows.unreadable.push(Unreadable { table, key, reason, bytes, gone: false });
+            return Ok(());
         }
-        form.decode_text(&unescape(cell)).map_err(|error| CopyError::Value {
-            table: self.table.name.to_string(),
-            column: column.to_string(),
-            error,
-        })
+        self.table.protect(&self.columns, &mut values);
+        let row = Row::new(self.columns.clone(), values);
+        let row = match why.as_slice() {
+            [] => row,
+            why => row.without(&places, &left_out(&self.table.name, &key, why)),
+        };
+        rows.rows.push((key, row));
+        Ok(())
     }
 }
 

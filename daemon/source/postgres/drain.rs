@@ -54,7 +54,7 @@ impl Checker {
             match value {
                 TupleValue::Text(bytes) => form.check_text(bytes)?,
                 TupleValue::Binary(bytes) => form.decode_binary(bytes).map(|_| ())?,
-                TupleValue::Null | TupleValue::Unchanged => {}
+                TupleValue::Null | TupleValue::Unchanged | TupleValue::LeftOut(_) => {}
             }
         }
         if let Some(open) = &mut self.open {

@@ -6,6 +6,7 @@ mod array;
 mod binary;
 pub mod catalog;
 pub mod chunk;
+pub mod condense;
 pub mod connection;
 pub mod copy;
 pub mod drain;

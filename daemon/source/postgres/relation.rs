@@ -10,7 +10,8 @@ use serde_json::Value;
 use super::types::Types;
 use super::value::{Form, ValueError};
 use super::wire::{RelationMessage, Tuple, TupleValue};
-use crate::event::{Columns, Row, SentRow, key_text, row_key};
+use crate::bounds::{ID_BYTES, VALUES_IN_ROW, is_id, shown, size};
+use crate::event::{Columns, Row, SentRow, Unreadable, key_text, row_key};
 use crate::mapping::TableSpec;
 
 /// Why rows of a table cannot be read.
@@ -50,16 +51,9 @@ pub enum RelationError {
         /// Column.
         column: String,
     },
-    /// A value could not be decoded (INV-7: the stream stops, nothing is skipped).
-    #[error("table \"{table}\", column \"{column}\": {error}")]
-    Value {
-        /// Table.
-        table: String,
-        /// Column.
-        column: String,
-        /// Why.
-        error: ValueError,
-    },
+    /// Its key cannot be decoded, or is too long to be one: the row is parked (INV-14).
+    #[error("table \"{}\", row {}: {}", .0.table, .0.key, .0.reason)]
+    Unreadable(Unreadable),
 }
 
 /// What is wanted of one column of the table.
@@ -70,7 +64,22 @@ struct Wanted {
     /// Place among the columns kept.
     place: usize,
     form: Form,
+    /// Bytes at the most.
+    most: usize,
 }
+
+/// What is wrong with a value that is left out of its row.
+#[derive(Debug)]
+struct Flaw {
+    place: usize,
+    bytes: u64,
+    error: Option<ValueError>,
+    /// The beginning of what was sent.
+    start: Vec<u8>,
+}
+
+/// Values of the columns, null where they were not sent; the places of those; and what is left out.
+type Values = (Vec<Value>, Vec<usize>, Vec<Flaw>);
 
 /// A mapped table as the stream describes it now.
 #[derive(Debug, Clone)]
@@ -89,6 +98,8 @@ pub struct Relation {
     author: Option<usize>,
     /// What nobody shall see of it, if there is anything.
     protects: Option<Arc<TableSpec>>,
+    /// Bytes of all its values together.
+    most: usize,
 }
 
 /// A row: its key, its mapped columns, who wrote it.
@@ -103,7 +114,7 @@ impl Relation {
         let of = |(place, name)| {
             let index = sent(name)?;
             let form = types.form(message.columns.get(index)?.type_oid);
-            Some(Wanted { index, place, form })
+            Some(Wanted { index, place, form, most: spec.most_bytes(name) })
         };
         let mut wanted: Vec<Wanted> = columns.iter().enumerate().filter_map(of).collect();
         let author = author_place(spec, &columns).filter(|(_, name)| sent(name).is_some());
@@ -122,29 +133,73 @@ impl Relation {
                 (None, _) => return Err(RelationError::MissingColumn { table, column }),
             }
         }
+        let most = spec.bounds.value_bytes.saturating_mul(VALUES_IN_ROW);
         let (table, width) = (spec.name.clone(), message.columns.len());
         let author = author.map(|(place, _)| place);
         let protects = spec.protects().then(|| Arc::new(spec.clone()));
-        Ok(Self { table, vanished, width, columns: columns.into(), wanted, key, author, protects })
+        Ok(Self { table, vanished, width, columns: columns.into(), wanted, key, author, protects, most })
     }
 
-    /// Key, mapped columns and author of a row image.
+    /// Key, mapped columns and author of a row image. Values that are too large, or no values of their type, are left out of it.
     pub fn row(&self, tuple: Tuple<'_>) -> Result<ReadRow, RelationError> {
-        let (mut values, unsent) = self.values(tuple)?;
-        let key = self.key(&values)?;
+        let (mut values, unsent, flaws) = self.values(tuple)?;
+        let key = self.checked_key(&values, &flaws, false)?;
         let author = self.author.and_then(|place| values.get(place)).filter(|author| !author.is_null());
-        let author = author.map(|author| key_text(author).into());
+        let author = author.map(key_text).filter(|author| is_id(author)).map(Into::into);
         values.truncate(self.columns.len());
         if let Some(spec) = &self.protects {
             spec.protect(&self.columns, &mut values);
         }
-        Ok((key, SentRow::new(Row::new(self.columns.clone(), values), unsent), author))
+        let row = SentRow::new(Row::new(self.columns.clone(), values), unsent);
+        if flaws.is_empty() {
+            return Ok((key, row, author));
+        }
+        let why: Vec<String> = flaws.iter().map(|flaw| self.described(flaw)).collect();
+        let why = left_out(&self.table, &key, &why);
+        let places: Vec<usize> = flaws.iter().map(|flaw| flaw.place).collect();
+        Ok((key, row.without(&places, &why), author))
+    }
+
+    /// Bytes that the column sent at this position has at the most, and all that are kept together.
+    #[must_use]
+    pub fn most_bytes(&self, index: usize) -> (usize, usize) {
+        let wanted = self.wanted.iter().find(|wanted| wanted.index == index);
+        (wanted.map_or(0, |wanted| wanted.most), self.most)
     }
 
     /// The key of the row that `tuple` is an old image of; its other columns may be missing.
     pub fn key_of(&self, tuple: Tuple<'_>) -> Result<String, RelationError> {
-        let (values, _) = self.values(tuple)?;
-        self.key(&values)
+        let (values, _, flaws) = self.values(tuple)?;
+        self.checked_key(&values, &flaws, true)
+    }
+
+    fn checked_key(&self, values: &[Value], flaws: &[Flaw], gone: bool) -> Result<String, RelationError> {
+        let unreadable = |key: String, reason: String, bytes: usize| {
+            let table = self.table.clone();
+            Err(RelationError::Unreadable(Unreadable { table, key, reason, bytes, gone }))
+        };
+        if let Some(flaw) = flaws.iter().find(|flaw| self.key.contains(&flaw.place)) {
+            let start = String::from_utf8_lossy(&flaw.start).replace('\0', "");
+            let bytes = usize::try_from(flaw.bytes).unwrap_or(usize::MAX);
+            return unreadable(format!("{start}…"), format!("its key: {}", self.described(flaw)), bytes);
+        }
+        let key = self.key(values)?;
+        if !is_id(&key) {
+            return unreadable(shown(&key), too_long(key.len()), key.len());
+        }
+        Ok(key)
+    }
+
+    fn described(&self, flaw: &Flaw) -> String {
+        let column = self.columns.get(flaw.place).map(|name| &**name).unwrap_or_default();
+        match &flaw.error {
+            Some(error) => format!("column \"{column}\": {error}"),
+            None => {
+                let own = self.wanted.iter().find(|wanted| wanted.place == flaw.place);
+                let own = own.map(|wanted| wanted.most).filter(|most| flaw.bytes > *most as u64);
+                too_large(column, flaw.bytes, own.unwrap_or(self.most))
+            }
+        }
     }
 
     fn key(&self, values: &[Value]) -> Result<String, RelationError> {
@@ -166,8 +221,8 @@ impl Relation {
         }
     }
 
-    /// Values of the columns, null where they were not sent, and the places of those.
-    fn values(&self, tuple: Tuple<'_>) -> Result<(Vec<Value>, Vec<usize>), RelationError> {
+    /// What a tuple says of the columns. Who wrote the row is no part of it.
+    fn values(&self, tuple: Tuple<'_>) -> Result<Values, RelationError> {
         if tuple.len() != self.width {
             return Err(RelationError::ColumnCount {
                 table: self.table.to_string(),
@@ -176,35 +231,63 @@ impl Relation {
             });
         }
         let mut values = vec![Value::Null; self.columns.len() + 1];
-        let mut unsent = Vec::new();
+        let (mut unsent, mut flaws, mut total) = (Vec::new(), Vec::new(), 0_usize);
         let mut sent = tuple.values();
         let mut next = 0;
-        for Wanted { index, place, form } in &self.wanted {
-            let value = match sent.nth(index - next).unwrap_or(TupleValue::Null) {
-                TupleValue::Null => Ok(Value::Null),
-                TupleValue::Unchanged => {
-                    // Who wrote it is no part of the row.
-                    unsent.extend(Some(*place).filter(|place| *place < self.columns.len()));
-                    Ok(Value::Null)
-                }
-                TupleValue::Text(bytes) => form.decode_text(bytes),
-                TupleValue::Binary(bytes) => form.decode_binary(bytes),
-            };
+        for Wanted { index, place, form, most } in &self.wanted {
+            let sent = sent.nth(index - next).unwrap_or(TupleValue::Null);
             next = index + 1;
-            if let Some(slot) = values.get_mut(*place) {
-                *slot = value.map_err(|error| self.failed(*place, error))?;
+            let is_part = *place < self.columns.len();
+            let (TupleValue::Text(raw) | TupleValue::Binary(raw)) = sent else {
+                match sent {
+                    TupleValue::Unchanged if is_part => unsent.push(*place),
+                    TupleValue::LeftOut(bytes) if is_part => {
+                        flaws.push(Flaw { place: *place, bytes, error: None, start: Vec::new() });
+                    }
+                    _ => {}
+                }
+                continue;
+            };
+            let too_large = raw.len() > *most || total + raw.len() > self.most;
+            total += if too_large { 0 } else { raw.len() };
+            let decoded = match sent {
+                _ if too_large => Err(None),
+                TupleValue::Binary(raw) => form.decode_binary(raw).map_err(Some),
+                _ => form.decode_text(raw).map_err(Some),
+            };
+            match (decoded, values.get_mut(*place)) {
+                (Ok(value), Some(slot)) => *slot = value,
+                (Err(error), _) if is_part => {
+                    let start = raw.get(..raw.len().min(KEY_START)).unwrap_or_default().to_vec();
+                    flaws.push(Flaw { place: *place, bytes: raw.len() as u64, error, start });
+                }
+                _ => {}
             }
         }
-        Ok((values, unsent))
+        Ok((values, unsent, flaws))
     }
+}
 
-    fn failed(&self, place: usize, error: ValueError) -> RelationError {
-        RelationError::Value {
-            table: self.table.to_string(),
-            column: self.columns.get(place).map(ToString::to_string).unwrap_or_default(),
-            error,
-        }
-    }
+/// Bytes of an unreadable key that are shown.
+const KEY_START: usize = 40;
+
+/// Of which row columns are left out, and why.
+#[must_use]
+pub(super) fn left_out(table: &str, key: &str, why: &[String]) -> String {
+    format!("table \"{table}\", row {}: {}", shown(key), why.join("; "))
+}
+
+/// That a value is larger than what is kept.
+#[must_use]
+pub(super) fn too_large(column: &str, bytes: u64, most: usize) -> String {
+    let bytes = size(usize::try_from(bytes).unwrap_or(usize::MAX));
+    format!("column \"{column}\" has {bytes} and is left out; {} is the most", size(most))
+}
+
+/// That a key is no id.
+#[must_use]
+pub(super) fn too_long(bytes: usize) -> String {
+    format!("its key has {}; {ID_BYTES} bytes is the most", size(bytes))
 }
 
 /// Where the author of a row stands among its values, and the column's name.

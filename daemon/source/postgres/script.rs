@@ -73,6 +73,7 @@ pub fn uninstall_sql(names: &Names<'_>) -> String {
 fn filled(text: &str, names: &Names<'_>) -> String {
     text.replace("{role}", &quote(names.role))
         .replace("{database}", &quote(names.database))
+        .replace("{publication_literal}", &postgres_protocol::escape::escape_literal(names.publication))
         .replace("{publication}", &quote(names.publication))
         .replace("{slot_literal}", &postgres_protocol::escape::escape_literal(names.slot))
 }

@@ -24,7 +24,8 @@ const SETTINGS: &str = "select current_setting('wal_level'), current_setting('se
     or inet_server_addr() = '::1',
   (select string_agg(g.rolname, ', ') from pg_auth_members m join pg_roles g on g.oid = m.roleid
     join pg_roles r on r.oid = m.member where r.rolname = current_user),
-  pg_is_in_recovery(), (select wal_status from pg_replication_slots where slot_name = $1)";
+  pg_is_in_recovery(), (select wal_status from pg_replication_slots where slot_name = $1),
+  (select pg_encoding_to_char(encoding)::text from pg_database where datname = current_database())";
 
 /// Checks them. `slot`: ours, which needs no room if it exists.
 pub async fn check(client: &Client, slot: &str) -> Result<Vec<Finding>, tokio_postgres::Error> {
@@ -42,6 +43,12 @@ pub async fn check(client: &Client, slot: &str) -> Result<Vec<Finding>, tokio_po
         let what =
             "is a standby: watermarks cannot be written there, and a slot on it is lost with a conflict";
         add(Severity::Error, "server", what.into(), "point `url` at the primary");
+    }
+    if row.try_get::<_, Option<String>>(16)?.as_deref() == Some("SQL_ASCII") {
+        let what = "has encoding SQL_ASCII: what its bytes mean is known to nobody, and the first that are no ASCII end the stream";
+        let remedy =
+            "dump it, create it anew with encoding UTF8 (or the one that its clients use), and restore it";
+        add(Severity::Error, "database", what.into(), remedy);
     }
     version(row.try_get(1)?, &mut add);
     let keep: String = row.try_get(2)?;

@@ -14,10 +14,12 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
+use super::condense::Condenser;
 use super::connection::{ConnectionError, Streaming, Transport, server_error};
 use super::thread::{ReaderThread, let_the_socket_fill};
 use super::transaction::{Consumer, POSTGRES_EPOCH_US, StreamError};
 use super::wire::{StreamMessage, decode_stream_message, encode_status_update, first_frame};
+use crate::bounds::WHOLE_MESSAGE_BYTES;
 use crate::event::{Lsn, Transaction};
 
 /// Row changes gathered before the reader waits for the receiver (INV-8).
@@ -111,6 +113,7 @@ impl Stream {
         let reader = Reader {
             read,
             buffer: buffer.to_vec(),
+            condensing: None,
             consumer,
             handover,
             asked,
@@ -192,6 +195,8 @@ struct Reader<C> {
     read: ReadHalf<Box<dyn Transport>>,
     /// Frames not yet worked off.
     buffer: Vec<u8>,
+    /// A message that is too large to be gathered.
+    condensing: Option<Condenser>,
     consumer: C,
     handover: mpsc::Sender<Delivered>,
     asked: Arc<Notify>,
@@ -267,6 +272,21 @@ impl<C: Consumer> Reader<C> {
     fn work_off(&mut self, buffer: &[u8], taken: &mut usize) -> Result<(), StreamEnd> {
         while !self.is_full() {
             let rest = buffer.get(*taken..).unwrap_or_default();
+            if let Some(condenser) = &mut self.condensing {
+                *taken += condenser.feed(rest, &self.consumer).map_err(StreamError::from)?;
+                if !condenser.is_whole() {
+                    return Ok(());
+                }
+                if let Some(payload) = self.condensing.take().and_then(Condenser::finish) {
+                    self.payload(&payload)?;
+                }
+                continue;
+            }
+            if let Some(length) = oversized(rest) {
+                self.condensing = Some(Condenser::new(length));
+                *taken += FRAME_HEADER;
+                continue;
+            }
             let Some((frame, size)) = first_frame(rest).map_err(StreamError::from)? else { return Ok(()) };
             match frame.tag {
                 b'd' => self.stream_message(frame.body)?,
@@ -282,15 +302,7 @@ impl<C: Consumer> Reader<C> {
 
     fn stream_message(&mut self, body: &[u8]) -> Result<(), StreamEnd> {
         match decode_stream_message(body).map_err(StreamError::from)? {
-            StreamMessage::XLogData { payload } => {
-                self.bytes += payload.len();
-                if let Some(transaction) = self.consumer.push(payload)? {
-                    self.rows += transaction.changes.len() as u64 + 1;
-                    self.gathered.transactions.push(transaction);
-                    // Whatever the keepalive said, this transaction came after it.
-                    self.gathered.idle_at = None;
-                }
-            }
+            StreamMessage::XLogData { payload } => self.payload(payload)?,
             StreamMessage::Keepalive { wal_end, reply_requested } => {
                 if reply_requested {
                     self.asked.notify_one();
@@ -305,4 +317,27 @@ impl<C: Consumer> Reader<C> {
         }
         Ok(())
     }
+
+    fn payload(&mut self, payload: &[u8]) -> Result<(), StreamEnd> {
+        self.bytes += payload.len();
+        if let Some(transaction) = self.consumer.push(payload)? {
+            self.rows += transaction.changes.len() as u64 + 1;
+            self.gathered.transactions.push(transaction);
+            // Whatever the keepalive said, this transaction came after it.
+            self.gathered.idle_at = None;
+        }
+        Ok(())
+    }
+}
+
+/// Tag and length of a frame.
+const FRAME_HEADER: usize = 5;
+
+/// Length of the message that `bytes` begin with, when it is one of the stream and too large to be gathered.
+fn oversized(bytes: &[u8]) -> Option<usize> {
+    let (&tag, rest) = bytes.split_first()?;
+    let length = usize::try_from(u32::from_be_bytes(*rest.first_chunk::<4>()?)).ok()?;
+    // A length that no message has is refused where frames are read.
+    let is_possible = (WHOLE_MESSAGE_BYTES..=1 << 30).contains(&length);
+    (tag == b'd' && is_possible).then_some(length - 4)
 }

@@ -13,9 +13,13 @@ use jiff::Timestamp;
 
 use super::relation::{Relation, RelationError};
 use super::types::Types;
+use super::wire::pgoutput::RelationColumn;
 use super::wire::{DecodeError, LogicalMessage, OldTuple, RelationMessage, Tuple, pgoutput};
-use crate::event::{Change, Lsn, RowState, Transaction};
+use crate::event::{Change, Lsn, RowState, Transaction, Unreadable};
 use crate::mapping::SourceMapping;
+
+/// Bytes for which a column counts that was not sent: it is in memory all the same once its row is worked out.
+const UNSENT_BYTES: u64 = 8 << 10;
 
 /// Prefix of the logical messages that are ours.
 pub const MESSAGE_PREFIX: &str = "tailwater";
@@ -41,6 +45,9 @@ pub enum StreamError {
     /// A message in the wrong place.
     #[error("{0} outside a transaction, or a transaction inside another")]
     OutOfPlace(&'static str),
+    /// A type that was made since the types were read: they are read again.
+    #[error("a column of table \"{0}\" has a type that is new; the types are read again")]
+    NewType(String),
     /// A time outside what a timestamp can hold.
     #[error("commit time {0} is out of range")]
     BadTime(i64),
@@ -100,6 +107,11 @@ pub trait Consumer: Send + 'static {
     /// Takes one pgoutput message; gives a transaction, or a slice of one, when it is whole.
     fn push(&mut self, payload: &[u8]) -> Result<Option<Transaction>, StreamError>;
 
+    /// Bytes that a column of a relation has at the most, and those of a row together; what is larger is not even gathered.
+    fn most_bytes(&self, _relation_oid: u32, _column: usize) -> (usize, usize) {
+        (usize::MAX, usize::MAX)
+    }
+
     /// True between Begin and Commit: then no keepalive position may be confirmed.
     fn in_transaction(&self) -> bool;
 }
@@ -156,6 +168,14 @@ impl Consumer for Assembler {
         Ok(self.cut(payload.len()))
     }
 
+    fn most_bytes(&self, relation_oid: u32, column: usize) -> (usize, usize) {
+        match self.relations.get(&relation_oid) {
+            Some(Some(relation)) => relation.most_bytes(column),
+            // No mapping reads it, or it was never described.
+            Some(None) | None => (0, 0),
+        }
+    }
+
     fn in_transaction(&self) -> bool {
         self.open.is_some()
     }
@@ -191,6 +211,13 @@ impl Assembler {
     }
 
     fn describe(&mut self, message: &RelationMessage) -> Result<(), StreamError> {
+        let is_new = |column: &RelationColumn| !self.types.knows(column.type_oid);
+        let reads = self.mapping.table(&message.schema, &message.name);
+        let reads =
+            |name: &str| reads.is_some_and(|table| table.columns.iter().any(|column| **column == *name));
+        if message.columns.iter().any(|column| reads(&column.name) && is_new(column)) {
+            return Err(StreamError::NewType(message.name.clone()));
+        }
         let relation = match self.mapping.table(&message.schema, &message.name) {
             Some(spec) => Some(Relation::new(spec, message, &self.types)?),
             None => None,
@@ -218,9 +245,18 @@ impl Assembler {
     ) -> Result<(), StreamError> {
         let Some(ordinal) = self.count()? else { return Ok(()) };
         let Some(relation) = self.relation(oid)? else { return Ok(()) };
-        let (key, mut row, by) = relation.row(new)?;
-        let old_key = old.map(|tuple| relation.key_of(tuple)).transpose()?.filter(|old_key| *old_key != key);
-        let table = relation.table.clone();
+        let (key, mut row, by) = match relation.row(new) {
+            Err(RelationError::Unreadable(row)) => return self.unreadable(row),
+            read => read?,
+        };
+        let old_key = match old.map(|tuple| relation.key_of(tuple)).transpose() {
+            Err(RelationError::Unreadable(row)) => {
+                self.unreadable(row)?;
+                None
+            }
+            read => read?.filter(|old_key| *old_key != key),
+        };
+        let table = self.relation(oid)?.map(|relation| relation.table.clone()).unwrap_or_default();
         if let Some(old_key) = &old_key {
             // What was not sent belongs to the row under its old key, perhaps as this very transaction left it.
             if let Some(RowState::Present(earlier)) = self.state_of(&table, old_key) {
@@ -230,6 +266,10 @@ impl Assembler {
         }
         // It may have moved before.
         let moved_from = old_key.map(|old_key| self.origin_of(&table, &old_key).unwrap_or(old_key));
+        let unsent = row.unsent();
+        if let Some(open) = self.open.as_mut().filter(|_| unsent > 0) {
+            open.bytes += (unsent as u64).saturating_mul(UNSENT_BYTES);
+        }
         let change = Change::new(&table, &key, ordinal, RowState::Present(row));
         self.record(Change { moved_from, inserted, by, ..change })
     }
@@ -237,7 +277,11 @@ impl Assembler {
     fn delete(&mut self, oid: u32, old: Tuple<'_>) -> Result<(), StreamError> {
         let Some(ordinal) = self.count()? else { return Ok(()) };
         let Some(relation) = self.relation(oid)? else { return Ok(()) };
-        let (table, key) = (relation.table.clone(), relation.key_of(old)?);
+        let table = relation.table.clone();
+        let key = match relation.key_of(old) {
+            Err(RelationError::Unreadable(row)) => return self.unreadable(row),
+            read => read?,
+        };
         self.record(Change::new(&table, &key, ordinal, RowState::Absent))
     }
 
@@ -250,6 +294,13 @@ impl Assembler {
             open.transaction.truncated.push((table, ordinal));
             open.places.renew(&open.transaction.changes);
         }
+        Ok(())
+    }
+
+    /// Notes a row that nobody can go by; the others go on.
+    fn unreadable(&mut self, row: Unreadable) -> Result<(), StreamError> {
+        let open = self.open.as_mut().ok_or(StreamError::OutOfPlace("a row"))?;
+        open.transaction.unreadable.push(row);
         Ok(())
     }
 
@@ -317,6 +368,7 @@ impl Assembler {
             changes: Vec::new(),
             truncated: Vec::new(),
             marks: Vec::new(),
+            unreadable: Vec::new(),
             row_changes: 0,
             ..*head
         };
@@ -340,6 +392,7 @@ pub fn begun(commit_lsn: Lsn, committed_at_us: i64, xid: u32) -> Result<Transact
         complete: false,
         marks: Vec::new(),
         snapshot: false,
+        unreadable: Vec::new(),
     })
 }
 

@@ -6,9 +6,16 @@ use tokio_postgres::Client;
 
 use super::value::{Form, Scalar};
 
+/// Numbers below are the server's own types (`FirstNormalObjectId`).
+const FIRST_OWN: u32 = 16_384;
+
 /// Forms of the types that a database has of its own.
 #[derive(Debug, Clone, Default)]
-pub struct Types(HashMap<u32, Form>);
+pub struct Types {
+    forms: HashMap<u32, Form>,
+    /// The newest type there was when they were read.
+    newest: u32,
+}
 
 impl Types {
     /// Reads them from the catalogue.
@@ -40,14 +47,21 @@ impl Types {
             };
             forms.insert(oid, form);
         }
-        Ok(Self(forms))
+        let newest: u32 = client.query_one("select max(oid) from pg_type", &[]).await?.try_get(0)?;
+        Ok(Self { forms, newest })
+    }
+
+    /// False for a type that was made since. Numbers of types grow, but for once in four thousand million.
+    #[must_use]
+    pub fn knows(&self, type_oid: u32) -> bool {
+        type_oid < FIRST_OWN || type_oid <= self.newest || self.newest == 0
     }
 
     /// How values of this type are written; as plain text when the type is not known.
     #[must_use]
     pub fn form(&self, type_oid: u32) -> Form {
         Form::built_in(type_oid)
-            .or_else(|| self.0.get(&type_oid).copied())
+            .or_else(|| self.forms.get(&type_oid).copied())
             .unwrap_or(Form::of(Scalar::Other(type_oid)))
     }
 }

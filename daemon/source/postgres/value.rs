@@ -7,6 +7,7 @@
 use serde_json::Value;
 
 use super::{array, binary};
+use crate::bounds::JSON_DEPTH;
 
 /// Largest integer that every JSON reader holds exactly (2^53).
 const MAX_EXACT_INTEGER: i64 = 1 << 53;
@@ -153,8 +154,9 @@ pub(super) fn scalar_text(scalar: Scalar, text: &str) -> Result<Value, ValueErro
         Scalar::Integer => integer(text.parse().map_err(|_| wrong())?),
         Scalar::Float4 | Scalar::Float8 => float(text.parse().map_err(|_| wrong())?),
         Scalar::Json | Scalar::Jsonb => match serde_json::from_str(text) {
-            Ok(value) if !holds_nul(&value) => value,
-            // `json` may hold what `jsonb`, in which images are kept, cannot; both may hold numbers beyond any float.
+            Ok(value) if is_kept(&value, JSON_DEPTH) => value,
+            // `json` may hold what `jsonb`, in which images are kept, cannot; both may hold numbers beyond any float, and be deeper
+            // than whoever reads an event can go.
             _ if is_json(text) => Value::String(text.to_owned()),
             _ => return Err(wrong()),
         },
@@ -166,12 +168,16 @@ fn is_json(text: &str) -> bool {
     serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok()
 }
 
-fn holds_nul(value: &Value) -> bool {
+/// It has no NUL, and no more than so many levels.
+fn is_kept(value: &Value, levels: usize) -> bool {
     match value {
-        Value::String(text) => text.contains('\0'),
-        Value::Array(items) => items.iter().any(holds_nul),
-        Value::Object(map) => map.iter().any(|(name, value)| name.contains('\0') || holds_nul(value)),
-        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+        Value::String(text) => !text.contains('\0'),
+        Value::Array(items) => levels > 0 && items.iter().all(|item| is_kept(item, levels - 1)),
+        Value::Object(map) => {
+            let kept = |(name, value): (&String, &Value)| !name.contains('\0') && is_kept(value, levels - 1);
+            levels > 0 && map.iter().all(kept)
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => true,
     }
 }
 

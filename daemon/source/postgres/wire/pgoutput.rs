@@ -6,6 +6,10 @@
 use super::reader::{DecodeError, FieldReader};
 use crate::event::Lsn;
 
+/// Kind of a column that stands for one which was left out while the stream was read; the protocol has no such kind. Its length
+/// follows, in 8 bytes.
+pub const LEFT_OUT: u8 = b'!';
+
 /// A column of a relation message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RelationColumn {
@@ -43,6 +47,8 @@ pub enum TupleValue<'a> {
     Text(&'a [u8]),
     /// Binary form, only with option `binary`.
     Binary(&'a [u8]),
+    /// Larger than anything that is kept, and left out while the stream was read (`condense`): its length.
+    LeftOut(u64),
 }
 
 /// A row image, still as it was sent. Its columns were walked once when it was decoded, so reading them cannot fail.
@@ -88,6 +94,10 @@ fn first_value(bytes: &[u8]) -> Option<(TupleValue<'_>, &[u8])> {
             let length = usize::try_from(i32::from_be_bytes(*length)).ok()?;
             let (value, rest) = rest.split_at_checked(length)?;
             Some((if *kind == b't' { TupleValue::Text(value) } else { TupleValue::Binary(value) }, rest))
+        }
+        &LEFT_OUT => {
+            let (length, rest) = rest.split_first_chunk::<8>()?;
+            Some((TupleValue::LeftOut(u64::from_be_bytes(*length)), rest))
         }
         _ => None,
     }
