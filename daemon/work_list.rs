@@ -1,4 +1,4 @@
-//! `tailwater deliveries`: what is owed, and what waits for a person, as a list of work.
+//! `tailwater deliveries` and `tailwater parked`: what is owed, and what waits for a person, as a list of work.
 
 use std::fmt::Write as _;
 use std::process::ExitCode;
@@ -6,12 +6,14 @@ use std::process::ExitCode;
 use serde_json::{Value, json};
 
 use crate::app::{EX_USAGE, with_config};
-use crate::cli::{DecisionArgs, DeliveriesCommand, Which};
+use crate::cli::{DecisionArgs, DeliveriesCommand, ParkedCommand, ParkedDecision, ParkedWhich, Which};
 use crate::config::Config;
 use crate::ledger::command::Command;
 use crate::ledger::deliveries::{Group, Selection, doubtful, each, groups, story};
+use crate::ledger::parked::{ParkedItem, ParkedSelection, ParkedVerb, count, parked as parked_items};
 use crate::operate::{Refusal, finish};
 use crate::orders::{client, order};
+use crate::terminal::in_line;
 use crate::workbench::redact::redacted;
 
 /// States that a delivery of the list can be in.
@@ -68,14 +70,110 @@ async fn list(
             .collect());
     }
     let found = groups(&client, &which, state.as_deref()).await?;
+    // What is no delivery has neither target nor state.
+    let all = which == Selection::default() && state.is_none();
+    let others = if all {
+        parked_items(&client, &ParkedSelection::default(), PARKED_LISTED).await?
+    } else {
+        Vec::new()
+    };
     if as_json {
-        let all: Vec<Value> = found.iter().map(group_json).collect();
-        return Ok(format!("{}\n", json!({"groups": all})));
+        let groups: Vec<Value> = found.iter().map(group_json).collect();
+        return Ok(format!("{}\n", json!({"groups": groups, "parked": others})));
     }
-    if found.is_empty() {
+    if found.is_empty() && others.is_empty() {
         return Ok("nothing is owed, and nothing waits for a person\n".into());
     }
-    Ok(found.iter().map(group_line).collect())
+    let text: String = found.iter().map(group_line).collect();
+    Ok(text + &parked_lines(&others, "tailwater parked list"))
+}
+
+/// Parked things that the list of deliveries shows; all of them are in their own.
+const PARKED_LISTED: i64 = 20;
+
+fn parked_lines(items: &[ParkedItem], next: &str) -> String {
+    let mut text = String::new();
+    for ParkedItem { id, kind, source, place, key, reason, bytes, parked_at, times, state, .. } in items {
+        let size = bytes.map(|bytes| format!(", {bytes} bytes")).unwrap_or_default();
+        let again = if state == "retry" { "; it is looked at again" } else { "" };
+        let _ = writeln!(
+            text,
+            "parked {id}: {kind} {} {} {}: {}{size}; since {parked_at}, {times} times{again}",
+            in_line(source),
+            in_line(place),
+            in_line(key),
+            in_line(reason),
+        );
+    }
+    if !text.is_empty() {
+        let _ = writeln!(
+            text,
+            "  next: {next}; correct it where it comes from, which heals it; or tailwater parked retry ID --reason …"
+        );
+    }
+    text
+}
+
+/// `tailwater parked`.
+pub async fn parked(command: ParkedCommand) -> ExitCode {
+    let (verb, ParkedDecision { config, which, reason }) = match command {
+        ParkedCommand::List { config, which, most, json } => {
+            let listed = |config| async move { finish(list_parked(&config, which, most, json).await) };
+            return with_config(&config, listed).await;
+        }
+        ParkedCommand::Retry(decision) => (ParkedVerb::Retry, decision),
+        ParkedCommand::Resolve(decision) => (ParkedVerb::Resolve, decision),
+        ParkedCommand::Discard(decision) => (ParkedVerb::Discard, decision),
+    };
+    let which = parked_selection(which);
+    with_config(&config, |config| async move { finish(decide_parked(&config, verb, which, reason).await) })
+        .await
+}
+
+fn parked_selection(which: ParkedWhich) -> ParkedSelection {
+    let ParkedWhich { ids, source, kind } = which;
+    ParkedSelection { ids, source, kind }
+}
+
+async fn list_parked(
+    config: &Config,
+    which: ParkedWhich,
+    most: i64,
+    as_json: bool,
+) -> Result<String, Refusal> {
+    let client = client(config).await?;
+    let items = parked_items(&client, &parked_selection(which), most).await?;
+    if as_json {
+        return Ok(items.iter().map(|item| format!("{}\n", json!(item))).collect());
+    }
+    if items.is_empty() {
+        return Ok("nothing is parked\n".into());
+    }
+    Ok(parked_lines(&items, "see why"))
+}
+
+async fn decide_parked(
+    config: &Config,
+    verb: ParkedVerb,
+    which: ParkedSelection,
+    reason: String,
+) -> Result<String, Refusal> {
+    if which == ParkedSelection::default() {
+        let message = "say which: numbers, --source or --kind\nnext: tailwater parked list";
+        return Err(Refusal(EX_USAGE, message.into()));
+    }
+    let client = client(config).await?;
+    let there = count(&client, &which).await?;
+    if there == 0 {
+        return Err(Refusal(EX_USAGE, "nothing like that is parked\nnext: tailwater parked list".into()));
+    }
+    order(config, &client, Command::Parked { verb, which, reason }).await?;
+    let word = match verb {
+        ParkedVerb::Retry => "looked at again",
+        ParkedVerb::Resolve => "resolved",
+        ParkedVerb::Discard => "given up",
+    };
+    Ok(format!("{there} parked things are {word}; it is in the ledger\n"))
 }
 
 fn group_json(group: &Group) -> Value {
@@ -91,7 +189,7 @@ fn group_line(group: &Group) -> String {
         let _ = write!(line, ", {cause}");
     }
     if let Some(reason) = &group.reason {
-        let _ = write!(line, ": {reason}");
+        let _ = write!(line, ": {}", in_line(reason));
     }
     let first: Vec<String> = group.first.iter().map(i64::to_string).collect();
     let _ = writeln!(line, "; since {}; first: {}", group.oldest, first.join(", "));
@@ -113,13 +211,17 @@ fn next_step(group: &Group) -> Option<String> {
         "doubt" => "look at the target whether it was carried out: tailwater deliveries resolve ID --applied | --not-applied --reason …".into(),
         "ambiguous" => format!("choose with tailwater identity link --target {target} --object {object}"),
         "mass" => "tailwater release".into(),
+        "ledger" | "unreadable" => format!(
+            "its next change delivers it; or tailwater deliveries discard --target {target} --cause {} --reason …",
+            group.cause.as_deref().unwrap_or_default()
+        ),
         _ => return None,
     })
 }
 
 fn one_line(line: &Value) -> String {
     let text = |key: &str| match line.get(key) {
-        Some(Value::String(text)) => text.clone(),
+        Some(Value::String(text)) => in_line(text).into_owned(),
         Some(Value::Null) | None => "-".to_owned(),
         Some(other) => other.to_string(),
     };

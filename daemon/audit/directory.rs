@@ -66,6 +66,12 @@ impl LogDirectory {
         &self.path
     }
 
+    /// True when there is a checkpoint in it.
+    #[must_use]
+    pub fn is_published(&self) -> bool {
+        self.path.join("checkpoint").is_file()
+    }
+
     /// The newest checkpoint, if there is any.
     pub fn newest(&self, key: &PublicKey) -> Result<Option<SignedHead>, DirectoryError> {
         let path = self.path.join("checkpoint");

@@ -15,6 +15,26 @@ pub async fn findings(config: &Config, client: &Client) -> Vec<Finding> {
             "tailwater ledger key --name YOUR.DOMAIN/ledger --out FILE, and [ledger.checkpoints]",
         ));
     }
+    let sql = "select pg_is_in_recovery() or current_setting('transaction_read_only')::bool";
+    if let Ok(row) = client.query_one(sql, &[]).await
+        && row.try_get(0).unwrap_or(false)
+    {
+        let what = "takes nothing: its server is a standby, or the role's sessions are read-only";
+        let remedy =
+            "point `url` in [ledger] at the primary; alter role … set default_transaction_read_only = off";
+        found.push(Finding { severity: Severity::Error, ..warning(what, remedy) });
+    }
+    if let Some(checkpoints) = &config.checkpoints {
+        let entries = client.query_one("select exists (select from entry)", &[]).await;
+        let has_entries = entries.is_ok_and(|row| row.try_get(0).unwrap_or(false));
+        if has_entries && !checkpoints.directory.is_published() {
+            let what = "has entries, and no checkpoint of it is published in its directory";
+            found.push(warning(
+                what,
+                "look for `checkpoint` in the daemon's log; may it write the directory?",
+            ));
+        }
+    }
     let sealed = config.sources.iter().map(|source| &source.mapping);
     let sealed = sealed.chain(config.polls.iter().map(|poll| &poll.mapping));
     let is_personal = |mapping: &&crate::mapping::SourceMapping| {

@@ -9,6 +9,7 @@ use crate::cli::ReadingArgs;
 use crate::event::sealing::SEALED;
 use crate::ledger::reading::Reading;
 use crate::operate::Refusal;
+use crate::terminal::in_line;
 
 /// Longest value that is shown in a line.
 const LONGEST: usize = 80;
@@ -239,7 +240,7 @@ fn entry_text(entry: &Value, times: &Times) -> String {
 /// A value in a line.
 fn short(value: &Value) -> String {
     let text = match value {
-        Value::String(text) => text.replace('\n', " "),
+        Value::String(text) => in_line(&text.replace('\n', " ")).into_owned(),
         Value::Null => "-".to_owned(),
         other => other.to_string(),
     };

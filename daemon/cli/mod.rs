@@ -14,7 +14,8 @@ pub use ledger::{
     ReadingArgs,
 };
 pub use operators::{
-    DecisionArgs, DeliveriesCommand, IdentityCommand, ObjectArgs, QuotaCommand, WaveCommand, Which,
+    DecisionArgs, DeliveriesCommand, IdentityCommand, ObjectArgs, ParkedCommand, ParkedDecision, ParkedWhich,
+    QuotaCommand, WaveCommand, Which,
 };
 
 /// Change-data-capture replication between an ERP's PostgreSQL and billing and support systems.
@@ -209,6 +210,9 @@ pub enum Command {
     /// What is owed to the targets, and what waits for a person there.
     #[command(subcommand)]
     Deliveries(DeliveriesCommand),
+    /// What waits by name and is no delivery: rows, records, streams and commands that are refused.
+    #[command(subcommand)]
+    Parked(ParkedCommand),
     /// Which object at a target is which of ours.
     #[command(subcommand)]
     Identity(IdentityCommand),

@@ -198,3 +198,56 @@ pub enum DeliveriesCommand {
     /// Give up what was parked, refused, held or recorded in shadow mode; the object is delivered again with its next change.
     Discard(DecisionArgs),
 }
+
+/// Which parked things a command is about; all that are given must be true of them.
+#[derive(Debug, Clone, Args)]
+pub struct ParkedWhich {
+    /// Numbers.
+    pub ids: Vec<i64>,
+    /// Of this source.
+    #[arg(long)]
+    pub source: Option<String>,
+    /// Of this kind: row, record, stream, image, command.
+    #[arg(long)]
+    pub kind: Option<String>,
+}
+
+/// What is decided about parked things, and why.
+#[derive(Debug, Args)]
+pub struct ParkedDecision {
+    /// The settings file.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Which.
+    #[command(flatten)]
+    pub which: ParkedWhich,
+    /// Why, for the ledger.
+    #[arg(long)]
+    pub reason: String,
+}
+
+/// `tailwater parked …`.
+#[derive(Debug, Subcommand)]
+pub enum ParkedCommand {
+    /// What is parked, the newest first, each with the reason and its size.
+    List {
+        /// The settings file.
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Which.
+        #[command(flatten)]
+        which: ParkedWhich,
+        /// At most so many.
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        most: i64,
+        /// Print JSON, one line each.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Look at it again: the row is read again, the record is asked for, the command is carried out.
+    Retry(ParkedDecision),
+    /// It was seen to elsewhere.
+    Resolve(ParkedDecision),
+    /// Give it up; a row or record counts again with its next change.
+    Discard(ParkedDecision),
+}

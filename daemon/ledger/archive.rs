@@ -286,12 +286,7 @@ pub(super) fn hold(
     (reason, held_by): (String, String),
     out: &mut Vec<Prepared>,
 ) {
-    out.push((
-        "insert into hold (name, months, refs, reason, held_by) values ($1, $2, $3, $4, $5)
-         on conflict (name) do update set months = excluded.months, refs = excluded.refs, reason = excluded.reason,
-           held_by = excluded.held_by, held_at = now()",
-        parameters![name, months, refs, reason, held_by],
-    ));
+    out.push(("select place_hold($1, $2, $3, $4, $5)", parameters![name, months, refs, reason, held_by]));
 }
 
 fn bound(seq: u64) -> i64 {

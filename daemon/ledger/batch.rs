@@ -10,9 +10,10 @@ pub use super::owed::{
     WaitWrite,
 };
 
-use super::entry::NewEntry;
+use super::entry::{EntryKind, NewEntry};
 use super::held::SeenWrite;
 use super::loads::{Part, Request};
+use super::parked::{Parked, ParkedName};
 use super::polls::PollWrite;
 use super::position::Position;
 use super::reconcile::ReconcileWrite;
@@ -159,7 +160,7 @@ pub enum LoadWrite {
 }
 
 /// See the module's text. Writes happen in the order of the fields.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Batch {
     /// Sources whose images are forgotten, before their first load begins anew.
     pub forget: Vec<String>,
@@ -191,6 +192,10 @@ pub struct Batch {
     pub reconciled: Vec<ReconcileWrite>,
     /// Objects of which it is looked whether they are what they should be, after everything else.
     pub checks: Vec<Lane>,
+    /// What waits by name and is no delivery.
+    pub parked: Vec<Parked>,
+    /// What of that has come right.
+    pub healed_parked: Vec<ParkedName>,
     /// Where a source stands afterwards.
     pub positions: Vec<Position>,
     /// Where streams of polled systems stand afterwards.
@@ -201,6 +206,8 @@ pub struct Batch {
     pub claims: Vec<ClaimWrite>,
     /// What people asked for.
     pub commands: Vec<super::command::Asked>,
+    /// Commands that are not carried out, and why.
+    pub refused: Vec<(i64, String)>,
     /// How targets look to a process: target, epoch, what people are shown.
     pub states: Vec<(String, i64, Value)>,
     /// Deliveries that people have decided about.
@@ -233,7 +240,11 @@ impl Batch {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         let source = self.entries.is_empty() && self.images.is_empty() && self.loads.is_empty();
-        source && self.rows() == 0 && self.polls.is_empty() && self.positions.is_empty()
+        source
+            && self.rows() == 0
+            && self.polls.is_empty()
+            && self.positions.is_empty()
+            && self.healed_parked.is_empty()
     }
 
     /// The index of the entry that is added next.
@@ -246,6 +257,12 @@ impl Batch {
     pub fn entry(&mut self, entry: NewEntry) -> EntryIndex {
         self.entries.push(entry);
         EntryIndex(self.entries.len() - 1)
+    }
+
+    /// Parks something, with the entry that says so.
+    pub fn park(&mut self, parked: Parked) {
+        self.entry(NewEntry::new(EntryKind::Gap, None, parked.to_json()));
+        self.parked.push(parked);
     }
 
     /// Adds everything of `other` behind what is here.
@@ -273,11 +290,14 @@ impl Batch {
         self.seen.extend(other.seen);
         self.reconciled.extend(other.reconciled);
         self.checks.extend(other.checks);
+        self.parked.extend(other.parked);
+        self.healed_parked.extend(other.healed_parked);
         self.positions.extend(other.positions);
         self.polls.extend(other.polls);
         self.foreign.extend(other.foreign);
         self.claims.extend(other.claims);
         self.commands.extend(other.commands);
+        self.refused.extend(other.refused);
         self.live.extend(other.live);
         self.states.extend(other.states);
         self.decided.extend(other.decided);

@@ -1,7 +1,7 @@
 //! What people ask of the ledger's writer: a running daemon carries it out, or the command itself when none runs. Each is one
 //! ledger transaction with an operator entry.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -13,7 +13,9 @@ use super::deliveries::{Selection, carried_out, newest, step};
 use super::entry::{EntryKind, NewEntry};
 use super::erase::{Erasure, held as holds};
 use super::loads;
+use super::parked::{ParkedSelection, ParkedVerb};
 use super::writer::Writer;
+use crate::bounds::{COMMAND_TEXT_BYTES, ID_BYTES, is_id, shown};
 
 /// See the module's text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +75,15 @@ pub enum Command {
     Discard {
         /// Which.
         which: Selection,
+        /// Why.
+        reason: String,
+    },
+    /// What is decided of parked things that are no deliveries.
+    Parked {
+        /// What.
+        verb: ParkedVerb,
+        /// Of which.
+        which: ParkedSelection,
         /// Why.
         reason: String,
     },
@@ -187,6 +198,40 @@ pub enum Asking {
     },
 }
 
+impl Asking {
+    /// What of it nobody can go by; bounds are those of ids and of what people write.
+    #[must_use]
+    pub fn flaw(&self) -> Option<String> {
+        let ids: Vec<&String> = match self {
+            Self::Command(Command::Link { target, object, id, external_id }) => {
+                vec![target, object, id, external_id]
+            }
+            Self::Command(Command::Unlink { target, object, id }) => vec![target, object, id],
+            Self::Command(Command::Resolve { target, object, canonical_id, external_id, .. }) => {
+                [target, object, canonical_id].into_iter().chain(external_id).collect()
+            }
+            Self::Command(Command::Hold { name, refs, .. }) => std::iter::once(name).chain(refs).collect(),
+            Self::Command(_) | Self::Load(_) | Self::Reconcile { .. } => Vec::new(),
+        };
+        if let Some(id) = ids.into_iter().find(|id| !is_id(id)) {
+            return Some(format!("`{}` is no id: 1 to {ID_BYTES} bytes, none of them NUL", shown(id)));
+        }
+        let value = serde_json::to_value(self).unwrap_or_default();
+        let longest = longest_text(&value);
+        (longest > COMMAND_TEXT_BYTES)
+            .then(|| format!("a text has {longest} bytes; {COMMAND_TEXT_BYTES} is the most"))
+    }
+}
+
+fn longest_text(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len(),
+        Value::Array(items) => items.iter().map(longest_text).max().unwrap_or_default(),
+        Value::Object(map) => map.values().map(longest_text).max().unwrap_or_default(),
+        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+    }
+}
+
 /// Who asks: as they say, and as the kernel says.
 #[derive(Debug, Clone)]
 pub struct Asker {
@@ -198,6 +243,9 @@ pub struct Asker {
 
 /// Notes what is asked for; gives its number among its kind.
 pub async fn note(client: &Client, asking: &Asking, asker: &Asker) -> Result<i64, LedgerError> {
+    if let Some(flaw) = asking.flaw() {
+        return Err(LedgerError::Refused(flaw));
+    }
     match asking {
         Asking::Command(command) => ask(client, command, asker).await,
         Asking::Load(request) => {
@@ -354,6 +402,9 @@ pub struct Changes {
     pub tunings: Vec<Tuning>,
     /// The last command that let everything go that was held.
     pub released: i64,
+    /// By target, the last command that took back every pause: one that took back what was set of its quotas, or that wants what waits
+    /// for it delivered again.
+    pub lifted: BTreeMap<String, i64>,
     /// Subjects that have been forgotten.
     pub erasures: i64,
 }
@@ -364,7 +415,13 @@ pub async fn changes(client: &Client) -> Result<Changes, LedgerError> {
                       coalesce((select jsonb_agg(q order by target, limit_name) from quota q), '[]'),
                       coalesce((select max(id) from command where kind = 'release' and done_at is not null
                                 and arguments ->> 'target' is null and arguments ->> 'object' is null), 0),
-                      (select erasures from tree)";
+                      (select erasures from tree),
+                      coalesce((select jsonb_object_agg(target, id) from (
+                        select coalesce(arguments ->> 'target', arguments #>> '{which,target}') as target, max(id) as id
+                        from command
+                        where done_at is not null and (kind = 'quota' and arguments ->> 'rates' is null
+                          or kind = 'retry' and arguments #>> '{which,target}' is not null)
+                        group by 1) l), '{}')";
     let row = client.query_one(sql, &[]).await?;
     let tunings = serde_json::from_value(row.try_get(1)?);
     Ok(Changes {
@@ -372,6 +429,7 @@ pub async fn changes(client: &Client) -> Result<Changes, LedgerError> {
         tunings: tunings.map_err(|_| LedgerError::Unreadable("what is set of quotas".into()))?,
         released: row.try_get(2)?,
         erasures: row.try_get(3)?,
+        lifted: serde_json::from_value(row.try_get(4)?).unwrap_or_default(),
     })
 }
 

@@ -6,6 +6,7 @@ use super::command::{Asked, Command};
 use super::deliveries::resolve;
 use super::dispatch_statements::{rehead, rehead_lane};
 use super::erase::erase;
+use super::parked::decide;
 use super::statements::{Prepared, parameters};
 
 /// Its statements.
@@ -53,21 +54,30 @@ pub fn statements(asked: Asked, out: &mut Vec<Prepared>) {
         Command::Hold { name, months, refs, reason } => {
             hold(name, (months, refs), (reason, asked.requested_by), out);
         }
-        Command::Unhold { name, .. } => out.push(("delete from hold where name = $1", parameters![name])),
+        Command::Unhold { name, .. } => out.push(("select lift_hold($1)", parameters![name])),
         Command::Resolve { id, target, object, canonical_id, applied, .. } => {
             resolve(&Lane { target, object, canonical_id }, id, applied, out);
         }
+        Command::Parked { verb, which, .. } => decide((verb, which), &asked.requested_by, out),
         Command::Quota { target, limit, rates: Some(rates) } => out.push((
             "insert into quota (target, limit_name, rates, changed_by) values ($1, $2, $3, $4)
              on conflict (target, limit_name) do update set
                rates = excluded.rates, changed_by = excluded.changed_by, changed_at = now()",
             parameters![target, limit, rates, asked.requested_by],
         )),
-        Command::Quota { target, limit, rates: None } => {
-            out.push(("delete from quota where target = $1 and limit_name = $2", parameters![target, limit]));
-        }
+        Command::Quota { target, limit, rates: None } => take_back(target, limit, out),
     }
     out.push(("update command set done_at = now() where id = $1", parameters![asked.id]));
+}
+
+/// What was set of a limit goes, and what was told to come back later may come back now.
+fn take_back(target: String, limit: String, out: &mut Vec<Prepared>) {
+    out.push(("delete from quota where target = $1 and limit_name = $2", parameters![target.clone(), limit]));
+    out.push((
+        "update delivery set due_at = now()
+         where target = $1 and open and due_at > created_at and due_at > now()",
+        parameters![target],
+    ));
 }
 
 /// The person has said which object at the target it is: what waited for that goes on.

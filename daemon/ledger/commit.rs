@@ -24,6 +24,7 @@ use super::seal_statements::{
 use super::statements::{Parameters, Prepared, source_statements};
 
 /// A batch with its place in the ledger, ready to be written.
+#[must_use]
 pub struct Sealed {
     /// `seq` of its first entry.
     pub first: i64,
@@ -58,6 +59,33 @@ impl Sealer {
         self.head = head;
     }
 
+    /// Begins anew where the ledger stands, after so many batches of this session: what was sealed since was not committed.
+    pub fn reset(&mut self, head: Head, batches: u64) {
+        self.keyring.forget();
+        self.opened = None;
+        self.batches = batches;
+        self.head = head;
+    }
+
+    /// The statements of parts of a batch, to see whether the database takes them; nothing of it stays.
+    #[must_use]
+    pub fn probe(&self, mut batch: Batch, now: Timestamp) -> Vec<Prepared> {
+        let first = i64::try_from(self.head.tree.size()).unwrap_or(i64::MAX - 1) + 1;
+        let now = now.max(self.head.recorded_at);
+        let month = self.head.month_at(now);
+        let seq_of = |index: EntryIndex| first + i64::try_from(index.0).unwrap_or(i64::MAX);
+        let entries = std::mem::take(&mut batch.entries);
+        let sealed = (first..).zip(entries).map(|(seq, entry)| entry.seal(seq, now, self.keyring.keys()));
+        let sealed: Vec<_> = sealed.collect();
+        let mut statements = vec![open_month_statement(month)];
+        if !sealed.is_empty() {
+            statements.push(entry_statement(sealed, month));
+        }
+        source_statements(&mut batch, (&seq_of, month), &mut statements);
+        dispatch_statements(batch, &seq_of, &mut statements);
+        statements
+    }
+
     /// True when all batches before must be committed before keys are looked for.
     #[must_use]
     pub fn must_settle(&self) -> bool {
@@ -74,6 +102,8 @@ impl Sealer {
     pub fn seal(&mut self, mut batch: Batch, now: Timestamp, announced: bool) -> Result<Sealed, LedgerError> {
         let announced = announced && !batch.deliveries.is_empty();
         let before = self.head.clone();
+        // Entries are in the order of their times, whatever the clock does.
+        let now = now.max(before.recorded_at);
         let first =
             i64::try_from(before.tree.size()).map_err(|_| LedgerError::Unreadable("tree size".into()))? + 1;
         let mut sealed = Vec::with_capacity(batch.entries.len());
@@ -90,6 +120,7 @@ impl Sealer {
         let month = before.month_at(now);
         if !sealed.is_empty() {
             self.head.month = month;
+            self.head.recorded_at = now;
             if self.opened < Some(month) {
                 statements.push(open_month_statement(month));
                 self.opened = Some(month);
@@ -139,8 +170,13 @@ impl Session {
 
     /// Makes a batch ready to be sent.
     pub async fn prepare(&mut self, sealed: Sealed) -> Result<Ready, LedgerError> {
-        let mut statements = Vec::with_capacity(sealed.statements.len());
-        for (sql, parameters) in sealed.statements {
+        self.ready(sealed.statements).await
+    }
+
+    /// Makes statements ready to be sent.
+    pub async fn ready(&mut self, prepared: Vec<Prepared>) -> Result<Ready, LedgerError> {
+        let mut statements = Vec::with_capacity(prepared.len());
+        for (sql, parameters) in prepared {
             let statement = match self.statements.get(sql) {
                 Some(statement) => statement.clone(),
                 None => {
@@ -165,6 +201,15 @@ impl Ready {
     /// Commits it. Everything is sent when this is first polled, so the next one may be sent while the server works on
     /// this one; should this one fail, the next one fails too.
     pub async fn commit(self) -> Result<(), LedgerError> {
+        self.carry_out("commit").await
+    }
+
+    /// Does all of it and takes it back.
+    pub async fn try_out(self) -> Result<(), LedgerError> {
+        self.carry_out("rollback").await
+    }
+
+    async fn carry_out(self, end: &str) -> Result<(), LedgerError> {
         // Each statement leaves when it is first polled: BEGIN, the statements and COMMIT go out together. What cannot even
         // be sent must not be committed without. After a statement that fails at the server COMMIT rolls back, hence every
         // answer is looked at.
@@ -190,9 +235,13 @@ impl Ready {
                 Poll::Pending => sent.push(step),
             }
         }
-        sent.push(Box::pin(client.batch_execute(if unsent.is_some() { "rollback" } else { "commit" })));
+        sent.push(Box::pin(client.batch_execute(if unsent.is_some() { "rollback" } else { end })));
         let answers = join_all(sent).await;
-        unsent.map_or(Ok(()), Err)?;
+        match unsent {
+            Some(error) if error.is_closed() => return Err(error.into()),
+            Some(_) => return Err(LedgerError::Content("a value cannot be sent to the database".into())),
+            None => {}
+        }
         answers.into_iter().collect::<Result<Vec<()>, _>>()?;
         Ok(())
     }

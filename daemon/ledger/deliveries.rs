@@ -132,7 +132,8 @@ pub async fn story(client: &Client, id: i64) -> Result<Vec<Value>, LedgerError> 
     let mut bodies = Vec::new();
     for row in client.query(sql, &[&id]).await? {
         let body: Vec<u8> = row.try_get(0)?;
-        bodies.push(serde_json::from_slice(&body).map_err(|_| LedgerError::Unreadable("an entry".into()))?);
+        let unreadable = || json!({"unreadable": "it is nested too deeply", "bytes": body.len()});
+        bodies.push(serde_json::from_slice(&body).unwrap_or_else(|_| unreadable()));
     }
     Ok(bodies)
 }
@@ -149,12 +150,21 @@ async fn portion(
     which: &Selection,
     (after, upto): (i64, i64),
 ) -> Result<Vec<i64>, LedgerError> {
-    // A request that may have been carried out is neither repeated nor given up before somebody has said whether it was.
-    let sql = "select id from delivery
-               where aside and not (state = 'parked' and request is not null) and id > $5 and id <= $8
-                 and (state in ('parked', 'rejected') or ($6 and state in ('held', 'shadowed')))
-                 and (cardinality($1::bigint[]) = 0 or id = any ($1)) and ($2::text is null or target = $2)
-                 and ($3::text is null or object = $3) and ($4::text is null or cause = $4)
+    // A request that may have been carried out is neither repeated nor given up before somebody has said whether it was. What waits for
+    // a time may go at once.
+    let sql = "select id from (
+                 (select id from delivery
+                  where aside and not (state = 'parked' and request is not null) and id > $5 and id <= $8
+                    and (state in ('parked', 'rejected') or ($6 and state in ('held', 'shadowed')))
+                    and (cardinality($1::bigint[]) = 0 or id = any ($1)) and ($2::text is null or target = $2)
+                    and ($3::text is null or object = $3) and ($4::text is null or cause = $4)
+                  order by id limit $7)
+                 union all
+                 (select id from delivery
+                  where not $6 and open and due_at > now() + interval '1 second' and id > $5 and id <= $8
+                    and (cardinality($1::bigint[]) = 0 or id = any ($1)) and ($2::text is null or target = $2)
+                    and ($3::text is null or object = $3) and $4::text is null
+                  order by id limit $7)) w
                order by id limit $7";
     let Selection { ids, target, object, cause } = which;
     let discards = verb == Verb::Discard;
@@ -208,6 +218,12 @@ pub fn decide(verb: Verb, ids: Vec<i64>, out: &mut Vec<Prepared>) {
                  select from delivery n where n.target = d.target and n.object = d.object
                    and n.canonical_id = d.canonical_id and n.id > d.id and not n.fact))
              order by d.id",
+            parameters![ids.clone()],
+        ));
+    }
+    if verb == Verb::Retry {
+        out.push((
+            "update delivery set due_at = now() where id = any ($1) and open and due_at > now()",
             parameters![ids.clone()],
         ));
     }

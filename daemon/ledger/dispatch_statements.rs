@@ -29,6 +29,9 @@ pub fn dispatch_statements(batch: Batch, seq_of: &dyn Fn(EntryIndex) -> i64, out
     for asked in batch.commands {
         command(asked, out);
     }
+    for (id, why) in batch.refused {
+        out.push(("update command set done_at = now(), outcome = $2 where id = $1", parameters![id, why]));
+    }
     for (verb, ids) in batch.decided {
         decide(verb, ids, out);
     }

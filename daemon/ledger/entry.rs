@@ -1,5 +1,7 @@
 //! Ledger entries: what is written, and the exact bytes the tree covers.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 use tlog_tiles::tlog::{Hash, record_hash};
@@ -78,7 +80,7 @@ pub enum Content {
     /// Its own fields.
     Fields(Map<String, Value>),
     /// A canonical event.
-    Event(Box<EventRecord>),
+    Event(Arc<EventRecord>),
 }
 
 /// An entry without its place in the ledger.
@@ -112,7 +114,7 @@ impl NewEntry {
         Self {
             kind: EntryKind::Event,
             correlation_id,
-            content: Content::Event(Box::new(record)),
+            content: Content::Event(Arc::new(record)),
             personal: None,
         }
     }

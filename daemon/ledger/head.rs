@@ -18,18 +18,27 @@ pub struct Head {
     pub month: Date,
     /// Keys that have been destroyed so far.
     pub erasures: i64,
+    /// When the last entry was recorded.
+    pub recorded_at: Timestamp,
 }
 
 impl Default for Head {
     fn default() -> Self {
-        Self { tree: Tree::default(), month: Date::MIN, erasures: 0 }
+        Self { tree: Tree::default(), month: Date::MIN, erasures: 0, recorded_at: Timestamp::UNIX_EPOCH }
     }
 }
 
 impl Head {
     /// Reads it as the ledger has it.
     pub async fn load(client: &impl GenericClient) -> Result<Self, LedgerError> {
-        let row = client.query_one("select size, frontier, month, erasures from tree", &[]).await?;
+        let row = client
+            .query_one(
+                // Auditors read a view that has no such column as the last one.
+                "select size, frontier, month, erasures,
+                        nullif(to_jsonb(tree) ->> 'recorded_at', '-infinity')::timestamptz from tree",
+                &[],
+            )
+            .await?;
         let size: i64 = row.try_get(0)?;
         let frontier: Vec<Vec<u8>> = row.try_get(1)?;
         let hashes = frontier.into_iter().map(|hash| <[u8; 32]>::try_from(hash).map(Hash));
@@ -37,7 +46,9 @@ impl Head {
             .collect::<Result<_, _>>()
             .map_err(|_| LedgerError::Unreadable("the tree's frontier".into()))?;
         let size = u64::try_from(size).map_err(|_| LedgerError::Unreadable("the tree's size".into()))?;
-        Ok(Self { tree: Tree::restore(size, hashes)?, month: row.try_get(2)?, erasures: row.try_get(3)? })
+        let recorded_at = row.try_get::<_, Option<Timestamp>>(4)?.unwrap_or(Timestamp::UNIX_EPOCH);
+        let (month, erasures) = (row.try_get(2)?, row.try_get(3)?);
+        Ok(Self { tree: Tree::restore(size, hashes)?, month, erasures, recorded_at })
     }
 
     /// The month that an entry counts to which is written at `now`: never one before that of the entry before it, whatever the clock

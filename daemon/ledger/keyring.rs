@@ -159,6 +159,12 @@ impl Keyring {
         Ok(())
     }
 
+    /// What was made of late may not have been committed: nothing is remembered.
+    pub fn forget(&mut self) {
+        self.keys.clear();
+        self.unsettled = false;
+    }
+
     /// What [`Keyring::fetch`] has found.
     #[must_use]
     pub fn keys(&self) -> &Keys {
@@ -188,7 +194,7 @@ fn derive(master: &[u8], salts: HashMap<String, Vec<u8>>) -> Result<Keys, Ledger
 pub fn keys(batch: &mut Batch, out: &mut Vec<Prepared>) {
     let erased = std::mem::take(&mut batch.erased);
     if !erased.is_empty() {
-        out.push(("delete from tailwater_keys.subject_key where subject = any ($1)", parameters![erased]));
+        out.push(("select destroy_keys($1::text[])", parameters![erased]));
         out.push(("update tree set erasures = erasures + 1", Vec::new()));
     }
     if batch.keys.is_empty() {

@@ -9,6 +9,7 @@ pub mod calls;
 pub mod command;
 mod command_statements;
 pub mod commit;
+mod committer;
 pub mod deliveries;
 pub mod dispatch_statements;
 pub mod entry;
@@ -19,12 +20,14 @@ pub mod hashes;
 pub mod head;
 pub mod held;
 pub mod images;
+mod isolate;
 pub mod keyring;
 pub mod load_statements;
 pub mod loads;
 pub mod membership;
 pub mod outbox;
 pub mod owed;
+pub mod parked;
 pub mod polls;
 pub mod position;
 pub mod process;
@@ -101,6 +104,9 @@ pub enum LedgerError {
     /// A statement failed.
     #[error("ledger: {}", describe(.0))]
     Statement(#[from] tokio_postgres::Error),
+    /// It cannot hold what it was to be given, whoever asks and however often.
+    #[error("ledger: it refuses what it was given: {0}")]
+    Content(String),
     /// The writer ended before it could answer.
     #[error("ledger: the writing session has ended")]
     WriterGone,
@@ -135,6 +141,52 @@ pub enum LedgerError {
     /// Something in it is not what this version writes.
     #[error("ledger: {0} cannot be read by this version")]
     Unreadable(String),
+}
+
+impl LedgerError {
+    /// What is wrong with the content of what was written, when that is the matter: by SQLSTATE, never by words. Nothing of the value is
+    /// in it (INV-12).
+    ///
+    /// Classes: <https://www.postgresql.org/docs/current/errcodes-appendix.html>. Division by zero is how our own guards fail.
+    #[must_use]
+    pub fn content(&self) -> Option<String> {
+        let error = match self {
+            Self::Content(reason) => return Some(reason.clone()),
+            Self::Statement(error) => error.as_db_error()?,
+            _ => return None,
+        };
+        let words = match error.code().code() {
+            "22012" => return None,
+            "54000" => "it is too large for an index",
+            "54001" => "it is nested too deeply",
+            "22P05" | "22021" => "it has characters that the database cannot hold",
+            "22003" | "22008" => "a number or a time is out of range",
+            "22P02" | "22023" | "22030" | "22032" => "it is not of the form that the database wants",
+            "23502" | "23514" => "it breaks a rule of the ledger's tables",
+            code if code.starts_with("22") || code.starts_with("54") || code == "21000" => {
+                "the database cannot hold it"
+            }
+            _ => return None,
+        };
+        Some(format!("{words} (SQLSTATE {})", error.code().code()))
+    }
+
+    /// True when the ledger itself is not to be had: it is waited for, and nothing is wrong with what it was asked.
+    #[must_use]
+    pub fn is_away(&self) -> bool {
+        match self {
+            Self::Unreachable(_) | Self::WriterGone | Self::Locked | Self::Fenced => true,
+            Self::Statement(error) => match error.as_db_error() {
+                None => error.is_closed() || error.code().is_none(),
+                // Connection, resources, shutdown, a lock that another holds.
+                Some(error) => matches!(
+                    error.code().code().get(..2),
+                    Some("08" | "53" | "57" | "58" | "40" | "55" | "25")
+                ),
+            },
+            _ => false,
+        }
+    }
 }
 
 /// A process's hold on the ledger.

@@ -75,9 +75,17 @@ pub struct Due {
     pub unknown: Vec<String>,
     /// Subjects that had been forgotten when it was read.
     pub erasures: i64,
+    /// Its event, or what was sent, cannot be read back.
+    pub unreadable: bool,
 }
 
 impl Due {
+    /// Why nothing could be made of what the event came from. A deletion needs nothing of it.
+    #[must_use]
+    pub fn fault(&self) -> Option<&str> {
+        self.event.get("fault").and_then(Value::as_str).filter(|_| self.operation != "delete")
+    }
+
     /// A delivery as it would be, had this event just been ledgered: nothing stands at the target yet.
     #[must_use]
     pub fn imagined(lane: Lane, event: &CanonicalEvent, requires: Vec<String>) -> Self {
@@ -123,6 +131,7 @@ impl Due {
             is_open: true,
             unknown: Vec::new(),
             erasures: 0,
+            unreadable: false,
         }
     }
 }
@@ -331,16 +340,20 @@ async fn read_due(
         let body: Vec<u8> = row.try_get(5)?;
         let requires: Vec<String> = row.try_get(10)?;
         required.extend(requires.iter().map(|reference| (found.len(), reference.clone())));
+        let event: Option<Value> = serde_json::from_slice(&body).ok();
+        // JSON that is too deep for the reader is no outage of the ledger.
+        let (request, applied_body) = (row.try_get(11), row.try_get(24));
+        let unreadable = event.is_none() || request.is_err();
         found.push(Due {
             id: row.try_get(0)?,
             lane: Lane { target: row.try_get(1)?, object: row.try_get(2)?, canonical_id: row.try_get(3)? },
             event_seq: row.try_get(4)?,
-            event: serde_json::from_slice(&body).map_err(|_| LedgerError::Unreadable("an event".into()))?,
+            event: event.unwrap_or_default(),
             operation: row.try_get(6)?,
             uncertain: row.try_get(7)?,
             round: row.try_get(8)?,
             attempts: row.try_get(9)?,
-            request: row.try_get(11)?,
+            request: request.unwrap_or_default(),
             idempotency_key: row.try_get(12)?,
             attempted_at: row.try_get(13)?,
             last_attempt_at: row.try_get(17)?,
@@ -349,7 +362,7 @@ async fn read_due(
             supersedes: row.try_get::<_, Option<Vec<i64>>>(14)?.unwrap_or_default(),
             external_id: row.try_get(15)?,
             applied_sha256: row.try_get(16)?,
-            applied_body: row.try_get(24)?,
+            applied_body: applied_body.unwrap_or_default(),
             shown_body: None,
             references: HashMap::new(),
             priority: Priority::of_number(row.try_get(19)?),
@@ -361,6 +374,7 @@ async fn read_due(
             is_open: row.try_get(26)?,
             unknown: Vec::new(),
             erasures,
+            unreadable,
         });
     }
     resolve_references(client, target, required, &mut found).await?;

@@ -126,6 +126,10 @@ pub enum Cause {
     Ambiguous,
     /// Another object has a value that it cannot do without.
     Unique,
+    /// The ledger refuses what came of it.
+    Ledger,
+    /// Its event cannot be read back.
+    Unreadable,
 }
 
 impl Cause {
@@ -138,6 +142,8 @@ impl Cause {
             Self::Doubt => "doubt",
             Self::Ambiguous => "ambiguous",
             Self::Unique => "unique",
+            Self::Ledger => "ledger",
+            Self::Unreadable => "unreadable",
         }
     }
 }

@@ -35,7 +35,8 @@ pub fn tree_statement(before: &Tree, after: &Head) -> Result<Prepared, LedgerErr
         |tree: &Tree| i64::try_from(tree.size()).map_err(|_| LedgerError::Unreadable("tree size".into()));
     let frontier: Vec<Vec<u8>> = after.tree.frontier().iter().map(|hash| hash.0.to_vec()).collect();
     Ok((
-        "with moved as (update tree set size = $1, frontier = $2, root = $3, month = $4
+        "with moved as (update tree set size = $1, frontier = $2, root = $3, month = $4,
+                          recorded_at = $7
                         where size = $5 and root = $6 returning 1)
          select 1 / count(*) from moved",
         parameters![
@@ -44,7 +45,8 @@ pub fn tree_statement(before: &Tree, after: &Head) -> Result<Prepared, LedgerErr
             after.tree.root().0.to_vec(),
             after.month,
             size(before)?,
-            before.root().0.to_vec()
+            before.root().0.to_vec(),
+            after.recorded_at
         ],
     ))
 }

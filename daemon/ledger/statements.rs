@@ -11,6 +11,7 @@ use tokio_postgres::types::ToSql;
 use super::batch::{Batch, DeliveryWrite, EntryIndex, ImageWrite};
 use super::held::{check, seen};
 use super::load_statements::{load, quiet};
+use super::parked::{heal, park};
 use super::polls::poll;
 use super::position::Position;
 use super::reconcile::reconcile;
@@ -53,6 +54,8 @@ pub fn source_statements(
     seen(std::mem::take(&mut batch.seen), out);
     batch.reconciled.drain(..).for_each(|write| reconcile(write, out));
     check(std::mem::take(&mut batch.checks), out);
+    heal(std::mem::take(&mut batch.healed_parked), out);
+    park(std::mem::take(&mut batch.parked), out);
     for position in batch.positions.drain(..) {
         out.push(position_statement(position));
     }
