@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::node::{Fields, Node, Problems};
-use super::source::{MassSettings, read_digest_key, read_mass, read_time, with_digest_key};
+use super::source::{MassSettings, read_bounds, read_digest_key, read_mass, read_time, with_digest_key};
 use super::target::TargetConfig;
 use crate::mapping::{self, Constants, SourceMapping};
 
@@ -51,6 +51,7 @@ pub(super) fn read_poll(
     let mass = read_mass(&mut fields, problems);
     let digest_key = read_digest_key(&mut fields, problems);
     let at = fields.at.clone();
+    let value_bytes = read_bounds(&mut fields, problems);
     fields.finish(problems);
     // A target with mistakes of its own is told of there.
     let target = target?;
@@ -65,7 +66,7 @@ pub(super) fn read_poll(
     let constants = Constants { settings: target.connector.set.clone(), ..Constants::of(name) };
     let mapping = mapping.unwrap_or_else(|| Some(target.connector.system.clone()))?;
     let mapping = mapping::file::load(mappings, &mapping, constants, problems)?;
-    let mapping = with_digest_key(mapping, digest_key.as_ref(), &at, problems);
+    let mapping = with_digest_key(mapping, digest_key.as_ref(), &at, problems).bounded(value_bytes);
     let reading = &target.connector.reading;
     for table in mapping.tables.iter().filter(|table| reading.table(&table.name).is_none()) {
         let known: Vec<&str> = reading.tables.iter().map(|table| table.name.as_str()).collect();

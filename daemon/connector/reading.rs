@@ -10,8 +10,8 @@ use crate::mapping::shape::open_variables;
 use crate::mapping::template::Template;
 
 /// Variables of requests for pages: `since` (seconds since 1970), `since_text` (RFC 3339), `last` (key of the last row),
-/// `token`, `page` (from 1), `settings`.
-const PAGE: [&str; 6] = ["since", "since_text", "last", "token", "page", "settings"];
+/// `token`, `page` (from 1), `per_page`, `settings`.
+const PAGE: [&str; 7] = ["since", "since_text", "last", "token", "page", "per_page", "settings"];
 
 /// Reads `tables` and `streams` of a connector file.
 pub fn read_reading(fields: &mut Fields, problems: &mut Problems) -> Reading {
@@ -100,12 +100,18 @@ fn read_listing(fields: &mut Fields, problems: &mut Problems) -> Option<Listing>
     let body = fields.optional("body");
     let mut compiled = || body.as_ref().and_then(|node| Template::compile(node, &variables, problems));
     let (first_body, next_body) = (compiled(), compiled());
+    let page_size = fields.optional("page_size").and_then(|node| node.whole(1, problems));
+    let page_size = page_size.and_then(|size| usize::try_from(size).ok());
     let pages = fields.required("pages", "{ by: token, token: answer.next_offset }", problems);
+    let at = pages.as_ref().map(|node| node.at.clone());
     let pages = pages.and_then(|node| read_pages(&node, problems));
+    if let (Some(Pages::Number | Pages::Time), None, Some(at)) = (&pages, page_size, at) {
+        problems.add(&at, "whether a page is full is told by its rows", "page_size: 100, beside `pages`");
+    }
     let rows = over(fields, "rows", &["answer"], "answer.data", problems);
     let first = Lookup { line: first?, body: first_body };
     let next = Lookup { line: next?, body: next_body };
-    Some(Listing { first, next, pages: pages?, rows: rows? })
+    Some(Listing { first, next, page_size, pages: pages?, rows: rows? })
 }
 
 /// `METHOD /path`, or the same with a body.
@@ -125,22 +131,19 @@ fn read_lookup(node: &Node, problems: &mut Problems) -> Option<Lookup> {
 fn read_pages(node: &Node, problems: &mut Problems) -> Option<Pages> {
     let mut fields = node.fields(problems);
     let by = fields.string("by", "token", problems)?;
-    let mut size = |fields: &mut Fields| {
-        let size = fields.required("size", "100", problems).and_then(|node| node.whole(2, problems));
-        size.and_then(|size| usize::try_from(size).ok())
-    };
     let pages = match by.as_str() {
         "single" => Some(Pages::Single),
-        "number" => size(&mut fields).map(|size| Pages::Number { size }),
-        "time" => size(&mut fields).map(|size| Pages::Time { size }),
-        "last" => over(&mut fields, "more", &["answer"], "answer.has_more", problems)
+        "number" => Some(Pages::Number),
+        "time" => Some(Pages::Time),
+        "last" => over(&mut fields, "more", &["answer", "per_page"], "answer.has_more", problems)
             .map(|more| Pages::Last { more }),
         "token" => {
             let token = over(&mut fields, "token", &["answer"], "answer.next_offset", problems);
             let more = fields.optional("more");
             let more =
                 more.and_then(|node| Expression::compile(&node, &open_variables(&["answer"]), problems));
-            token.map(|token| Pages::Token { token, more })
+            let is_time = fields.optional("is_time").and_then(|node| node.boolean(problems)).unwrap_or(false);
+            token.map(|token| Pages::Token { token, more, is_time })
         }
         "link" => {
             let next = over(&mut fields, "next", &["answer"], "answer['@odata.nextLink']", problems);

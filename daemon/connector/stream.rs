@@ -3,15 +3,16 @@
 //! ```yaml
 //! tables:                       # objects, by the name that mappings have for them
 //!   customer:
-//!     list: { request: "GET /v1/customers?limit=100", next: "…&starting_after={last}", pages: { by: last, more: answer.has_more }, rows: answer.data }
+//!     list: { request: "GET /v1/customers?limit={per_page}", next: "…&starting_after={last}", page_size: 100, pages: { by: last, more: answer.has_more }, rows: answer.data }
 //!     read: "GET /v1/customers/{key}"
 //!     record: answer            # the object in the answer to `read`
 //!     key: record.id
 //! streams:
 //!   events:
 //!     every: { least_s: 5, most_s: 60 }
-//!     request: "GET /v1/events?created[gte]={since}&limit=100"
-//!     next: "GET /v1/events?created[gte]={since}&limit=100&starting_after={last}"
+//!     request: "GET /v1/events?created[gte]={since}&limit={per_page}"
+//!     next: "GET /v1/events?created[gte]={since}&limit={per_page}&starting_after={last}"
+//!     page_size: 100            # fewer are asked for where so many are too large to be read
 //!     pages: { by: last, more: answer.has_more }
 //!     rows: answer.data
 //!     table: row.data.object.object
@@ -93,6 +94,8 @@ pub struct Listing {
     pub first: Lookup,
     /// Request for any other.
     pub next: Lookup,
+    /// Rows that are asked for at once (`per_page` in the requests); fewer when so many are too large to be read.
+    pub page_size: Option<usize>,
     /// How the next page is found.
     pub pages: Pages,
     /// Rows of a page, a list over `answer`.
@@ -115,18 +118,14 @@ pub enum Pages {
         token: Expression,
         /// There is another one now, over `answer`; while there is a token when `None`.
         more: Option<Expression>,
+        /// The token is a time in seconds since 1970: behind a page that has no end, the next second can be asked for.
+        is_time: bool,
     },
     /// By number, from 1; one that is not full is the last.
-    Number {
-        /// Rows of a full page.
-        size: usize,
-    },
+    Number,
     /// Each page begins at the time of the last row of the one before it, so that rows which move from page to page while they are
     /// read are not passed over; rows of one instant come by number.
-    Time {
-        /// Rows of a full page.
-        size: usize,
-    },
+    Time,
     /// By an address that the answer gives: of the next page, or, at the end, of what will have changed.
     Link {
         /// Over `answer`.

@@ -23,12 +23,13 @@ use crate::dispatch::pace::Pace;
 use crate::ledger::batch::{Batch, LoadWrite};
 use crate::ledger::entry::{EntryKind, NewEntry};
 use crate::ledger::loads::{self, LoadKind, Request};
+use crate::ledger::parked::{self, Parked, ParkedKind, ParkedName};
 use crate::ledger::polls::{self, PollWrite};
 use crate::ledger::{Ledger, LedgerError, images};
 use crate::mapping::scope::Scope;
 use crate::ops::pulse::Pulse;
-use crate::source::poll::Record;
 use crate::source::poll::cursor::Expired;
+use crate::source::poll::{Record, Unreadable};
 use reader::{ListReader, StreamReader};
 use records::Records;
 
@@ -60,11 +61,13 @@ enum Handed {
         /// When it was asked for: what the system was told since then is newer.
         asked_at: Timestamp,
         /// Rows that could not be read.
-        unreadable: Vec<String>,
+        unreadable: Vec<Unreadable>,
         write: PollWrite,
         /// Of the list that it is from.
         listed: Option<Listed>,
     },
+    /// A stream or a list cannot be read, and why; or it can be read again.
+    Trouble { stream: String, reason: Option<String> },
     /// There is no going on from where a stream stood.
     Lost { stream: String, why: Expired },
 }
@@ -124,7 +127,10 @@ impl Poller {
                 Some(ended) = readers.join_next() => {
                     ended.map_err(|_| LedgerError::WriterGone)??;
                 }
-                _ = beats.tick() => self.pulse.beat(),
+                _ = beats.tick() => {
+                    self.pulse.beat();
+                    self.pulse.during(self.read_parked(&mut records)).await?;
+                }
                 () = self.ledger.lost() => return Err(LedgerError::WriterGone.into()),
             }
         }
@@ -173,15 +179,18 @@ impl Poller {
 
     async fn take(&self, records: &mut Records, handed: Handed) -> Result<usize, CaptureError> {
         match handed {
+            Handed::Trouble { stream, reason } => {
+                self.trouble(stream, reason).await?;
+                Ok(0)
+            }
             Handed::Lost { stream, why } => {
                 self.lost(&stream, why).await?;
                 Ok(0)
             }
             Handed::Page { records: read, asked_at, unreadable, write, listed } => {
                 let mut last = Batch::default();
-                if !unreadable.is_empty() {
-                    last.entry(self.unreadable(&write.stream, &unreadable));
-                }
+                unreadable.into_iter().for_each(|row| last.park(self.unreadable(row)));
+                last.healed_parked = self.healed(&read).await?;
                 last.polls.push(write);
                 if let Some(Listed { load, relation, ends, ends_load }) = &listed {
                     let keys = read.iter().map(|record| record.key.clone()).collect();
@@ -202,13 +211,79 @@ impl Poller {
         }
     }
 
-    /// Rows that nobody can read are told of, and hold up nothing else.
-    fn unreadable(&self, stream: &str, reasons: &[String]) -> NewEntry {
-        let (source, first) = (&self.source.flow.name, reasons.first());
-        tracing::error!(source_name = %source, stream, rows = reasons.len(), reason = first, "rows cannot be read");
-        let fields = json!({"source": source, "action": "unreadable", "stream": stream, "rows": reasons.len(),
-                            "reason": first});
-        NewEntry::new(EntryKind::Gap, None, fields)
+    /// A record that nobody can read waits by name, and holds up nothing else.
+    fn unreadable(&self, row: Unreadable) -> Parked {
+        let Unreadable { place, key, reason } = row;
+        tracing::error!(source_name = %self.source.flow.name, table = place, key, reason, "a record is parked");
+        let source = self.source.flow.name.clone();
+        Parked { kind: ParkedKind::Record, source, place, key, reason, bytes: None }
+    }
+
+    /// Records that were parked and can be read now.
+    async fn healed(&self, records: &[Record]) -> Result<Vec<ParkedName>, LedgerError> {
+        if records.is_empty() {
+            return Ok(Vec::new());
+        }
+        let kinds = [ParkedKind::Record.as_str()];
+        let open = parked::open_of(self.ledger.reader(), &self.source.flow.name, &kinds).await?;
+        let of = |name: &ParkedName, record: &Record| record.table == name.place && record.key == name.key;
+        let healed = open.into_iter().map(|(name, _)| name);
+        Ok(healed.filter(|name| records.iter().any(|record| of(name, record))).collect())
+    }
+
+    /// Tells that a stream cannot be read, or that it can be again.
+    async fn trouble(&self, stream: String, reason: Option<String>) -> Result<(), LedgerError> {
+        let source = self.source.flow.name.clone();
+        let kinds = [ParkedKind::Stream.as_str()];
+        let open = parked::open_of(self.ledger.reader(), &source, &kinds).await?;
+        let is_open = open.iter().any(|(name, _)| name.place == stream);
+        let key = stream.clone();
+        let parked = |reason| Parked {
+            kind: ParkedKind::Stream,
+            source: source.clone(),
+            place: stream.clone(),
+            key,
+            reason,
+            bytes: None,
+        };
+        let mut batch = Batch::default();
+        match reason {
+            Some(reason) => {
+                let what = if stream.starts_with("list ") { "a list" } else { "a stream" };
+                tracing::error!(source_name = %source, stream, reason, "{what} cannot be read; it is tried again");
+                batch.park(parked(reason));
+            }
+            None if is_open => {
+                tracing::info!(source_name = %source, stream, "a stream can be read again");
+                batch.healed_parked.push(parked(String::new()).name());
+            }
+            None => return Ok(()),
+        }
+        self.ledger.writer().write(batch).await.map(|_| ())
+    }
+
+    /// Reads parked records again that a person asks for.
+    async fn read_parked(&self, records: &mut Records) -> Result<(), CaptureError> {
+        let kinds = [ParkedKind::Record.as_str()];
+        let open = parked::open_of(self.ledger.reader(), &self.source.flow.name, &kinds).await?;
+        for (name, _) in open.into_iter().filter(|(_, asked)| *asked) {
+            let made = match records.read_parked(&name).await? {
+                Ok(made) => made,
+                Err(reason) => {
+                    let ParkedName { kind, source, place, key } = name;
+                    let mut batch = Batch::default();
+                    batch.park(Parked { kind, source, place, key, reason, bytes: None });
+                    self.ledger.writer().write(batch).await?;
+                    continue;
+                }
+            };
+            let batch = Batch { healed_parked: vec![name], ..Batch::default() };
+            self.ledger.writer().write(batch).await?;
+            if made > 0 {
+                self.wake.send_modify(|count| *count = count.wrapping_add(1));
+            }
+        }
+        Ok(())
     }
 
     /// What changed while there was no going on is found by reading everything; so are deletions.

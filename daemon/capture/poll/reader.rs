@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{Handed, Listed, Message, PollSource};
-use crate::connector::classify::{Answer, Class};
+use crate::connector::classify::{Answer, Class, Flaw};
 use crate::connector::request::Request;
 use crate::connector::stream::{Listing, Stream, Table};
 use crate::dispatch::pace::Pace;
@@ -42,6 +42,46 @@ enum Asked {
     Answer(Answer, Timestamp),
     /// The system says no; what it said is kept for a rule that knows better.
     Refused(Answer),
+    /// There is an answer, and it is larger than anything that is read.
+    TooLarge,
+}
+
+/// Failures in a row after which a stream is told of.
+const FAILURES_TOLD: u32 = 3;
+
+/// Whether a stream or a list can be read; when it cannot, that is told once, and once more when it can again.
+pub(super) struct Health {
+    name: String,
+    hand_over: mpsc::Sender<Message>,
+    failures: u32,
+    told: bool,
+}
+
+impl Health {
+    /// Nothing is known of it: what was told before this process began may have come right.
+    pub(super) fn new(name: &str, hand_over: &mpsc::Sender<Message>) -> Self {
+        Self { name: name.to_owned(), hand_over: hand_over.clone(), failures: 0, told: true }
+    }
+
+    /// It could not be read; it is tried again.
+    async fn failed(&mut self, reason: &str, patience: u32) -> Result<(), LedgerError> {
+        self.failures = self.failures.saturating_add(1);
+        if self.failures == patience.max(1) {
+            self.told = true;
+            let trouble = Handed::Trouble { stream: self.name.clone(), reason: Some(reason.to_owned()) };
+            hand(&self.hand_over, trouble).await?;
+        }
+        Ok(())
+    }
+
+    /// It can be read.
+    async fn fine(&mut self) -> Result<(), LedgerError> {
+        self.failures = 0;
+        if std::mem::take(&mut self.told) {
+            hand(&self.hand_over, Handed::Trouble { stream: self.name.clone(), reason: None }).await?;
+        }
+        Ok(())
+    }
 }
 
 /// Asks until there is an answer.
@@ -50,24 +90,44 @@ async fn ask(
     ledger: &Ledger,
     pace: &Pace,
     request: &Request,
+    health: &mut Health,
 ) -> Result<Asked, LedgerError> {
     let mut failures = 0;
     loop {
         pace.wait(&source.target, source.share).await;
         let asked_at = Timestamp::now();
         let answered = source.target.ask("poll", request, ledger.tenure()).await?;
-        match answered {
-            Some((Class::Applied, answer)) if !answer.body.is_null() => {
+        let reason = match answered {
+            Some((_, Answer { flaw: Some(Flaw::TooLarge), .. })) => return Ok(Asked::TooLarge),
+            Some((Class::Applied, answer)) if answer.flaw.is_none() => {
                 return Ok(Asked::Answer(answer, asked_at));
             }
-            Some((Class::Throttled | Class::Transient | Class::Uncertain | Class::Unauthorised, _))
-            | None => {}
+            // That is waiting, not failing.
+            Some((Class::Throttled, _)) => None,
+            Some((Class::Transient | Class::Uncertain | Class::Unauthorised | Class::Applied, answer)) => {
+                Some(said(&answer))
+            }
+            None => Some("no answer".to_owned()),
             Some((_, answer)) => return Ok(Asked::Refused(answer)),
+        };
+        if let Some(reason) = reason {
+            health.failed(&reason, FAILURES_TOLD).await?;
         }
         failures += 1;
         sleep(backoff(failures, rand::random()).min(Duration::from_secs(30))).await;
     }
 }
+
+/// What an answer says, without any of its content.
+fn said(answer: &Answer) -> String {
+    match answer.flaw {
+        Some(flaw) => format!("status {}, and the answer is {}", answer.status, flaw.as_str()),
+        None => format!("status {}", answer.status),
+    }
+}
+
+/// That even one row is more than is read.
+const ONE_IS_TOO_LARGE: &str = "the smallest page that can be asked for is larger than 16 MB";
 
 /// Reads one stream.
 pub(super) struct StreamReader {
@@ -86,10 +146,10 @@ impl StreamReader {
         let Some(stream) = target.connector.reading.stream(&self.stream) else { return Ok(()) };
         let (least, most) = self.bounds(stream);
         let mut pause = least;
-        let mut complained = false;
+        let mut health = Health::new(&self.stream, &self.hand_over);
         loop {
             let began = Instant::now();
-            match self.pass(stream, &mut complained).await? {
+            match self.pass(stream, &mut health).await? {
                 Some(made) if made > 0 => pause = least,
                 Some(_) => pause = pause.mul_f64(SLOWER).min(most),
                 None => pause = most,
@@ -105,36 +165,34 @@ impl StreamReader {
     }
 
     /// One pass over the pages; gives how many events it made, or nothing when the system says no.
-    async fn pass(&mut self, stream: &Stream, complained: &mut bool) -> Result<Option<usize>, LedgerError> {
+    async fn pass(&mut self, stream: &Stream, health: &mut Health) -> Result<Option<usize>, LedgerError> {
         let from_ms = self.source.from.as_millisecond();
         if let Err(why) = self.cursor.begin(stream, from_ms, Timestamp::now()) {
             return self.lost(why).await.map(Some);
         }
         let mut made = 0;
         loop {
-            let Some(pass) = &self.cursor.pass else { return Ok(Some(made)) };
+            let Some(pass) = &mut self.cursor.pass else { return Ok(Some(made)) };
             let request = match pass.request("poll", &stream.listing, &self.source.target.connector) {
                 Ok(request) => request,
-                Err(error) => return Ok(self.complain(complained, &error.to_string())),
+                Err(error) => return refused(health, &error.to_string()).await,
             };
-            let (answer, asked_at) = match ask(&self.source, &self.ledger, &self.pace, &request).await? {
-                Asked::Answer(answer, _) if stream.is_expired(&answer) => {
-                    return self.lost(Expired::Refused).await.map(Some);
-                }
-                Asked::Answer(answer, asked_at) => (answer, asked_at),
-                Asked::Refused(answer) if stream.is_expired(&answer) => {
-                    return self.lost(Expired::Refused).await.map(Some);
-                }
-                Asked::Refused(answer) => {
-                    return Ok(self.complain(complained, &format!("status {}", answer.status)));
-                }
-            };
+            let (answer, asked_at) =
+                match ask(&self.source, &self.ledger, &self.pace, &request, health).await? {
+                    Asked::Answer(answer, _) | Asked::Refused(answer) if stream.is_expired(&answer) => {
+                        return self.lost(Expired::Refused).await.map(Some);
+                    }
+                    Asked::Answer(answer, asked_at) => (answer, asked_at),
+                    Asked::Refused(answer) => return refused(health, &said(&answer)).await,
+                    Asked::TooLarge if pass.ask_for_less(&stream.listing) => continue,
+                    Asked::TooLarge => return refused(health, ONE_IS_TOO_LARGE).await,
+                };
             let page = match self.read(stream, &answer) {
                 Ok(page) => page,
-                Err(PageError::Stuck) => return self.lost(Expired::Stuck).await.map(Some),
-                Err(error) => return Ok(self.complain(complained, &error.to_string())),
+                Err(PageError::Stuck) => return self.stuck(stream).await.map(Some),
+                Err(error) => return refused(health, &error.to_string()).await,
             };
-            *complained = false;
+            health.fine().await?;
             let more = page.more;
             made += self.hand(page, asked_at).await?;
             if !more {
@@ -143,12 +201,27 @@ impl StreamReader {
         }
     }
 
+    /// The same page comes again: the stream begins anew, or, where it goes by time, with the next second.
+    async fn stuck(&mut self, stream: &Stream) -> Result<usize, LedgerError> {
+        let now = Timestamp::now();
+        match self.cursor.pass.as_ref().and_then(|pass| pass.next_second(&stream.listing, now)) {
+            Some(next) => {
+                let made = self.lost(Expired::FullSecond).await?;
+                self.cursor.pass = Some(next);
+                Ok(made)
+            }
+            None => self.lost(Expired::Stuck).await,
+        }
+    }
+
     /// Moves the cursor over a page.
     fn read(&mut self, stream: &Stream, answer: &Answer) -> Result<Page, PageError> {
         let Some(pass) = &mut self.cursor.pass else { return Ok(Page::default()) };
-        let page = pass.take(stream, answer, self.source.target.way.base_url())?;
+        let now = Timestamp::now();
+        let page = pass.take(stream, answer, (now.as_millisecond(), self.source.target.way.base_url()))?;
         if !page.more {
-            self.cursor.end(stream, answer.clock_ms(Timestamp::now()));
+            // Whatever the vendor's clock says, what comes from now on is asked for.
+            self.cursor.end(stream, answer.clock_ms(now).min(now.as_millisecond()));
         }
         Ok(page)
     }
@@ -178,15 +251,11 @@ impl StreamReader {
         self.cursor = Cursor::default();
         hand(&self.hand_over, Handed::Lost { stream: self.stream.clone(), why }).await
     }
+}
 
-    /// Says once that the system does not do as it is told. Nothing is lost: it is asked again.
-    fn complain(&self, complained: &mut bool, reason: &str) -> Option<usize> {
-        if !std::mem::replace(complained, true) {
-            tracing::error!(source_name = %self.source.flow.name, stream = %self.stream, reason,
-                "a stream cannot be read; it is tried again");
-        }
-        None
-    }
+/// The system does not do as it is told. Nothing is lost: it is asked again.
+async fn refused(health: &mut Health, reason: &str) -> Result<Option<usize>, LedgerError> {
+    health.failed(reason, 1).await.map(|()| None)
 }
 
 /// Reads lists of all objects, as they are asked for.
@@ -237,10 +306,12 @@ impl ListReader {
                 let Err(reason) = self.list(load.id, (table, listing), pass, ends_load).await? else {
                     continue;
                 };
-                if refused.insert(table.name.clone()) {
-                    tracing::error!(source_name = %self.source.flow.name, table = %table.name, reason,
-                        "a list cannot be read; it is tried again behind the others");
+                if !refused.insert(table.name.clone()) {
+                    left.push((table, listing, Pass::new(0, Timestamp::now())));
+                    continue;
                 }
+                let trouble = Handed::Trouble { stream: stream_of(table), reason: Some(reason) };
+                hand(&self.hand_over, trouble).await?;
                 left.push((table, listing, Pass::new(0, Timestamp::now())));
             }
             if left.is_empty() {
@@ -314,8 +385,9 @@ impl ListReader {
         mut pass: Pass,
         ends_load: bool,
     ) -> Result<Result<(), String>, LedgerError> {
+        let mut health = Health::new(&stream_of(table), &self.hand_over);
         loop {
-            let (page, asked_at) = match self.page(table, listing, &mut pass).await? {
+            let (page, asked_at) = match self.page(table, listing, &mut pass, &mut health).await? {
                 Ok(asked) => asked,
                 Err(reason) => return Ok(Err(reason)),
             };
@@ -342,18 +414,26 @@ impl ListReader {
         table: &Table,
         listing: &Listing,
         pass: &mut Pass,
+        health: &mut Health,
     ) -> Result<Result<(Page, Timestamp), String>, LedgerError> {
-        let request = match pass.request("list", listing, &self.source.target.connector) {
-            Ok(request) => request,
-            Err(error) => return Ok(Err(error.to_string())),
-        };
-        let (answer, asked_at) = match ask(&self.source, &self.ledger, &self.pace, &request).await? {
-            Asked::Answer(answer, asked_at) => (answer, asked_at),
-            Asked::Refused(answer) => return Ok(Err(format!("status {}", answer.status))),
+        let (answer, asked_at) = loop {
+            let request = match pass.request("list", listing, &self.source.target.connector) {
+                Ok(request) => request,
+                Err(error) => return Ok(Err(error.to_string())),
+            };
+            match ask(&self.source, &self.ledger, &self.pace, &request, health).await? {
+                Asked::Answer(answer, asked_at) => break (answer, asked_at),
+                Asked::Refused(answer) => return Ok(Err(said(&answer))),
+                Asked::TooLarge if pass.ask_for_less(listing) => {}
+                Asked::TooLarge => return Ok(Err(ONE_IS_TOO_LARGE.to_owned())),
+            }
         };
         let clock = answer.clock_ms(Timestamp::now());
         let place = (clock, self.source.target.way.base_url());
         let page = pass.take_listed(table, listing, &answer, place);
+        if page.is_ok() {
+            health.fine().await?;
+        }
         Ok(page.map(|page| (page, asked_at)).map_err(|error| error.to_string()))
     }
 

@@ -1,12 +1,11 @@
 //! Records into the ledger: newer than what is known or not, and what they make.
 
-use std::sync::Arc;
-
 use jiff::Timestamp;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::PollSource;
+use crate::bounds::{LIST_ITEMS, VALUES_IN_ROW, shown, size};
 use crate::capture::error::CaptureError;
 use crate::capture::intake::{Intake, IntakeError, Prepared};
 use crate::capture::seen::AsOf;
@@ -15,6 +14,7 @@ use crate::event::{Change, Cluster, Lsn, Row, RowState, Transaction, canonical_b
 use crate::image::{Emitted, Overlay, Projection, RowId};
 use crate::ledger::batch::{Batch, LoadWrite};
 use crate::ledger::loads::{began, unseen};
+use crate::ledger::parked::ParkedName;
 use crate::ledger::{Ledger, LedgerError};
 use crate::mapping::TableSpec;
 use crate::source::poll::Record;
@@ -177,6 +177,33 @@ impl Records {
         Ok(made)
     }
 
+    /// Reads a parked record again; gives how many events that made, or why it stays parked.
+    pub(super) async fn read_parked(
+        &mut self,
+        name: &ParkedName,
+    ) -> Result<Result<usize, String>, CaptureError> {
+        let asked_at = Timestamp::now();
+        let (table, key) = (&name.place, &name.key);
+        match self.look(table, key).await? {
+            Look::Now(now) => {
+                let (batch, again) = self.batch((&[now], asked_at), Said::Read, false).await?;
+                let made = batch.entries.len();
+                self.write(batch).await?;
+                Ok(Ok(made + self.read_again(again).await?))
+            }
+            Look::Gone => {
+                let at_ms = asked_at.as_millisecond();
+                let batch = self.gone(table, std::slice::from_ref(key), at_ms).await?;
+                let made = batch.entries.len();
+                self.write(batch).await?;
+                Ok(Ok(made))
+            }
+            Look::Nothing => {
+                Ok(Err("it cannot be read by itself either; it comes with its next change".to_owned()))
+            }
+        }
+    }
+
     /// One object as it is now; `None` when it is gone.
     async fn read(&self, record: &Record) -> Result<Option<Record>, LedgerError> {
         Ok(match self.look(&record.table, &record.key).await? {
@@ -326,13 +353,56 @@ fn standing(known: Option<&Row>, row: &Row, at_ms: i64, said: Said) -> Standing 
     }
 }
 
-/// The mapped members of an object; what it does not have is null.
+/// The mapped members of an object; what it does not have is null, and what is larger than its bound is left out.
 fn row_of(table: &TableSpec, record: &Record) -> Row {
-    let value = |name: &Arc<str>| record.object.get(&**name).map(storable).unwrap_or_default();
-    let mut values: Vec<Value> = table.columns.iter().map(value).collect();
+    let (mut values, mut places, mut why) = (Vec::with_capacity(table.columns.len()), Vec::new(), Vec::new());
+    let mut left = table.bounds.value_bytes.saturating_mul(VALUES_IN_ROW);
+    for (place, name) in table.columns.iter().enumerate() {
+        let Some(value) = record.object.get(&**name) else {
+            values.push(Value::Null);
+            continue;
+        };
+        let most = table.most_bytes(name).min(left);
+        match weight(value) {
+            Ok(bytes) if bytes <= most => {
+                left -= bytes;
+                values.push(storable(value));
+            }
+            Ok(bytes) => {
+                places.push(place);
+                why.push(format!("`{name}` has {} and is left out; {} is the most", size(bytes), size(most)));
+                values.push(Value::Null);
+            }
+            Err(items) => {
+                places.push(place);
+                why.push(format!("`{name}` has {items} items and is left out; {LIST_ITEMS} are the most"));
+                values.push(Value::Null);
+            }
+        }
+    }
     table.protect(&table.columns, &mut values);
+    let row = Row::new(table.columns.as_slice().into(), values);
+    let row = if places.is_empty() {
+        row
+    } else {
+        let key = shown(&record.key);
+        row.without(&places, &format!("`{}` {key}: {}", record.table, why.join("; ")))
+    };
     let at = (AT.into(), Value::from(record.at_ms));
-    table.columns.iter().cloned().zip(values).chain([at]).collect()
+    row.iter().map(|(name, value)| (name.clone(), value.clone())).chain([at]).collect()
+}
+
+/// Bytes of a value, about; or how many items a list of it has, when they are too many.
+fn weight(value: &Value) -> Result<usize, usize> {
+    match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => Ok(8),
+        Value::String(text) => Ok(text.len()),
+        Value::Array(items) if items.len() > LIST_ITEMS => Err(items.len()),
+        Value::Array(items) => items.iter().try_fold(2, |sum, item| Ok(sum + weight(item)?)),
+        Value::Object(map) => {
+            map.iter().try_fold(2, |sum, (name, item)| Ok(sum + name.len() + weight(item)?))
+        }
+    }
 }
 
 /// PostgreSQL's jsonb holds no NUL.
@@ -364,6 +434,7 @@ fn transaction(change: Change, at_ms: i64, snapshot: bool) -> Transaction {
         complete: true,
         marks: Vec::new(),
         snapshot,
+        unreadable: Vec::new(),
     }
 }
 

@@ -1,12 +1,13 @@
 //! Where a stream stands, and how a pass over it goes on from page to page. It is kept in the ledger with the events of each page, so
 //! that a restart goes on in the midst of a pass.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::connector::stream::{Progress, Stream};
+use crate::connector::stream::{Listing, Pages, Progress, Stream};
 
 /// Late passes are so many times more frequent than how far they go back: a row that comes late by four fifths of that is found.
 const LATE_PASSES: u32 = 5;
@@ -47,9 +48,39 @@ pub struct Pass {
     pub began_at: Option<Timestamp>,
     /// Pages read so far.
     pub pages: u64,
+    /// Rows that are asked for at once; as the connector says when `None`.
+    pub per_page: Option<usize>,
+    /// Digests of pages, by which it is found out when they go round; a restart begins with none.
+    #[serde(skip)]
+    pub seen: HashSet<u64>,
 }
 
 impl Pass {
+    /// Asks for half as many rows at once; false when it is one already, or the connector does not say how many.
+    pub fn ask_for_less(&mut self, listing: &Listing) -> bool {
+        let Some(size) = self.per_page.or(listing.page_size).filter(|size| *size > 1) else { return false };
+        let less = size / 2;
+        if matches!(listing.pages, Pages::Number | Pages::Time) {
+            // The page that begins no later than the one that was too large.
+            let (size, fewer) = (size as u64, less as u64);
+            self.page = self.page.saturating_sub(1).saturating_mul(size) / fewer.max(1) + 1;
+        }
+        self.per_page = Some(less);
+        true
+    }
+
+    /// A pass that goes on with the second behind the one in which this one is stuck, where pages go on by time.
+    #[must_use]
+    pub fn next_second(&self, listing: &Listing, now: Timestamp) -> Option<Self> {
+        let Pages::Token { is_time: true, .. } = listing.pages else { return None };
+        let second = match &self.token {
+            Some(token) => token.parse::<i64>().ok()?,
+            None => self.since_ms.div_euclid(1_000),
+        };
+        let token = Some(second.checked_add(1)?.to_string());
+        Some(Self { token, per_page: self.per_page, ..Self::new(self.since_ms, now) })
+    }
+
     /// From the first page on.
     #[must_use]
     pub fn new(since_ms: i64, now: Timestamp) -> Self {
@@ -69,6 +100,9 @@ pub enum Expired {
     /// The same page comes again and again.
     #[error("the vendor gives the same page again and again")]
     Stuck,
+    /// More changed in one second than a page has rows.
+    #[error("more changed in one second than the vendor gives at once")]
+    FullSecond,
 }
 
 impl Cursor {

@@ -7,4 +7,4 @@ pub mod cursor;
 pub mod page;
 
 pub use cursor::{Cursor, Pass};
-pub use page::{Page, PageError, Record};
+pub use page::{Page, PageError, Record, Unreadable};
