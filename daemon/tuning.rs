@@ -84,14 +84,20 @@ async fn reset(config: &Config, target: String, limit: Option<String>) -> Result
     let set = changes(&client).await?.tunings;
     let is_set =
         |limit: &String| set.iter().any(|tuning| tuning.target == target && tuning.limit_name == *limit);
-    let which: Vec<String> = which.into_iter().filter(is_set).collect();
-    for limit in &which {
+    // One is enough to lift its pauses, where nothing was set.
+    let (mut reset, others): (Vec<String>, Vec<String>) = which.into_iter().partition(is_set);
+    let was_set = !reset.is_empty();
+    reset.extend(others.into_iter().take(usize::from(!was_set)));
+    for limit in &reset {
         let order_of = Command::Quota { target: target.clone(), limit: limit.clone(), rates: None };
         order(config, &client, order_of).await?;
     }
-    Ok(match which.as_slice() {
-        [] => format!("nothing was set for {target}\n"),
-        reset => format!("{target} {}: as the settings say; it is in the ledger\n", reset.join(", ")),
+    Ok(match was_set {
+        false => format!("{target}: nothing was set; its pauses are lifted; it is in the ledger\n"),
+        true => format!(
+            "{target} {}: as the settings say; its pauses are lifted; it is in the ledger\n",
+            reset.join(", ")
+        ),
     })
 }
 
@@ -171,10 +177,17 @@ fn render(target: &Value) -> String {
             if let Some(cut) = limit.get("cut").and_then(Value::as_f64).filter(|cut| *cut < 1.0) {
                 let _ = write!(out, " (cut to {:.0} % after refusals)", cut * 100.0);
             }
+            if let Some(until) = limit.get("paused_until").and_then(Value::as_str) {
+                let _ = write!(out, " (paused until {until}; tailwater quota reset lifts it)");
+            }
             out.push(';');
         }
         match state.get("closed").and_then(Value::as_str) {
-            Some(why) => out.push_str(&format!(" paused: {why}\n")),
+            Some(why) => {
+                let until = state.get("closed_until").and_then(Value::as_str);
+                let until = until.map(|until| format!(" until {until}")).unwrap_or_default();
+                out.push_str(&format!(" paused: {why}{until}; tailwater quota reset lifts it\n"));
+            }
             None => out.push_str(" open\n"),
         }
     }

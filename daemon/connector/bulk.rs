@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use super::classify::{Class, OutcomeRule};
 use super::file::read_rules;
 use super::request::RequestLine;
+use crate::bounds::is_id;
 use crate::config::node::{Fields, Node, Problems};
 use crate::mapping::expression::{EvaluationError, Expression};
 use crate::mapping::scope::Scope;
@@ -46,6 +47,8 @@ pub struct ResultReader {
     pub index: Option<Expression>,
     /// The target's own id of it.
     pub id: Expression,
+    /// Our id as the result carries it; null where it does not.
+    pub ours: Option<Expression>,
     /// What it means, over `result`, first match wins; what none matches is uncertain.
     pub outcomes: Vec<OutcomeRule>,
 }
@@ -82,6 +85,8 @@ pub struct ItemOutcome<'a> {
     pub field: Option<&'a str>,
     /// The target's own id.
     pub external_id: Option<String>,
+    /// Our id as it carries it.
+    pub ours: Option<String>,
     /// What the target said.
     pub result: Value,
 }
@@ -108,6 +113,7 @@ impl ResultReader {
     #[must_use]
     pub fn read(&self, results: &[Value], count: usize) -> Vec<Option<ItemOutcome<'_>>> {
         let mut outcomes: Vec<Option<ItemOutcome<'_>>> = (0..count).map(|_| None).collect();
+        let mut told = vec![0_usize; count];
         for (place, result) in results.iter().enumerate() {
             let scope = Scope::new([("result", result)]);
             let index = match &self.index {
@@ -116,19 +122,30 @@ impl ResultReader {
                 }
                 None => Some(place),
             };
-            let Some(slot) = index.and_then(|index| outcomes.get_mut(index)) else { continue };
+            let Some(index) = index else { continue };
+            let Some(slot) = outcomes.get_mut(index) else { continue };
+            told.iter_mut().skip(index).take(1).for_each(|told| *told += 1);
             let rule = self.outcomes.iter().find(|rule| rule.when.holds(&scope).unwrap_or(false));
             let external_id = match self.id.evaluate(&scope) {
-                Ok(Value::String(id)) if !id.is_empty() && !id.contains('\0') => Some(id),
+                Ok(Value::String(id)) if is_id(&id) => Some(id),
                 Ok(Value::Number(id)) => Some(id.to_string()),
                 _ => None,
             };
+            let ours = self.ours.as_ref().and_then(|ours| match ours.evaluate(&scope) {
+                Ok(Value::String(ours)) => Some(ours),
+                _ => None,
+            });
             *slot = Some(ItemOutcome {
                 class: rule.map_or(Class::Uncertain, |rule| rule.class),
                 field: rule.and_then(|rule| rule.field.as_deref()),
                 external_id,
+                ours,
                 result: result.clone(),
             });
+        }
+        // Of what is told twice, and differently, nobody knows which is true.
+        for (slot, _) in outcomes.iter_mut().zip(told).filter(|(_, told)| *told > 1) {
+            *slot = None;
         }
         outcomes
     }
@@ -175,10 +192,12 @@ fn read_result(node: &Node, problems: &mut Problems) -> Option<ResultReader> {
     let index = fields.optional("index");
     let index = index.and_then(|node| Expression::compile(&node, &open_variables(&["result"]), problems));
     let id = compiled(&mut fields, "id", "result.id", &["result"], problems);
+    let ours = fields.optional("ours");
+    let ours = ours.and_then(|node| Expression::compile(&node, &open_variables(&["result"]), problems));
     let outcomes = fields.required("outcomes", "a list of rules", problems);
     let outcomes = outcomes.map(|node| read_rules(&node, &["result"], problems)).unwrap_or_default();
     fields.finish(problems);
-    Some(ResultReader { index, id: id?, outcomes })
+    Some(ResultReader { index, id: id?, ours, outcomes })
 }
 
 /// Reads `jobs`.

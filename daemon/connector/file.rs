@@ -42,9 +42,9 @@ pub fn load(mappings: &Path, name: &str, problems: &mut Problems) -> Option<Conn
     let system = read_system(&mut fields, name, problems);
     let base_url = fields.optional("base_url").and_then(|node| node.string(problems));
     let transport = read_transport(&mut fields, problems);
-    let (auth, user_suffix) = match transport {
+    let (auth, user_suffix, key_at) = match transport {
         Some(Transport::Http) => read_auth(&mut fields, problems),
-        _ => (None, String::new()),
+        _ => (None, String::new(), None),
     };
     let settings = read_settings(&mut fields, problems);
     let headers = read_headers(&mut fields, problems);
@@ -77,6 +77,7 @@ pub fn load(mappings: &Path, name: &str, problems: &mut Problems) -> Option<Conn
         transport: transport?,
         base_url,
         auth: if transport == Some(Transport::Http) { Some(auth?) } else { None },
+        key_at,
         user_suffix,
         settings,
         set: serde_json::Value::Object(serde_json::Map::new()),
@@ -117,17 +118,25 @@ fn read_transport(fields: &mut Fields, problems: &mut Problems) -> Option<Transp
     }
 }
 
-fn read_auth(fields: &mut Fields, problems: &mut Problems) -> (Option<Auth>, String) {
+fn read_auth(fields: &mut Fields, problems: &mut Problems) -> (Option<Auth>, String, Option<String>) {
     let Some(node) = fields.required("auth", "{ kind: bearer }", problems) else {
-        return (None, String::new());
+        return (None, String::new(), None);
     };
     let mut inner = node.fields(problems);
     let kinds = [("bearer", Auth::Bearer), ("basic", Auth::Basic), ("key", Auth::Key), ("body", Auth::Body)];
     let auth = one_of(&mut inner, "kind", &kinds, problems);
     let key = if auth == Some(Auth::Key) { "password" } else { "user_suffix" };
     let suffix = inner.optional(key).and_then(|node| node.string(problems)).unwrap_or_default();
+    let at = inner.optional("at").and_then(|node| node.string(problems));
+    if (auth == Some(Auth::Body)) != at.is_some() || at.as_ref().is_some_and(|at| !at.starts_with('/')) {
+        problems.add(
+            &inner.at,
+            "a key in the body has its place there, and no other key has",
+            "{ kind: body, at: /params/args/2 }",
+        );
+    }
     inner.finish(problems);
-    (auth, suffix)
+    (auth, suffix, at)
 }
 
 /// What only the settings of a target know.

@@ -5,6 +5,7 @@
 pub mod bulk;
 pub mod classify;
 pub mod file;
+pub mod lenient;
 pub mod limit;
 mod object;
 mod reading;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::bounds::WAIT_S;
 use crate::mapping::expression::{EvaluationError, Expression};
 use crate::mapping::scope::Scope;
 use crate::mapping::template::Template;
@@ -47,7 +49,7 @@ pub enum Auth {
     Basic,
     /// Basic, the `api_key` as the user, with a password that is the same for all.
     Key,
-    /// In the body: wherever [`KEY_IN_BODY`] stands the `api_key` is sent, and nowhere else.
+    /// In the body, at [`Connector::key_at`] and nowhere else.
     Body,
 }
 
@@ -71,7 +73,8 @@ pub struct Idempotency {
     pub replayed_header: Option<String>,
 }
 
-/// Stands for the key in a body: what is kept of a request never holds it.
+/// Stands for the key in a body, at the one place that the connector file names: what is kept of a request never holds it. Data that
+/// happens to say the same stays data.
 pub const KEY_IN_BODY: &str = "$api_key";
 
 /// Something that only the settings of a target know: the name of a database, the number of a project.
@@ -94,7 +97,7 @@ pub struct Find {
     pub line: RequestLine,
     /// Its body.
     pub body: Option<Template>,
-    /// Ids found, a list.
+    /// Ids found, a list, over `answer`, `event` and `meta`: of those that carry our id and no other.
     pub ids: Expression,
     /// How long after a write a search may not show it yet.
     pub fresh_after: Duration,
@@ -124,6 +127,10 @@ pub struct Write {
     pub before: Vec<Before>,
     /// The target's own id, from the answer, or the one that is known.
     pub id: Expression,
+    /// Our id as the answer carries it; null where it does not.
+    pub ours: Option<Expression>,
+    /// The answer shows that it was carried out, over `answer`, `status`, `external_id`: of a write whose answer has no id.
+    pub proof: Option<Expression>,
 }
 
 /// A request before the one that writes: it changes nothing that matters, and its answer goes into what is written.
@@ -146,6 +153,8 @@ pub struct Removal {
     pub line: RequestLine,
     /// Its body.
     pub body: Option<Template>,
+    /// The answer shows that it is gone, over `answer`, `status`, `external_id`; any answer that is JSON, and 204, when `None`.
+    pub proof: Option<Expression>,
 }
 
 impl Transport {
@@ -236,6 +245,8 @@ impl Shown {
 pub struct ObjectSpec {
     /// Its name in routes and the ledger.
     pub name: String,
+    /// Whether an event is about this very system, over `event` and `settings`; all are when `None`.
+    pub concerns: Option<Expression>,
     /// Body of writes.
     pub body: Template,
     /// How it comes to stand.
@@ -271,6 +282,8 @@ pub struct Connector {
     pub base_url: Option<String>,
     /// Authentication, over HTTP.
     pub auth: Option<Auth>,
+    /// Where in a body the key stands (RFC 6901), for [`Auth::Body`].
+    pub key_at: Option<String>,
     /// Appended to the user in Basic authentication; the password, where the key is the user.
     pub user_suffix: String,
     /// What only the settings of a target know.
@@ -300,6 +313,13 @@ pub struct Connector {
 }
 
 impl Connector {
+    /// The longest wait that an answer can ask for: a quarter of an hour, or the longest window of a limit.
+    #[must_use]
+    pub fn longest_wait(&self) -> Duration {
+        let windows = self.limits.iter().flat_map(|limit| &limit.rates).map(|rate| rate.window);
+        windows.max().unwrap_or_default().max(Duration::from_secs(WAIT_S))
+    }
+
     /// The object with this name.
     #[must_use]
     pub fn object(&self, name: &str) -> Option<&ObjectSpec> {

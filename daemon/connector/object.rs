@@ -20,6 +20,9 @@ const WRITE_VARIABLES: [&str; 5] = ["event", "references", "external_id", "meta"
 pub(super) fn read_object(name: &str, node: &Node, problems: &mut Problems) -> Option<ObjectSpec> {
     let variables = open_variables(&WRITE_VARIABLES);
     let mut fields = node.fields(problems);
+    let concerns = fields.optional("concerns");
+    let concerns = concerns
+        .and_then(|node| Expression::compile(&node, &open_variables(&["event", "settings"]), problems));
     let body = fields.required("body", "{ name: event.name }", problems);
     let body = body.and_then(|node| Template::compile(&node, &variables, problems));
     let upsert = read_write(&mut fields, "upsert", &variables, problems);
@@ -58,6 +61,7 @@ pub(super) fn read_object(name: &str, node: &Node, problems: &mut Problems) -> O
     let (name, adopt) = (name.to_owned(), adopts);
     Some(ObjectSpec {
         name,
+        concerns,
         body: body?,
         strategy,
         own_id,
@@ -109,9 +113,17 @@ pub(super) fn read_message(name: &str, node: &Node, problems: &mut Problems) -> 
     Some(ObjectSpec {
         name: name.to_owned(),
         body: body?,
-        delete: Some(Removal { line: delete, body: None }),
+        concerns: None,
+        delete: Some(Removal { line: delete, body: None, proof: None }),
         own_id: None,
-        strategy: Strategy::Publish(Write { line, body: None, before: Vec::new(), id: id? }),
+        strategy: Strategy::Publish(Write {
+            line,
+            body: None,
+            before: Vec::new(),
+            id: id?,
+            ours: None,
+            proof: None,
+        }),
         unique: Vec::new(),
         needs: Vec::new(),
         bulk: Vec::new(),
@@ -159,8 +171,17 @@ fn read_write(
     }
     known.extend(open_variables(&["body"]));
     let body = inner.optional("body").and_then(|node| Template::compile(&node, &known, problems));
+    let ours = inner.optional("ours");
+    let ours = ours.and_then(|node| Expression::compile(&node, &open_variables(&["answer"]), problems));
+    let proof = read_proof(&mut inner, problems);
     inner.finish(problems);
-    Some(Write { line: line?, body, before: steps, id: id? })
+    let id = id?;
+    if !id.names("answer") && proof.is_none() {
+        let what =
+            "an answer without the object's id must show in another way that the write was carried out";
+        problems.add(&node.at, what, "proof: answer == true");
+    }
+    Some(Write { line: line?, body, before: steps, id, ours, proof })
 }
 
 fn read_before(node: &Node, variables: &Variables, problems: &mut Problems) -> Option<Before> {
@@ -175,6 +196,12 @@ fn read_before(node: &Node, variables: &Variables, problems: &mut Problems) -> O
     Some(Before { name: name?, line: line?, body, done })
 }
 
+/// What shows that a request was carried out.
+fn read_proof(fields: &mut Fields, problems: &mut Problems) -> Option<Expression> {
+    let node = fields.optional("proof")?;
+    Expression::compile(&node, &open_variables(&["answer", "status", "external_id"]), problems)
+}
+
 /// `METHOD /path`, the same with a body, or `never`: then it stays there. An error is told already.
 fn read_removal(node: &Node, variables: &Variables, problems: &mut Problems) -> Result<Option<Removal>, ()> {
     if matches!(&node.content, Content::Scalar(value) if value.as_str() == Some("never")) {
@@ -182,14 +209,15 @@ fn read_removal(node: &Node, variables: &Variables, problems: &mut Problems) -> 
     }
     let Content::Map(_) = node.content else {
         let line = RequestLine::compile(node, variables, problems).ok_or(())?;
-        return Ok(Some(Removal { line, body: None }));
+        return Ok(Some(Removal { line, body: None, proof: None }));
     };
     let mut fields = node.fields(problems);
     let line = fields.required("request", "POST /archive", problems);
     let line = line.and_then(|node| RequestLine::compile(&node, variables, problems));
     let body = fields.optional("body").and_then(|node| Template::compile(&node, variables, problems));
+    let proof = read_proof(&mut fields, problems);
     fields.finish(problems);
-    Ok(Some(Removal { line: line.ok_or(())?, body }))
+    Ok(Some(Removal { line: line.ok_or(())?, body, proof }))
 }
 
 fn read_find(node: &Node, variables: &Variables, problems: &mut Problems) -> Option<Find> {
@@ -197,7 +225,8 @@ fn read_find(node: &Node, variables: &Variables, problems: &mut Problems) -> Opt
     let line = fields.required("request", "GET /v1/customers/search?query={…}", problems);
     let line = line.and_then(|node| RequestLine::compile(&node, variables, problems));
     let ids = fields.required("ids", "answer.data.map(c, c.id)", problems);
-    let ids = ids.and_then(|node| Expression::compile(&node, &open_variables(&["answer"]), problems));
+    let known = open_variables(&["answer", "event", "meta"]);
+    let ids = ids.and_then(|node| Expression::compile(&node, &known, problems));
     let fresh_after =
         fields.required("fresh_after_s", "60", problems).and_then(|node| node.whole(0, problems));
     let body = fields.optional("body").and_then(|node| Template::compile(&node, variables, problems));

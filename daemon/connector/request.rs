@@ -164,8 +164,22 @@ impl RequestLine {
                 },
             }
         }
+        if climbs(&path) {
+            let reason = "an id would lead to another path than the connector's".into();
+            return Err(EvaluationError { text: "path".into(), reason });
+        }
         Ok(path)
     }
+}
+
+/// True when a segment of the path is empty, `.` or `..`, however it is written: URLs are resolved by whoever sends and whoever
+/// receives them (RFC 3986 section 5.2.4).
+#[must_use]
+pub fn climbs(path: &str) -> bool {
+    let path = path.split(['?', '#']).next().unwrap_or_default();
+    let is_dots =
+        |segment: &str| matches!(segment.to_ascii_lowercase().replace("%2e", ".").as_str(), "" | "." | "..");
+    path.strip_prefix('/').unwrap_or(path).split('/').any(is_dots)
 }
 
 /// Everything but unreserved characters (RFC 3986) becomes `%XX`.

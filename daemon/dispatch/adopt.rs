@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::deliver::Delivery;
 use super::outcome::Outcome;
 use super::retry::backoff;
+use crate::bounds::is_external_id;
 use crate::connector::Adoption;
 use crate::connector::classify::Class;
 use crate::connector::request::Request;
@@ -137,7 +138,7 @@ impl Delivery {
         let Ok(Value::Array(ids)) = adoption.ids.evaluate(&scope) else { return None };
         ids.iter()
             .map(|id| match id {
-                Value::String(id) => Some(id.clone()),
+                Value::String(id) => Some(id.clone()).filter(|id| is_external_id(id)),
                 Value::Number(id) => Some(id.to_string()),
                 _ => None,
             })

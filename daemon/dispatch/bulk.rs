@@ -11,6 +11,7 @@ use serde_json::Value;
 use tokio::time::sleep;
 
 use super::deliver::Delivery;
+use super::evidence::contested;
 use super::job::Beginning;
 use super::outcome::Outcome;
 use super::quota::Permit;
@@ -109,7 +110,7 @@ impl BulkDelivery {
         }
         let outcome = first.delivery.send_with(permit, &request, &key).await?;
         let batch = match outcome.class {
-            Class::Applied | Class::Duplicate => self.accepted(bulk, &key, &outcome),
+            Class::Applied | Class::Duplicate => self.accepted(bulk, &key, &outcome).await?,
             Class::Throttled | Class::Transient | Class::Unauthorised => {
                 let attempts =
                     self.items.iter().map(|item| item.delivery.due.attempts).max().unwrap_or_default();
@@ -207,17 +208,14 @@ impl BulkDelivery {
     }
 
     /// The answer says what became of each, or which job will.
-    fn accepted(&self, bulk: &Bulk, key: &str, outcome: &Outcome<'_>) -> Batch {
+    async fn accepted(&self, bulk: &Bulk, key: &str, outcome: &Outcome<'_>) -> Result<Batch, LedgerError> {
         let scope = Scope::new([("answer", &outcome.answer)]);
         if let Some(results) = &bulk.results {
             let results = results.evaluate(&scope).unwrap_or_default();
             let results = results.as_array().cloned().unwrap_or_default();
             let outcomes = bulk.result.read(&results, self.items.len());
-            let mut batch = Batch::default();
-            for (item, outcome) in self.items.iter().zip(outcomes) {
-                batch.append(settle(&item.delivery, &item.request, outcome, key));
-            }
-            return batch;
+            let each = self.items.iter().map(|item| (&item.delivery, &item.request)).zip(outcomes);
+            return settle_each(each.collect(), key).await;
         }
         let jobs = self.target.connector.jobs.as_ref();
         let job = jobs.and_then(|jobs| match jobs.id.evaluate(&scope).ok()? {
@@ -225,9 +223,9 @@ impl BulkDelivery {
             Value::Number(job) => Some((job.to_string(), jobs.patience)),
             _ => None,
         });
-        let Some((job, patience)) = job else { return self.in_doubt(outcome, SETTLED_AFTER) };
+        let Some((job, patience)) = job else { return Ok(self.in_doubt(outcome, SETTLED_AFTER)) };
         let running = CallWrite::Running { key: key.to_owned(), job, patience };
-        Batch { calls: vec![running], ..Batch::default() }
+        Ok(Batch { calls: vec![running], ..Batch::default() })
     }
 
     /// Nothing of it was carried out.
@@ -266,15 +264,36 @@ fn not_done_of<'a>(
     batch
 }
 
-/// What one of many came to; nothing said of it means that it is not known.
-pub(super) fn settle(
-    delivery: &Delivery,
-    request: &Request,
-    outcome: Option<ItemOutcome<'_>>,
+/// What each of many came to. Of an id that two were told, or that contradicts what is known, nobody knows whose it is.
+pub(super) async fn settle_each(
+    each: Vec<((&Delivery, &Request), Option<ItemOutcome<'_>>)>,
     key: &str,
-) -> Batch {
+) -> Result<Batch, LedgerError> {
+    let mut told = Vec::with_capacity(each.len());
+    for ((delivery, _), outcome) in &each {
+        let applied = outcome.as_ref().filter(|outcome| outcome.class == Class::Applied);
+        told.extend(applied.and_then(|outcome| Some((*delivery, outcome.external_id.clone()?))));
+    }
+    let contested = contested(&told).await?;
+    let mut batch = Batch::default();
+    for ((delivery, request), outcome) in each {
+        let is_meant = |item: &ItemOutcome<'_>| {
+            let id = item.external_id.as_ref();
+            let is_other =
+                id.is_some_and(|id| delivery.due.external_id.as_ref().is_some_and(|known| known != id));
+            let is_ours = item.ours.as_ref().is_none_or(|ours| ours == delivery.own_name());
+            item.class != Class::Applied
+                || (is_ours && !is_other && id.is_none_or(|id| !contested.contains(id)))
+        };
+        batch.append(settle(delivery, request, outcome.filter(is_meant), key));
+    }
+    Ok(batch)
+}
+
+/// What one of many came to; nothing said of it means that it is not known.
+fn settle(delivery: &Delivery, request: &Request, outcome: Option<ItemOutcome<'_>>, key: &str) -> Batch {
     let Some(item) = outcome else {
-        let outcome = Outcome::unsent("nothing is said of it in the outcome of the bulk request");
+        let outcome = Outcome::unsent("nothing certain is said of it in the outcome of the bulk request");
         let mut batch = Batch::default();
         batch.entry(delivery.outcome_entry(Class::Uncertain, None, &outcome, None));
         batch

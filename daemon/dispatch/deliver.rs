@@ -146,10 +146,10 @@ impl Delivery {
             return self.ledger.writer().write(self.not_sent(&reason, attempt_seq)).await.map(|_| ());
         }
         let mut outcome = self.ask(&request, &key).await?;
+        let external_id = self.weigh(&request, &mut outcome).await?;
         if outcome.class == Class::Applied {
             self.follow_up(&request, &mut outcome).await?;
         }
-        let external_id = self.external_id(&request, &outcome.answer);
         let (batch, delivered) = self.settle(&request, Some(attempt_seq), &outcome, external_id);
         let seq = self.ledger.writer().write(batch).await?;
         if delivered {

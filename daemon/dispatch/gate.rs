@@ -147,6 +147,11 @@ impl Gates {
         self.lock().1.get(object).is_some_and(|gate| gate.why.is_some())
     }
 
+    /// Lets everything pass again, as an operator orders: what is wrong shows by itself.
+    pub fn lift(&self) {
+        *self.lock() = (Gate::default(), HashMap::new());
+    }
+
     /// Objects that the target answers it is broken for.
     #[must_use]
     pub fn closed_objects(&self) -> Vec<String> {

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 
-use super::bulk::settle;
+use super::bulk::settle_each;
 use super::deliver::Delivery;
 use super::outcome::Outcome;
 use super::quota::at_once::part_of;
@@ -189,15 +189,16 @@ impl JobFollower {
         outcomes.resize_with(deliveries.len(), || None);
         let mut batch = Batch::default();
         let mut keys = Vec::new();
+        let mut each = Vec::new();
         for (id, outcome) in deliveries.iter().zip(outcomes) {
             // One that is not open any more was settled by a person meanwhile; one that was sent again has an outcome of its own.
             let sent_again =
                 |due: &Due| due.last_attempt_at.is_some_and(|at| at.duration_since(sent_at) > SENT_AGAIN);
             let Some(due) = dues.get(id).filter(|due| due.uncertain && !sent_again(due)) else { continue };
             let delivery = Delivery::one_of_many(self.ledger.clone(), self.target.clone(), due.clone());
-            let request = due.request.as_ref().and_then(Request::from_json);
-            match request {
-                Some(request) => batch.append(settle(&delivery, &request, outcome, &key)),
+            keys.extend(due.idempotency_key.clone());
+            match due.request.as_ref().and_then(Request::from_json) {
+                Some(request) => each.push((delivery, request, outcome)),
                 None => {
                     let outcome = Outcome::unsent("what was sent is not recorded");
                     batch.entry(delivery.outcome_entry(Class::Uncertain, None, &outcome, None));
@@ -205,8 +206,10 @@ impl JobFollower {
                     batch.retries.push(RetryWrite { alone: true, ..retry });
                 }
             }
-            keys.extend(due.idempotency_key.clone());
         }
+        let settled =
+            each.iter_mut().map(|(delivery, request, outcome)| ((&*delivery, &*request), outcome.take()));
+        batch.append(settle_each(settled.collect(), &key).await?);
         batch.calls.push(CallWrite::Done { key });
         let seq = self.ledger.writer().write(batch).await?;
         for key in keys {

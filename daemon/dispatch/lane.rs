@@ -181,6 +181,20 @@ impl Dispatcher {
         self.ledger.writer().write(batch).await.map(|_| ())
     }
 
+    /// Why its event cannot be delivered as it is; otherwise it is of the version that is wanted now.
+    fn obstacle(&self, due: &mut Due) -> Option<Obstacle> {
+        if due.unreadable {
+            return Some(Obstacle::Unreadable);
+        }
+        if let Some(fault) = due.fault() {
+            return Some(Obstacle::HeldBack(fault.to_owned()));
+        }
+        if due.is_sealed() {
+            return Some(Obstacle::Sealed);
+        }
+        self.target.versions.lift(&self.target.connector.system, due).err().map(Obstacle::Evaluation)
+    }
+
     /// Starts as many requests as there is room for; what finds none stays where it is.
     pub(super) async fn start_all(&mut self, found: Vec<Due>, room: usize) -> Result<(), LedgerError> {
         let found = together(self.ledger.reader(), &self.target, found).await?;
@@ -192,13 +206,8 @@ impl Dispatcher {
             if self.target.gates.probing_object(object) && !probed.insert(object.clone()) {
                 continue;
             }
-            if due.is_sealed() {
-                self.park(due, &Obstacle::Sealed);
-                continue;
-            }
-            let system = &self.target.connector.system;
-            if let Err(error) = self.target.versions.lift(system, &mut due) {
-                self.park(due, &Obstacle::Evaluation(error));
+            if let Some(obstacle) = self.obstacle(&mut due) {
+                self.park(due, &obstacle);
                 continue;
             }
             match wanted(&self.target.connector, &due) {
@@ -284,7 +293,8 @@ impl Dispatcher {
     }
 
     fn park(&mut self, due: Due, obstacle: &Obstacle) {
-        self.spawn(due, Plan::Park(Cause::Mapping, obstacle.to_string()), None);
+        let cause = if matches!(obstacle, Obstacle::Unreadable) { Cause::Unreadable } else { Cause::Mapping };
+        self.spawn(due, Plan::Park(cause, obstacle.to_string()), None);
     }
 
     /// Notes a delivery as being in hand.
@@ -327,6 +337,8 @@ impl Dispatcher {
     /// Waits for an outcome, for something new, or for the next time anything can be due.
     async fn wait(&mut self, outbox: &Outbox) -> Result<(), LedgerError> {
         let mut until = Instant::now() + LONGEST_WAIT;
+        // Before anything is looked at: a pause may be lifted meanwhile.
+        let mut changes = self.target.quotas.changes();
         // While nothing more may be started, an outcome or the gate comes first: no need to look what is due.
         let may_start = self.room() > 0;
         if may_start {
@@ -342,13 +354,12 @@ impl Dispatcher {
         }
         let unsent = self.target.unsent.clone();
         let full = self.target.room() == 0 || self.left_out || unsent.held_back() > 0;
-        let mut changes = self.target.quotas.changes();
         let mut standing = self.standing.clone();
         tokio::select! {
             Some(done) = self.in_flight.join_next(), if !self.in_flight.is_empty() => self.finished(done)?,
             () = unsent.freed(), if full => {}
             () = changed(standing.as_mut()) => {}
-            _ = changes.changed(), if full => {}
+            _ = changes.changed(), if full || !may_start => {}
             stopped = self.stopping.changed() => stopped.map_err(|_| LedgerError::WriterGone)?,
             changed = self.wake.changed(), if may_start => changed.map_err(|_| LedgerError::WriterGone)?,
             () = sleep_until(until) => {}

@@ -6,19 +6,21 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::deliver::Delivery;
+use super::inputs::Inputs;
 use super::outcome::Outcome;
 use super::retry::backoff;
+use crate::bounds::is_external_id;
 use crate::connector::Strategy;
 use crate::connector::classify::Class;
 use crate::connector::request::Request;
 use crate::ledger::LedgerError;
 use crate::ledger::batch::{Batch, Cause, ClosedWrite, EntryIndex};
-use crate::mapping::scope::Scope;
+use crate::ledger::standing::taken;
 
 /// An id of the target's own, text or number.
 fn id_of(value: &Value) -> Option<String> {
     match value {
-        Value::String(id) => Some(id.clone()),
+        Value::String(id) => Some(id.clone()).filter(|id| is_external_id(id)),
         Value::Number(id) => Some(id.to_string()),
         _ => None,
     }
@@ -30,18 +32,12 @@ impl Delivery {
         self.open(&request).await;
         let attempt_seq = self.ledger.writer().write(self.attempt(&request, "", None)).await?;
         let mut outcome = self.ask(&request, "").await?;
-        let object = self.target.connector.object(&self.due.lane.object);
-        let find = object.and_then(|object| match &object.strategy {
-            Strategy::CreateOrUpdate { find, .. } | Strategy::Post { find, .. } => find.as_deref(),
-            Strategy::Upsert(_) | Strategy::Publish(_) => None,
-        });
-        let ids = find.filter(|_| outcome.class == Class::Applied).map(|find| {
-            let scope = Scope::new([("answer", &outcome.answer)]);
-            (find.fresh_after, find.ids.evaluate(&scope).unwrap_or_default())
-        });
+        let ids = self.ids_of(&outcome).await?;
         let mut batch = Batch::default();
         match ids {
-            Some((_, Value::Array(ids))) if ids.len() == 1 => {
+            Some((_, Value::Array(ids)))
+                if ids.len() == 1 && ids.first().is_some_and(|id| id_of(id).is_some()) =>
+            {
                 let id = ids.first().and_then(id_of);
                 outcome.reason = "found by our id: it was carried out".into();
                 let index = batch.entry(self.outcome_entry(
@@ -86,6 +82,29 @@ impl Delivery {
             }
         }
         self.ledger.writer().write(batch).await.map(|_| ())
+    }
+
+    /// The ids that a look-up has answered, after how long what it does not name is not there. What stands for another object of ours
+    /// is not this one, whatever it carries.
+    async fn ids_of(&self, outcome: &Outcome<'_>) -> Result<Option<(Duration, Value)>, LedgerError> {
+        let object = self.target.connector.object(&self.due.lane.object);
+        let find = object.and_then(|object| match &object.strategy {
+            Strategy::CreateOrUpdate { find, .. } | Strategy::Post { find, .. } => find.as_deref(),
+            Strategy::Upsert(_) | Strategy::Publish(_) => None,
+        });
+        let Some(find) = find.filter(|_| outcome.class == Class::Applied) else { return Ok(None) };
+        let inputs = Inputs::new(&self.target.connector, &self.due);
+        let answered = [("answer", outcome.answer.clone())];
+        let ids = match find.ids.evaluate(&inputs.with(&answered)).unwrap_or_default() {
+            Value::Array(ids) => {
+                let named: Vec<String> = ids.iter().filter_map(id_of).collect();
+                let taken = taken(self.ledger.reader(), &self.due.lane, &named).await?;
+                let free = |id: &Value| id_of(id).is_none_or(|id| !taken.contains(&id));
+                Value::Array(ids.into_iter().filter(free).collect())
+            }
+            other => other,
+        };
+        Ok(Some((find.fresh_after, ids)))
     }
 
     /// The target has the object under this id of its own.

@@ -6,6 +6,7 @@ mod bulk;
 pub mod compare;
 pub mod dedup;
 pub mod deliver;
+mod evidence;
 pub mod follow_up;
 pub mod gate;
 mod group;

@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 use super::deliver::Delivery;
 use super::plan::conflicting_want;
 use super::retry::backoff;
-use crate::connector::Strategy;
 use crate::connector::classify::{Answer, Class};
 use crate::connector::request::Request;
 use crate::event::sha256_hex;
@@ -26,7 +25,12 @@ pub(super) struct Outcome<'a> {
     pub(super) reason: String,
     /// The answer is one that the vendor stored for the key earlier.
     pub(super) replayed: bool,
+    /// It says yes, and does not say it of what was meant.
+    pub(super) contradicts: bool,
 }
+
+/// Attempts after which an answer that contradicts what was asked waits for a person.
+const CONTRADICTIONS: i32 = 5;
 
 impl Outcome<'_> {
     /// Of what was not sent.
@@ -39,6 +43,7 @@ impl Outcome<'_> {
             retry_after: None,
             reason: reason.to_owned(),
             replayed: false,
+            contradicts: false,
         }
     }
 }
@@ -56,9 +61,10 @@ impl Delivery {
                     class,
                     field,
                     status: Some(answer.status),
-                    retry_after: answer.retry_after(Timestamp::now()),
+                    retry_after: answer.retry_after(Timestamp::now(), self.target.connector.longest_wait()),
                     reason: describe(&answer),
                     replayed: self.is_replayed(&answer),
+                    contradicts: false,
                     answer: answer.body.clone(),
                 };
                 (outcome, Some(answer))
@@ -73,6 +79,7 @@ impl Delivery {
                     retry_after: None,
                     reason: error.to_string(),
                     replayed: false,
+                    contradicts: false,
                 };
                 (outcome, None)
             }
@@ -109,6 +116,9 @@ impl Delivery {
                 batch.closed.push(ClosedWrite { id: self.due.id, state, reason: None, cause: None });
                 batch.applied.push(self.applied(request, external_id, index));
                 return (batch, true);
+            }
+            Class::Uncertain if outcome.contradicts && self.due.attempts >= CONTRADICTIONS => {
+                self.refuse(&mut batch, outcome, "parked");
             }
             Class::Throttled | Class::Transient | Class::Unauthorised | Class::Uncertain => {
                 // Of a target that is silent its gate takes care; the delivery is ready when it opens.
@@ -193,28 +203,6 @@ impl Delivery {
         }
     }
 
-    /// The target's id: from the answer, else the one that was known. None after a delete.
-    pub(super) fn external_id(&self, request: &Request, answer: &Value) -> Option<String> {
-        if request.step == "delete" {
-            return None;
-        }
-        let object = self.target.connector.object(&self.due.lane.object)?;
-        let write = match (&object.strategy, request.step.as_str()) {
-            (Strategy::Upsert(write) | Strategy::Publish(write) | Strategy::Post { post: write, .. }, _) => {
-                write
-            }
-            (Strategy::CreateOrUpdate { create, .. }, "create") => create,
-            (Strategy::CreateOrUpdate { update, .. }, _) => update,
-        };
-        let known = self.due.external_id.clone().map_or(Value::Null, Value::String);
-        let scope = crate::mapping::scope::Scope::new([("answer", answer), ("external_id", &known)]);
-        match write.id.evaluate(&scope) {
-            Ok(Value::String(id)) if !id.is_empty() && !id.contains('\0') => Some(id),
-            Ok(Value::Number(id)) => Some(id.to_string()),
-            _ => self.due.external_id.clone(),
-        }
-    }
-
     pub(super) fn outcome_entry(
         &self,
         class: Class,
@@ -245,8 +233,9 @@ fn describe(answer: &Answer) -> String {
         .filter(|code| {
             code.len() <= 64 && code.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c))
         });
-    match code {
-        Some(code) => format!("status {} {code}", answer.status),
-        None => format!("status {}", answer.status),
+    match (code, answer.flaw) {
+        (Some(code), _) => format!("status {} {code}", answer.status),
+        (None, Some(flaw)) => format!("status {}, {}", answer.status, flaw.as_str()),
+        (None, None) => format!("status {}", answer.status),
     }
 }

@@ -94,6 +94,12 @@ pub enum Obstacle {
     /// Its subject was forgotten after all of it was written.
     #[error("what is personal of it cannot be opened any more: its subject was forgotten")]
     Sealed,
+    /// Nothing could be made of what it came from, for this reason: only its cure brings an event that can be delivered.
+    #[error("{0}")]
+    HeldBack(String),
+    /// An earlier version wrote it, or somebody else.
+    #[error("its event cannot be read back from the ledger: it is nested too deeply")]
+    Unreadable,
 }
 
 /// The unique values the delivery would like to hold, to be looked up before [`plan`].
@@ -145,6 +151,11 @@ pub fn plan(
     }
     let inputs = Inputs::new(connector, due);
     let scope = inputs.scope();
+    if let Some(concerns) = object.concerns.as_ref().filter(|_| due.operation != "delete")
+        && !concerns.holds(&scope)?
+    {
+        return Ok(Plan::Skip { reason: "it is about another system than this one", claims: None });
+    }
     let known = due.external_id.is_some();
     let publishes = matches!(object.strategy, Strategy::Publish(_));
     if due.operation == "delete" && !publishes {
@@ -156,24 +167,11 @@ pub fn plan(
     let Some(mut body) = object.body.render_without(&scope, "event", &due.unknown)? else {
         return Ok(Plan::Skip { reason: "nobody who has a say in it has spoken", claims: None });
     };
-    let (mut holds, mut wishes) = (Vec::new(), Vec::new());
     let is_free = |want: &str| holder(want).is_none_or(|lane| lane == due.lane);
-    for unique in &object.unique {
-        let Some(wanted) = want(object, unique, &body) else { continue };
-        if is_free(&wanted) {
-            holds.push(wanted);
-            continue;
-        }
-        set(&mut body, &unique.path, unique.otherwise.evaluate(&scope)?);
-        wishes.push(wanted);
-        let Some(replacement) = want(object, unique, &body) else { continue };
-        if !is_free(&replacement) {
-            let path = unique.path.join(".");
-            let reason = format!("`{path}` must be unique, and its replacement is taken as well");
-            return Ok(Plan::Park(Cause::Unique, reason));
-        }
-        holds.push(replacement);
-    }
+    let (holds, mut wishes) = match claims(object, &scope, &mut body, &is_free)? {
+        Ok(claims) => claims,
+        Err(reason) => return Ok(Plan::Park(Cause::Unique, reason)),
+    };
     wishes.extend(due.requires.iter().map(|reference| wish_for(due, reference)));
     let sha256 = sha256_hex(&canonical_bytes(&without_nulls(&body)));
     let held = due.applied_body.as_ref();
@@ -199,6 +197,35 @@ pub fn plan(
         return Ok(Plan::Send { request, wishes });
     }
     Ok(Plan::Adopt { look_ups, request, wishes })
+}
+
+/// What an object holds at the target, and what it would like to hold.
+type Claims = (Vec<String>, Vec<String>);
+
+/// What the object holds, and would like to hold; what others hold is replaced in `body`. The error says what cannot be had at all.
+fn claims(
+    object: &ObjectSpec,
+    scope: &Scope<'_>,
+    body: &mut Value,
+    is_free: &dyn Fn(&str) -> bool,
+) -> Result<Result<Claims, String>, EvaluationError> {
+    let (mut holds, mut wishes) = (Vec::new(), Vec::new());
+    for unique in &object.unique {
+        let Some(wanted) = want(object, unique, body) else { continue };
+        if is_free(&wanted) {
+            holds.push(wanted);
+            continue;
+        }
+        set(body, &unique.path, unique.otherwise.evaluate(scope)?);
+        wishes.push(wanted);
+        let Some(replacement) = want(object, unique, body) else { continue };
+        if !is_free(&replacement) {
+            let path = unique.path.join(".");
+            return Ok(Err(format!("`{path}` must be unique, and its replacement is taken as well")));
+        }
+        holds.push(replacement);
+    }
+    Ok(Ok((holds, wishes)))
 }
 
 /// What an object is written by.

@@ -1,6 +1,7 @@
 //! A target while the daemon runs: its connector, its quotas, its gates.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use tokio::time::{Instant, sleep_until};
 use super::dedup::Dedup;
 use super::gate::{Closed, Gates};
 use super::job::JobCount;
-use super::quota::{Pauses, Permit, Quotas, Refused};
+use super::quota::{Pauses, Permit, Quotas, Refused, clock_of};
 use super::unsent::{Unsent, Waiting};
 use crate::connector::Connector;
 use crate::connector::classify::{Answer, Class};
@@ -107,6 +108,8 @@ pub struct Target {
     pub gates: Gates,
     /// Held by the one request that finds out whether it may be spoken to again.
     pub probe: Arc<Mutex<()>>,
+    /// Its clock and ours differ by more than clocks do.
+    pub clock_is_off: AtomicBool,
     /// See there.
     pub unsent: Arc<Unsent>,
     /// Jobs of bulk requests.
@@ -131,11 +134,15 @@ impl Target {
 
     async fn pass_gates(&self, object: &str, waiting: Option<&Waiting>) {
         let waiting = waiting.filter(|waiting| !waiting.is_held_back());
+        let mut lifted = self.quotas.changes();
         while let Some(at) = self.gates.opens_at(object, Instant::now()) {
             if self.gates.all_open_at(Instant::now()).is_none() {
                 waiting.inspect(|waiting| waiting.hold_back(object, 1));
             }
-            sleep_until(at).await;
+            tokio::select! {
+                () = sleep_until(at) => {}
+                _ = lifted.changed() => {}
+            }
         }
         waiting.inspect(|waiting| waiting.go_on());
     }
@@ -199,10 +206,29 @@ impl Target {
         // Our credentials may do other things than read this (RFC 9110, 15.5.4): what is written goes on.
         let is_forbidden = class == Class::Unauthorised && answer.status == 403 && request.reads();
         let class = if is_forbidden { Class::Rejected } else { class };
-        let retry_after = answer.retry_after(Timestamp::now());
+        let now = Timestamp::now();
+        let retry_after = answer.retry_after(now, self.connector.longest_wait());
+        self.note_clock(&answer, now);
         self.note(&Note { object, request, sent, class, answer: Some(&answer), retry_after });
         drop(permit);
         Ok(Some((class, answer)))
+    }
+
+    /// Says once that the target's clock is off: what it says of times is not believed then.
+    fn note_clock(&self, answer: &Answer, now: Timestamp) {
+        let off = answer.clock_is_off_by_s(now);
+        if self.clock_is_off.swap(off.is_some(), Ordering::Relaxed) == off.is_some() {
+            return;
+        }
+        match off {
+            Some(ahead_s) => tracing::error!(
+                target_name = %self.name, ahead_s,
+                "the clock of the target and ours differ; ours counts: look which of them is off"
+            ),
+            None => {
+                tracing::info!(target_name = %self.name, "the clocks of the target and of this machine agree again")
+            }
+        }
     }
 
     /// Notes that the target does not take bulk requests of an object.
@@ -262,12 +288,20 @@ impl Target {
         }
     }
 
+    /// An operator wants no pause any more: it is spoken to at once, at the rates that are set.
+    pub fn lift(&self) {
+        self.gates.lift();
+        self.quotas.lift();
+    }
+
     /// How it looks, for people.
     #[must_use]
     pub fn describe(&self) -> Value {
         let limits: Vec<Value> = self.quotas.show().into_iter().map(|shown| shown.to_json()).collect();
         let closed = self.gates.probing().map(Closed::as_str);
-        json!({"limits": limits, "closed": closed, "closed_objects": self.gates.closed_objects()})
+        let until = self.gates.all_open_at(Instant::now()).map(clock_of);
+        json!({"limits": limits, "closed": closed, "closed_until": until,
+               "closed_objects": self.gates.closed_objects()})
     }
 
     /// True when the vendor wants values of this object unique.

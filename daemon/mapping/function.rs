@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::decimal::{self, Answer};
+use super::html;
 use super::scope::to_val;
 
 /// A function over JSON values.
@@ -44,6 +45,7 @@ functions! {
     decimal(1) = decimal::decimal;
     email(1) = email;
     entries(1) = entries;
+    external_name(1) = external_name;
     filled(1) = filled;
     first(1) = first;
     from_unix(1) = from_unix;
@@ -54,6 +56,7 @@ functions! {
     of_company(2) = of_company;
     plain_text(1) = plain_text;
     plus(2) = decimal::plus;
+    quoted(1) = quoted;
     sum(1) = decimal::sum;
     times(2) = decimal::times;
     translated(2) = translated;
@@ -174,7 +177,7 @@ fn email(args: &[Value]) -> Answer {
     let Some(text) = value.as_str() else {
         return if value.is_null() { Ok(Value::Null) } else { Err("takes a text") };
     };
-    let odd = |c: char| c.is_whitespace() || ",;<>\"".contains(c);
+    let odd = |c: char| c.is_whitespace() || is_invisible(c) || ",;<>\"".contains(c);
     let (local, domain) = text.split_once('@').unwrap_or_default();
     let (host, top) = domain.rsplit_once('.').unwrap_or_default();
     let plain = !local.is_empty() && !host.is_empty() && !top.is_empty();
@@ -210,14 +213,44 @@ fn from_unix(args: &[Value]) -> Answer {
     }
 }
 
+/// Characters that nobody sees, or that turn the direction of what is behind them.
+fn is_invisible(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{AD}' | '\u{61C}' | '\u{200B}'..='\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2060}'..='\u{2069}' | '\u{FEFF}')
+}
+
+/// The text as it stands between single quotes in a vendor's query: backslashes and quotes escaped with a backslash.
+fn quoted(args: &[Value]) -> Answer {
+    match args {
+        [Value::String(text)] => Ok(Value::String(text.replace('\\', "\\\\").replace('\'', "\\'"))),
+        _ => Err("takes a text"),
+    }
+}
+
+/// A canonical id as the name of an external id in Odoo (`ERP-P-8` is `ERP_P_8`): each id has a name of its own. Hyphens become
+/// underscores; whatever else is neither letter nor digit is written as `~` and two hexadecimal digits for each byte.
+fn external_name(args: &[Value]) -> Answer {
+    let [Value::String(id)] = args else { return Err("takes a text") };
+    let mut name = String::with_capacity(id.len());
+    for byte in id.bytes() {
+        match byte {
+            b'-' => name.push('_'),
+            byte if byte.is_ascii_alphanumeric() => name.push(char::from(byte)),
+            other => name.push_str(&format!("~{other:02X}")),
+        }
+    }
+    Ok(Value::String(name))
+}
+
 /// Wide enough that no line is broken.
 const WIDTH: usize = 10_000;
 
-/// The text of an HTML field, one line for each paragraph; null when there is none.
+/// The text of an HTML field, one line for each paragraph; null when there is none. Of one that is too long the beginning.
 fn plain_text(args: &[Value]) -> Answer {
     match args {
         [Value::Null] => Ok(Value::Null),
         [Value::String(html)] => {
+            let html = html::bounded(html);
             let text = html2text::config::plain_no_decorate().string_from_read(html.as_bytes(), WIDTH);
             let text = text.map_err(|_| "is not HTML that can be read")?;
             let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
@@ -236,4 +269,24 @@ fn bucket(args: &[Value]) -> Answer {
     let digest = Sha256::digest(text.as_bytes());
     let head = digest.iter().take(8).fold(0_u64, |number, byte| (number << 8) | u64::from(*byte));
     Ok(Value::from(head % of))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn each_id_has_an_external_name_of_its_own() {
+        let ids =
+            ["foo-bar", "foo_bar", "foo bar", "foo~bar", "foo~2Dbar", "foo.bar", "fooé", "foo\u{e9}\u{301}"];
+        let names: BTreeSet<String> = ids
+            .iter()
+            .map(|id| external_name(&[Value::from(*id)]).unwrap().as_str().unwrap().to_owned())
+            .collect();
+        assert_eq!(names.len(), ids.len(), "{names:?}");
+        assert!(names.iter().all(|name| name.is_ascii() && !name.contains('.')), "{names:?}");
+        assert_eq!(external_name(&[Value::from("ERP-P-8")]), Ok(Value::from("ERP_P_8")));
+    }
 }

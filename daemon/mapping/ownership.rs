@@ -18,6 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::file::{check_format, read};
+use super::schema;
 use super::shape::suggestion;
 use crate::config::node::{At, Node, Problems};
 
@@ -87,6 +88,10 @@ impl Ownership {
             let at = fields.values().next().map(|(_, at)| at.clone());
             let Some(known) = fields_of(object) else {
                 let at = at.unwrap_or_else(|| At::file(Path::new("ownership.yaml")));
+                // What of the canonical events there is depends on the sources.
+                if is_canonical(&at, object) {
+                    continue;
+                }
                 problems.add(&at, format!("no event is about `{object}`"), "an object such as customer");
                 continue;
             };
@@ -99,6 +104,12 @@ impl Ownership {
             }
         }
     }
+}
+
+/// True when there is a canonical event about the object, whoever makes it.
+fn is_canonical(at: &At, object: &str) -> bool {
+    let known = at.file.parent().map(schema::written).unwrap_or_default();
+    known.keys().any(|event_type| event_type.rsplit_once(".v").is_some_and(|(name, _)| name == object))
 }
 
 /// Fields whose rule is `park`; the only other one is `newest`.

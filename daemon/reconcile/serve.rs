@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::Reconciler;
 use crate::dispatch::Target;
-use crate::ledger::reconcile::{is_due, next, request};
+use crate::ledger::batch::Batch;
+use crate::ledger::reconcile::{ReconcileWrite, is_due, next, request};
 use crate::ledger::{Ledger, LedgerError};
 use crate::ops::commands::COMMANDS;
 use crate::ops::pulse::Pulse;
@@ -66,8 +68,11 @@ pub async fn serve(
 pub async fn one(ledger: &Ledger, targets: &[Arc<Target>], pulse: &Pulse) -> Result<bool, LedgerError> {
     let Some(comparison) = next(ledger.reader()).await? else { return Ok(false) };
     let Some(target) = targets.iter().find(|target| target.name == comparison.target) else {
-        tracing::error!(target_name = %comparison.target, "there is no such target any more");
-        return Ok(false);
+        tracing::error!(target_name = %comparison.target, "there is no such target; the comparison is ended");
+        let report = json!({"failed": comparison.target, "reason": "there is no such target"});
+        let end = ReconcileWrite::End { id: comparison.id, report, is_done: false };
+        ledger.writer().write(Batch { reconciled: vec![end], ..Batch::default() }).await?;
+        return Ok(true);
     };
     tracing::info!(target_name = %target.name, reconcile = comparison.id, "comparing the target with what it should hold");
     let beat = || pulse.beat();

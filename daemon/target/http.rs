@@ -5,15 +5,12 @@ use std::collections::BTreeMap;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use serde_json::Value;
 
+use crate::bounds::{ANSWER_BYTES, PAGE_BYTES};
 use crate::config::secret::{Secret, SecretError};
-use crate::connector::classify::Answer;
-use crate::connector::request::Request;
+use crate::connector::classify::{Answer, Flaw};
+use crate::connector::lenient;
+use crate::connector::request::{Request, climbs};
 use crate::connector::{Auth, Connector, KEY_IN_BODY};
-
-/// Answers to writes are read up to here; the rest cannot matter for the outcome.
-const MAX_ANSWER_BYTES: usize = 1 << 20;
-/// What is read counts as a whole: a page that is longer than this is no answer.
-const MAX_PAGE_BYTES: usize = 16 << 20;
 
 /// What is known when no answer came.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -36,11 +33,14 @@ pub struct HttpTarget {
     /// Where the key is the user.
     password: String,
     api_key: Option<Secret>,
+    /// Where in a body the key stands.
+    key_at: Option<String>,
     key_header: Option<HeaderName>,
 }
 
 impl HttpTarget {
-    /// Builds the client. Redirects are not followed: a vendor's API does not redirect, an attacker's would.
+    /// Builds the client. Redirects are not followed: a vendor's API does not redirect, an attacker's would. No proxy of the environment
+    /// is used: nobody has said that it may see the key.
     pub fn new(
         connector: &Connector,
         base_url: &str,
@@ -60,6 +60,7 @@ impl HttpTarget {
             .default_headers(headers)
             .user_agent(concat!("tailwater/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
             .timeout(connector.timeout)
             .connect_timeout(std::time::Duration::from_secs(5))
             .tcp_nodelay(true)
@@ -72,6 +73,7 @@ impl HttpTarget {
             user: user.map(|user| format!("{user}{}", connector.user_suffix)),
             password: connector.user_suffix.clone(),
             api_key,
+            key_at: connector.key_at.clone(),
             key_header: key_header.and_then(|name| HeaderName::try_from(name).ok()),
         })
     }
@@ -87,6 +89,9 @@ impl HttpTarget {
         let not_sent = |reason: String| SendError::NotSent(reason);
         let method = reqwest::Method::from_bytes(request.method.as_bytes())
             .map_err(|error| not_sent(error.to_string()))?;
+        if climbs(&request.path) {
+            return Err(not_sent("the path leads elsewhere than the connector's".into()));
+        }
         let mut builder = self.client.request(method, format!("{}{}", self.base_url, request.path));
         if let Some(authorization) = self.authorization().map_err(|error| not_sent(error.to_string()))? {
             builder = builder.header(AUTHORIZATION, authorization);
@@ -105,19 +110,19 @@ impl HttpTarget {
             .iter()
             .filter_map(|(name, value)| Some((name.as_str().to_owned(), value.to_str().ok()?.to_owned())))
             .collect();
-        let body = if request.reads() { read_page(response).await? } else { read_body(response).await? };
-        Ok(Answer { status, headers, body })
+        let (body, flaw) = read(response, if request.reads() { PAGE_BYTES } else { ANSWER_BYTES }).await?;
+        Ok(Answer { status, headers, body, flaw })
     }
 
-    /// The body as it is sent: only here the key stands where its name stood.
-    fn with_key(&self, body: &str) -> Result<String, SecretError> {
-        match (self.auth, &self.api_key) {
-            (Some(Auth::Body), Some(api_key)) => {
-                let key = serde_json::Value::from(api_key.read()?.expose()).to_string();
-                Ok(body.replace(&format!("\"{KEY_IN_BODY}\""), &key))
-            }
-            _ => Ok(body.to_owned()),
-        }
+    /// The body as it is sent: only here the key stands where the connector's file has its name, and nowhere else.
+    fn with_key(&self, body: &str) -> Result<String, KeyError> {
+        let (Some(Auth::Body), Some(api_key), Some(at)) = (self.auth, &self.api_key, &self.key_at) else {
+            return Ok(body.to_owned());
+        };
+        let mut value: Value = serde_json::from_str(body).map_err(|_| KeyError::NoPlace)?;
+        let place = value.pointer_mut(at).filter(|place| place.as_str() == Some(KEY_IN_BODY));
+        *place.ok_or(KeyError::NoPlace)? = Value::from(api_key.read()?.expose());
+        Ok(value.to_string())
     }
 
     fn authorization(&self) -> Result<Option<HeaderValue>, SecretError> {
@@ -135,7 +140,7 @@ impl HttpTarget {
                 format!("Basic {}", base64(pair.as_bytes()))
             }
         };
-        let mut value = HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static(""));
+        let mut value = HeaderValue::from_str(&text).map_err(|_| api_key.unusable())?;
         value.set_sensitive(true);
         Ok(Some(value))
     }
@@ -165,32 +170,33 @@ fn classify_error(error: reqwest::Error) -> SendError {
     if connect { SendError::NotSent(reason) } else { SendError::NoAnswer(reason) }
 }
 
-/// A 2xx whose body breaks off is an answer that was lost.
-async fn read_body(mut response: reqwest::Response) -> Result<Value, SendError> {
-    let mut bytes = Vec::new();
-    while let Some(chunk) =
-        response.chunk().await.map_err(|error| SendError::NoAnswer(error.without_url().to_string()))?
-    {
-        if bytes.len() + chunk.len() > MAX_ANSWER_BYTES {
-            break;
-        }
-        bytes.extend_from_slice(&chunk);
-    }
-    Ok(serde_json::from_slice(&bytes).unwrap_or(Value::Null))
+/// The key cannot be put where it belongs.
+#[derive(Debug, thiserror::Error)]
+enum KeyError {
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    #[error("the body has no place for the key where the connector file says")]
+    NoPlace,
 }
 
-/// A page is read to its end.
-async fn read_page(mut response: reqwest::Response) -> Result<Value, SendError> {
+/// Reads the body up to `most` bytes; what is longer, or breaks off, says nothing.
+async fn read(mut response: reqwest::Response, most: usize) -> Result<(Value, Option<Flaw>), SendError> {
     let mut bytes = Vec::new();
     while let Some(chunk) =
         response.chunk().await.map_err(|error| SendError::NoAnswer(error.without_url().to_string()))?
     {
-        if bytes.len() + chunk.len() > MAX_PAGE_BYTES {
-            return Err(SendError::NoAnswer("the answer is longer than 16 MB".into()));
+        if bytes.len() + chunk.len() > most {
+            return Ok((Value::Null, Some(Flaw::TooLarge)));
         }
         bytes.extend_from_slice(&chunk);
     }
-    Ok(serde_json::from_slice(&bytes).unwrap_or(Value::Null))
+    if bytes.iter().all(u8::is_ascii_whitespace) {
+        return Ok((Value::Null, Some(Flaw::Empty)));
+    }
+    Ok(match lenient::parse(&bytes) {
+        Some(value) => (value, None),
+        None => (Value::Null, Some(Flaw::NotJson)),
+    })
 }
 
 fn base64(bytes: &[u8]) -> String {

@@ -44,7 +44,8 @@ impl Way {
             Self::Nats(nats) => nats.send(request, idempotency_key).await,
             Self::RedisStream(stream) => stream.send(request, idempotency_key).await,
             Self::Discard => {
-                Ok(Answer { status: 200, headers: BTreeMap::new(), body: json!({"id": idempotency_key}) })
+                let body = json!({"id": idempotency_key});
+                Ok(Answer { status: 200, headers: BTreeMap::new(), body, flaw: None })
             }
         }
     }

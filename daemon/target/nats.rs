@@ -125,5 +125,5 @@ fn refusal(code: &str) -> serde_json::Value {
 }
 
 fn answer(status: u16, body: serde_json::Value) -> Answer {
-    Answer { status, headers: BTreeMap::new(), body }
+    Answer { status, headers: BTreeMap::new(), body, flaw: None }
 }

@@ -81,5 +81,5 @@ impl RedisStreamTarget {
 }
 
 fn answer(status: u16, body: serde_json::Value) -> Answer {
-    Answer { status, headers: BTreeMap::new(), body }
+    Answer { status, headers: BTreeMap::new(), body, flaw: None }
 }

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::shared::Draw;
 use super::{QuotaSettings, Shown};
+use crate::bounds::WAIT_S;
 use crate::connector::limit::{Limit, Rate, Report, whole};
 
 /// What is left of the rates after a refusal, when nothing shows what the target takes.
@@ -157,6 +158,20 @@ impl LimitState {
         (self.base, self.origin, self.share) = (base, origin, settings.share);
     }
 
+    /// Forgets pauses, and what refusals and answers have taught.
+    pub fn lift(&mut self) {
+        self.paused.clear();
+        (self.told, self.cut, self.refused_at, self.eased_at) = (None, 1.0, None, None);
+        self.growth = FIRST_GROWTH;
+        self.taken.clear();
+        self.buckets.clear();
+    }
+
+    /// Until when the last of its pauses lasts.
+    pub fn paused_to(&self, now: Instant) -> Option<Instant> {
+        self.paused.values().copied().filter(|until| *until > now).max()
+    }
+
     pub fn tune(&mut self, rates: Option<Vec<Rate>>) {
         if self.tuned != rates {
             self.tuned = rates;
@@ -236,7 +251,7 @@ impl LimitState {
         if let (Some(remaining), Some(reset)) = (report.remaining, report.reset)
             && remaining <= left
         {
-            self.pause(key, now + reset, now);
+            self.pause(key, now + reset.min(self.longest()), now);
         }
         let changed = report.limit.is_some_and(|limit| limit >= 1.0 && self.told != Some(limit));
         if changed {
@@ -248,7 +263,7 @@ impl LimitState {
 
     /// The target refused a request for going too fast.
     pub fn refused(&mut self, key: &str, report: &Report, refused: Refused, now: Instant) -> Refusal {
-        let told = refused.wait.or(report.reset);
+        let told = refused.wait.or(report.reset).map(|told| told.min(self.longest()));
         let before = self.refused_at.map(|at| now.duration_since(at));
         if self.refused_at.is_some_and(|at| refused.sent < at) {
             told.inspect(|told| self.pause(key, now + *told, now));
@@ -278,6 +293,12 @@ impl LimitState {
         self.cut = cut.max(LEAST);
         self.buckets.clear();
         Refusal { changed: true, told, brief, tells_nothing: false }
+    }
+
+    /// The longest pause that an answer can ask for.
+    fn longest(&self) -> Duration {
+        let windows = self.base.iter().map(|rate| rate.window);
+        windows.max().unwrap_or_default().max(Duration::from_secs(WAIT_S))
     }
 
     fn window(&self) -> Duration {
@@ -319,6 +340,7 @@ impl LimitState {
             told: self.told,
             cut: self.cut,
             at_once: limit.at_once,
+            paused_to: self.paused_to(Instant::now()),
         }
     }
 }

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, sleep_until};
@@ -49,6 +50,8 @@ pub struct Shown {
     pub cut: f64,
     /// Requests at once.
     pub at_once: Option<usize>,
+    /// Until when it pauses.
+    pub paused_to: Option<Instant>,
 }
 
 impl Shown {
@@ -57,7 +60,7 @@ impl Shown {
     pub fn to_json(&self) -> Value {
         let rates: Vec<String> = self.rates.iter().map(Rate::to_string).collect();
         json!({"name": self.name, "rates": rates, "origin": self.origin, "told": self.told, "cut": self.cut,
-               "at_once": self.at_once})
+               "at_once": self.at_once, "paused_until": self.paused_to.map(clock_of)})
     }
 }
 
@@ -146,9 +149,7 @@ impl Quotas {
         let demands = self.demands(object, request);
         loop {
             place(object, &demands, waiting);
-            while let Some(until) = paused_until(&demands) {
-                sleep_until(until).await;
-            }
+            self.wait_out(&demands).await;
             let mut at_once = Vec::new();
             for semaphore in demands.iter().filter_map(|(limited, _)| limited.at_once.as_ref()) {
                 at_once.extend(semaphore.enter().await);
@@ -165,10 +166,19 @@ impl Quotas {
     pub async fn unpaused(&self, object: &str, request: &Request, waiting: Option<&Waiting>) {
         let demands = self.demands(object, request);
         place(object, &demands, waiting);
-        while let Some(until) = paused_until(&demands) {
-            sleep_until(until).await;
-        }
+        self.wait_out(&demands).await;
         place(object, &demands, waiting);
+    }
+
+    /// Waits while a limit pauses; an operator may lift that.
+    async fn wait_out(&self, demands: &Demands<'_>) {
+        let mut changed = self.changed.subscribe();
+        while let Some(until) = paused_until(demands) {
+            tokio::select! {
+                () = sleep_until(until) => {}
+                _ = changed.changed() => {}
+            }
+        }
     }
 
     /// With how many like `request` held back no more are begun; `None` when it is not held back.
@@ -276,6 +286,12 @@ impl Quotas {
         true
     }
 
+    /// Forgets pauses and what was learnt: what holds is found out anew.
+    pub fn lift(&self) {
+        self.limits.iter().for_each(|limited| limited.state().lift());
+        self.touch();
+    }
+
     /// Takes over other settings.
     pub fn configure(&self, settings: &QuotaSettings) {
         self.limits.iter().for_each(|limited| limited.state().configure(&limited.limit, settings));
@@ -332,6 +348,15 @@ fn place(object: &str, demands: &Demands<'_>, waiting: Option<&Waiting>) {
         (Some(waiting), None) => waiting.go_on(),
         (None, _) => {}
     }
+}
+
+/// The time of day of an instant, for people: in steps of some seconds, so that it stays the same while it is looked at.
+#[must_use]
+pub fn clock_of(until: Instant) -> String {
+    const STEP_S: i64 = 5;
+    let left = until.saturating_duration_since(Instant::now());
+    let at = Timestamp::now().checked_add(left).unwrap_or(Timestamp::MAX).as_second();
+    Timestamp::from_second((at / STEP_S + 1) * STEP_S).unwrap_or(Timestamp::MAX).to_string()
 }
 
 fn paused_until(demands: &Demands<'_>) -> Option<Instant> {
