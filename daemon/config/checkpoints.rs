@@ -3,14 +3,15 @@
 use std::path::Path;
 use std::time::Duration;
 
+use super::address;
 use super::node::{Fields, Node, Problems};
 use super::settings::read_secret;
 use super::source::read_time;
+use super::target::refused_at;
 use crate::audit::checkpoint::PublicKey;
 use crate::audit::directory::LogDirectory;
 use crate::audit::publish::CheckpointSettings;
 use crate::audit::witness::{Manner, Place};
-use crate::pg::is_local;
 
 /// See the module's text.
 pub(super) fn read_checkpoints(fields: &mut Fields, problems: &mut Problems) -> Option<CheckpointSettings> {
@@ -60,17 +61,7 @@ fn read_place(node: &Node, is_witness: bool, problems: &mut Problems) -> Option<
         None => Manner::Store,
     };
     let at = url?;
-    let url = at.string(problems)?;
-    let host = |rest: &str| rest.split(['/', ':']).next().unwrap_or_default().to_owned();
-    let is_safe =
-        url.starts_with("https://") || url.strip_prefix("http://").is_some_and(|rest| is_local(&host(rest)));
-    if !is_safe {
-        problems.add(
-            &at.at,
-            format!("`{url}` is not an https address"),
-            "https://…  (http only for this machine)",
-        );
-        return None;
-    }
-    Some(Place { url: url.trim_end_matches('/').to_owned(), manner, token })
+    let url = address::http(&at.string(problems)?);
+    let url = refused_at(&at.at, url, "https://…  (http only for this machine)", problems)?;
+    Some(Place { url, manner, token })
 }

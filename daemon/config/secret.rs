@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use super::files;
+
 /// Where a secret stands. Printing it shows the place, never the secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Secret {
@@ -49,7 +51,7 @@ impl Secret {
     pub fn read(&self) -> Result<SecretText, SecretError> {
         let path = self.path()?;
         let failed = |reason: String| SecretError { place: path.display().to_string(), reason };
-        let text = std::fs::read_to_string(&path).map_err(|error| failed(error.to_string()))?;
+        let text = files::read_secret(&path).map_err(failed)?;
         let text = match self {
             Self::PassFile { parts, .. } => {
                 let found = text.lines().find_map(|line| password_in(line, parts));
@@ -60,7 +62,20 @@ impl Secret {
         if text.is_empty() {
             return Err(failed("the file is empty".into()));
         }
+        if text.chars().any(char::is_control) {
+            return Err(failed(
+                "the file has more than one line, or control characters; write the secret alone into it"
+                    .into(),
+            ));
+        }
         Ok(SecretText(text))
+    }
+
+    /// What it says cannot be sent as a header.
+    #[must_use]
+    pub fn unusable(&self) -> SecretError {
+        let place = self.path().map_or_else(|error| error.place, |path| path.display().to_string());
+        SecretError { place, reason: "it has characters that no header can carry".into() }
     }
 
     fn path(&self) -> Result<PathBuf, SecretError> {

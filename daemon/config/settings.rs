@@ -59,6 +59,8 @@ pub struct Config {
     pub routes: Vec<Route>,
     /// Older events in the form of newer versions.
     pub upcasters: Upcasters,
+    /// Directory of the mapping files.
+    pub mappings: PathBuf,
 }
 
 /// Reads `path`, the environment, and every file they name; all mistakes at once.
@@ -109,6 +111,7 @@ fn read(
         targets,
         routes,
         upcasters,
+        mappings,
     };
     if problems.is_empty() {
         // Only then is known which events and objects there are.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
+use super::address;
 use super::node::{At, Fields, Node, Problems};
 use super::secret::Secret;
 use super::settings::read_secret;
@@ -14,7 +15,6 @@ use crate::connector::limit::{Rate, read_rates};
 use crate::connector::{self, Auth, Connector, Transport};
 use crate::dispatch::quota::QuotaSettings;
 use crate::mapping::shape::suggestion;
-use crate::pg::is_local;
 
 /// Part of what a vendor allows that is ours unless the settings say otherwise, in per cent.
 const DEFAULT_SHARE: u64 = 80;
@@ -91,8 +91,8 @@ pub(super) fn read_target(
     }
     let base_url = match connector.transport {
         Transport::Http => read_base_url(base_url, &connector, &at, problems)?,
-        Transport::Nats => read_bus_url(base_url, ("nats://", "tls://"), &at, problems)?,
-        Transport::RedisStream => read_bus_url(base_url, ("redis://", "rediss://"), &at, problems)?,
+        Transport::Nats => read_bus_url(base_url, ("nats", "tls"), &at, problems)?,
+        Transport::RedisStream => read_bus_url(base_url, ("redis", "rediss"), &at, problems)?,
         Transport::Discard => String::new(),
     };
     if needs_key && api_key.is_none() {
@@ -221,37 +221,16 @@ impl TargetConfig {
 /// Where a bus is: plain only on this machine, elsewhere encrypted.
 fn read_bus_url(
     node: Option<Node>,
-    (plain, encrypted): (&str, &str),
+    schemes: (&str, &str),
     at: &At,
     problems: &mut Problems,
 ) -> Option<String> {
-    let example = format!("base_url = \"{plain}127.0.0.1:…\"");
+    let example = format!("base_url = \"{}://127.0.0.1:…\"", schemes.0);
     let Some(node) = node else {
         problems.add(at, "the bus has no address", example);
         return None;
     };
-    let text = node.string(problems)?;
-    if text.contains('@') {
-        problems.add(
-            &node.at,
-            "a password does not belong into the settings",
-            "user = …, api_key = { file = … }",
-        );
-        return None;
-    }
-    if text.starts_with(encrypted) {
-        return Some(text);
-    }
-    let host = text.strip_prefix(plain).map(|rest| rest.split(['/', ':']).next().unwrap_or_default());
-    if host.is_some_and(is_local) {
-        return Some(text);
-    }
-    problems.add(
-        &node.at,
-        format!("`{text}` is not an address of this kind of bus"),
-        format!("{encrypted}…  ({plain} only for this machine)"),
-    );
-    None
+    refused_at(&node.at, address::bus(&node.string(problems)?, schemes), &example, problems)
 }
 
 /// Encrypted, unless the target is on this machine.
@@ -261,29 +240,24 @@ fn read_base_url(
     at: &At,
     problems: &mut Problems,
 ) -> Option<String> {
-    let (text, at) = match node {
-        Some(node) => (node.string(problems)?, node.at),
-        None => match &connector.base_url {
-            Some(url) => (url.clone(), at.clone()),
-            None => {
-                let example = "base_url = \"https://your-subdomain.zendesk.com\"";
-                problems.add(
-                    at,
-                    format!("connector `{}` has no address of its own", connector.name),
-                    example,
-                );
-                return None;
-            }
-        },
+    let example = "base_url = \"https://your-subdomain.zendesk.com\"";
+    let (text, at) = match (node, &connector.base_url) {
+        (Some(node), _) => (node.string(problems)?, node.at),
+        (None, Some(url)) => (url.clone(), at.clone()),
+        (None, None) => {
+            problems.add(at, format!("connector `{}` has no address of its own", connector.name), example);
+            return None;
+        }
     };
-    let host = match (text.strip_prefix("https://"), text.strip_prefix("http://")) {
-        (Some(rest), _) => return (!rest.is_empty()).then_some(text),
-        (None, Some(rest)) => rest.split(['/', ':']).next().unwrap_or_default().to_owned(),
-        (None, None) => String::new(),
-    };
-    if is_local(&host) {
-        return Some(text);
-    }
-    problems.add(&at, format!("`{text}` is not an https address"), "https://…  (http only for this machine)");
-    None
+    refused_at(&at, address::http(&text), "https://…  (http only for this machine)", problems)
+}
+
+/// The address, or a problem that says why not.
+pub(super) fn refused_at(
+    at: &At,
+    read: Result<String, address::Refused>,
+    instead: &str,
+    problems: &mut Problems,
+) -> Option<String> {
+    read.map_err(|what| problems.add(at, what, instead)).ok()
 }
