@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use crate::auditing;
 use crate::cache::Cache;
 use crate::cli::{Cli, Command, ConfigArgs, MappingsCommand, SourceCommand};
+use crate::config::files;
 use crate::config::secret::Secret;
 use crate::config::source::SourceConfig;
 use crate::config::{Config, load};
@@ -25,8 +26,9 @@ use crate::source::postgres::connection::ReplicationConnection;
 use crate::source::postgres::presence::Presence;
 use crate::source::postgres::script::{Names, source_sql, uninstall_sql};
 use crate::supervise::run;
+use crate::terminal::escaped;
 use crate::tuning::quota;
-use crate::work_list::deliveries;
+use crate::work_list::{deliveries, parked};
 use crate::workbench;
 
 /// Wrong usage of the command line.
@@ -98,6 +100,7 @@ async fn dispatch(command: Command) -> ExitCode {
         Command::Wave(command) => wave(command).await,
         Command::Quota(command) => quota(command).await,
         Command::Deliveries(command) => deliveries(command).await,
+        Command::Parked(command) => parked(command).await,
         Command::Backfill { config, events, source } => {
             with_config(&config, |config| backfill(config, source, events)).await
         }
@@ -171,14 +174,14 @@ fn absolute(path: &Path) -> String {
 #[allow(clippy::print_stderr)]
 #[must_use]
 pub fn fail(code: u8, message: &str) -> ExitCode {
-    eprintln!("error: {message}");
+    eprintln!("error: {}", escaped(message));
     ExitCode::from(code)
 }
 
 /// Prints to standard output.
 pub fn say(text: &str) {
     // Whoever read it may have seen enough (`| head`).
-    let _ = std::io::stdout().write_all(text.as_bytes());
+    let _ = std::io::stdout().write_all(escaped(text).as_bytes());
 }
 
 fn print_man() -> ExitCode {
@@ -256,7 +259,14 @@ async fn check(args: &ConfigArgs, as_json: bool) -> ExitCode {
         }
         Err(_) => return read_config(&args.config).map_or_else(|code| code, |_| ExitCode::SUCCESS),
     };
-    let (findings, down) = findings(&config).await;
+    let (mut findings, down) = findings(&config).await;
+    for path in [&args.config, &config.mappings] {
+        for (path, what) in files::writable(path) {
+            let subject = path.display().to_string();
+            let what = format!("{what}: they could send what they like to every target");
+            findings.push(finding(Severity::Warning, &subject, what, "chmod o-w"));
+        }
+    }
     if as_json {
         say(&format!("{:#}\n", json!(findings)));
     } else {

@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use tokio::sync::Mutex;
 
 use crate::audit::publish::CheckpointSettings;
+use crate::bounds::shown;
 use crate::cache::{Cache, CacheSettings};
 use crate::capture::Source;
 use crate::capture::flow::{Flow, Ways};
@@ -14,6 +16,7 @@ use crate::capture::poll::PollSource;
 use crate::config::secret::Secret;
 use crate::config::{Config, PollConfig, SourceConfig, TargetConfig};
 use crate::connector::Transport;
+use crate::connector::limit::Rate;
 use crate::dispatch::Target;
 use crate::dispatch::dedup::Dedup;
 use crate::dispatch::gate::Gates;
@@ -21,8 +24,10 @@ use crate::dispatch::job::JobCount;
 use crate::dispatch::quota::Quotas;
 use crate::dispatch::quota::shared::SharedBuckets;
 use crate::dispatch::target::Versions;
+use crate::ledger::command::{Asking, Command};
 use crate::ledger::keyring::Master;
 use crate::mapping::{EventKind, SourceMapping};
+use crate::ops::admin::Judge;
 use crate::ops::commands::Waves;
 use crate::reconcile::serve::Schedule;
 use crate::target::{HttpTarget, NatsTarget, RedisStreamTarget, Way};
@@ -45,6 +50,31 @@ pub struct Prepared {
     pub admin_socket: Option<std::path::PathBuf>,
     /// Its checkpoints.
     pub checkpoints: Option<Arc<CheckpointSettings>>,
+}
+
+impl Prepared {
+    /// Who judges what is asked for by the admin socket.
+    #[must_use]
+    pub fn judge(&self) -> Judge {
+        let targets: Vec<String> = self.targets.iter().map(|target| target.name.clone()).collect();
+        Arc::new(move |asking| {
+            let (target, rates) = match asking {
+                Asking::Command(Command::Quota { target, rates, .. }) => (target, rates.as_deref()),
+                Asking::Command(Command::Link { target, .. } | Command::Resolve { target, .. })
+                | Asking::Reconcile { target, .. } => (target, None),
+                // What of a target that is in the settings no more is still owed, or known, can be given up.
+                Asking::Command(_) | Asking::Load(_) => return Ok(()),
+            };
+            if !targets.contains(target) {
+                let known = targets.join(", ");
+                return Err(format!("there is no target `{}`; there is {known}", shown(target)));
+            }
+            match rates.unwrap_or_default().iter().find(|rate| Rate::parse(rate).is_none()) {
+                Some(rate) => Err(format!("`{}` is no rate; one is `40/s` or `50000/d`", shown(rate))),
+                None => Ok(()),
+            }
+        })
+    }
 }
 
 /// See the module's text.
@@ -195,6 +225,7 @@ fn prepare_target(
         quotas: Quotas::new(limits, &target.quota, Some(shared)),
         name: target.name,
         connector: target.connector,
+        clock_is_off: AtomicBool::default(),
         unsent: Arc::default(),
         probe: Arc::default(),
         dedup: Dedup::new(cache.clone()),

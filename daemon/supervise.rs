@@ -98,8 +98,14 @@ pub async fn run(config: Config, settings: PathBuf, role: Role) -> ExitCode {
             End::LedgerLost(error) => {
                 failures += 1;
                 let wait = backoff(failures.min(8), rand::random()).min(Duration::from_secs(5));
-                tracing::warn!(%error, wait_ms = %wait.as_millis(), "the ledger is away");
-                notify(&[NotifyState::Status("waiting for the ledger")]);
+                if error.is_away() {
+                    tracing::warn!(%error, wait_ms = %wait.as_millis(), "the ledger is away");
+                    notify(&[NotifyState::Status("waiting for the ledger")]);
+                } else {
+                    // What it is asked for, or what it holds, is wrong: every loop begins anew, and a person should look.
+                    tracing::error!(%error, wait_ms = %wait.as_millis(), "the ledger refuses what it is asked; everything starts again");
+                    notify(&[NotifyState::Status("the ledger refuses what it is asked")]);
+                }
                 let mut stopping = stopping.clone();
                 tokio::select! {
                     () = sleep(wait) => {}
@@ -215,7 +221,8 @@ impl Supervisor<'_> {
     ) {
         if let Some(socket) = self.prepared.admin_socket.clone() {
             let (ledger, stopping) = (ledger.clone(), self.stopping.clone());
-            loops.spawn(async move { admin::serve(&socket, ledger, stopping).await });
+            let judge = self.prepared.judge();
+            loops.spawn(async move { admin::serve(&socket, ledger, judge, stopping).await });
         }
         let Some(settings) = &self.prepared.checkpoints else { return };
         let (settings, stopping) = ((settings.clone(), ledger.clone()), self.stopping.clone());
@@ -283,11 +290,14 @@ impl Supervisor<'_> {
     fn watched(&self) -> Watched {
         let guards: Vec<MassGuard> = self.flows().map(|flow| flow.mass_guard.clone()).collect();
         let targets = if self.role.dispatches() { self.prepared.targets.clone() } else { Vec::new() };
-        let shown = targets.clone();
+        let (shown, lifted) = (targets.clone(), targets.clone());
         Watched {
             waves: self.waves.clone(),
             released: Box::new(move || guards.iter().for_each(MassGuard::reset)),
             tuned: Box::new(move |tunings| targets.iter().for_each(|target| tune(target, tunings))),
+            lifted: Box::new(move |name| {
+                lifted.iter().filter(|target| target.name == name).for_each(|target| target.lift());
+            }),
             states: Box::new(move || {
                 shown.iter().map(|target| (target.name.clone(), target.describe())).collect()
             }),

@@ -5,14 +5,16 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 
+use crate::bounds::ADMIN_CONNECTIONS;
 use crate::ledger::command::{Asker, Asking, Command, note};
 use crate::ledger::{Ledger, LedgerError};
 
@@ -31,10 +33,14 @@ enum Answer {
     Refused(String),
 }
 
+/// Says what of a request cannot be: a target that there is not, a rate that is none.
+pub type Judge = Arc<dyn Fn(&Asking) -> Result<(), String> + Send + Sync>;
+
 /// Answers until the daemon stops. Another process on this machine may have the socket already: then it is enough.
 pub async fn serve(
     path: &Path,
     ledger: Ledger,
+    judge: Judge,
     mut stopping: watch::Receiver<bool>,
 ) -> Result<(), LedgerError> {
     let stopped = async {
@@ -53,12 +59,15 @@ pub async fn serve(
             return Ok(());
         }
     };
+    let open = Arc::new(Semaphore::new(ADMIN_CONNECTIONS));
     loop {
         tokio::select! {
-            accepted = listener.accept() => if let Ok((stream, _)) = accepted {
-                let ledger = ledger.clone();
+            // Whoever holds connections open keeps others waiting no longer than their patience.
+            accepted = admitted(&listener, &open) => if let Ok((stream, turn)) = accepted {
+                let (ledger, judge) = (ledger.clone(), judge.clone());
                 tokio::spawn(async move {
-                    if timeout(PATIENCE, answer(stream, &ledger)).await.is_err() {
+                    let _turn = turn;
+                    if timeout(PATIENCE, answer(stream, &ledger, &judge)).await.is_err() {
                         tracing::debug!("somebody at the admin socket said nothing");
                     }
                 });
@@ -69,6 +78,16 @@ pub async fn serve(
             }
         }
     }
+}
+
+/// The next connection, once there is room for one more.
+async fn admitted(
+    listener: &UnixListener,
+    open: &Arc<Semaphore>,
+) -> std::io::Result<(UnixStream, OwnedSemaphorePermit)> {
+    let turn = open.clone().acquire_owned().await.map_err(std::io::Error::other)?;
+    let (stream, _) = listener.accept().await?;
+    Ok((stream, turn))
 }
 
 async fn bind(path: &Path) -> std::io::Result<Option<UnixListener>> {
@@ -86,7 +105,7 @@ async fn bind(path: &Path) -> std::io::Result<Option<UnixListener>> {
     Ok(Some(listener))
 }
 
-async fn answer(mut stream: UnixStream, ledger: &Ledger) -> std::io::Result<()> {
+async fn answer(mut stream: UnixStream, ledger: &Ledger, judge: &Judge) -> std::io::Result<()> {
     let uid = stream.peer_cred()?.uid();
     let (read, mut write) = stream.split();
     let mut line = String::new();
@@ -96,13 +115,20 @@ async fn answer(mut stream: UnixStream, ledger: &Ledger) -> std::io::Result<()> 
         Ok(Asking::Command(Command::Read { .. } | Command::Export { .. })) => {
             Answer::Refused("readings are not noted here".into())
         }
-        Ok(asking) => {
-            let asker = Asker { name: account(uid), peer_uid: Some(uid.into()) };
-            match note(ledger.reader(), &asking, &asker).await {
-                Ok(number) => Answer::Noted(number),
-                Err(error) => Answer::Refused(error.to_string()),
-            }
+        // What is in a file is told by who wrote the file, in the database.
+        Ok(Asking::Command(Command::Archive { .. })) => {
+            Answer::Refused("archives are noted by `tailwater ledger archive`".into())
         }
+        Ok(asking) => match judge(&asking) {
+            Err(reason) => Answer::Refused(reason),
+            Ok(()) => {
+                let asker = Asker { name: account(uid), peer_uid: Some(uid.into()) };
+                match note(ledger.reader(), &asking, &asker).await {
+                    Ok(number) => Answer::Noted(number),
+                    Err(error) => Answer::Refused(error.to_string()),
+                }
+            }
+        },
         Err(error) => Answer::Refused(format!("not what this version understands: {error}")),
     };
     let mut text = serde_json::to_vec(&answer)?;

@@ -71,6 +71,8 @@ pub struct Watched {
     pub released: Box<dyn Fn() + Send + Sync>,
     /// Told the rates that are set.
     pub tuned: Box<Tune>,
+    /// Told the targets of which every pause is lifted.
+    pub lifted: Box<dyn Fn(&str) + Send + Sync>,
     /// How the targets look to this process, for people.
     pub states: Box<dyn Fn() -> States + Send + Sync>,
 }
@@ -109,8 +111,17 @@ pub async fn serve(
             ledger.erasures().heard(changes.erasures);
             watched.waves.set(&changes);
             (watched.tuned)(&changes.tunings);
-            if seen.is_some_and(|seen| seen.released != changes.released) {
-                (watched.released)();
+            if let Some(seen) = &seen {
+                if seen.released != changes.released {
+                    (watched.released)();
+                }
+                let lifted =
+                    changes.lifted.iter().filter(|(target, id)| seen.lifted.get(*target) != Some(id));
+                for (target, _) in lifted {
+                    (watched.lifted)(target);
+                    // Whoever was woken by the command has seen the pause once more.
+                    wake.send_modify(|count| *count = count.wrapping_add(1));
+                }
             }
             seen = Some(changes);
         }

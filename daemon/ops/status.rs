@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::progress::progress;
 use crate::config::Config;
 use crate::ledger::loads::current;
+use crate::ledger::parked::{self, ParkedSelection};
 use crate::ledger::position::Position;
 use crate::ledger::{LedgerError, is_served, polls, status};
 
@@ -64,6 +65,7 @@ pub async fn gather(config: &Config, now: Timestamp) -> Result<Value, LedgerErro
         "targets": targets,
         "ledger": {"last_seq": figures.last_seq, "entries": figures.entries},
         "held": held,
+        "parked": parked::parked(&client, &ParkedSelection::default(), HELD_LISTED).await?,
     }))
 }
 
@@ -77,8 +79,18 @@ fn stream_of(polled: &polls::Polled, now: Timestamp) -> Value {
 /// Why a process that lives does not speak to a target.
 fn paused(states: &[status::TargetState], target: &str) -> Value {
     let of_target = states.iter().filter(|state| state.target == target);
-    let mut closed = of_target.filter_map(|state| state.state.get("closed").filter(|why| why.is_string()));
-    closed.next().cloned().unwrap_or_default()
+    let why = |state: &status::TargetState| {
+        let text = |key: &str| state.state.get(key).and_then(Value::as_str);
+        let until = |until: Option<&str>| until.map(|until| format!(" until {until}")).unwrap_or_default();
+        if let Some(why) = text("closed") {
+            return Some(format!("{why}{}", until(text("closed_until"))));
+        }
+        let limits = state.state.get("limits").and_then(Value::as_array).into_iter().flatten();
+        let mut pauses = limits
+            .filter_map(|limit| Some((limit.get("name")?.as_str()?, limit.get("paused_until")?.as_str()?)));
+        pauses.next().map(|(name, at)| format!("limit {name}{}", until(Some(at))))
+    };
+    of_target.filter_map(why).next().map_or(Value::Null, Value::String)
 }
 
 /// The load that is going on or asked for.
@@ -160,6 +172,18 @@ pub fn render(status: &Value) -> String {
             text(&held, "id"),
             text(&held, "state"),
             text(&held, "reason"),
+        );
+    }
+    for parked in list("parked") {
+        let _ = writeln!(
+            out,
+            "parked   {} {} {} of {}, since {}: {}",
+            text(&parked, "kind"),
+            text(&parked, "place"),
+            text(&parked, "key"),
+            text(&parked, "source"),
+            text(&parked, "parked_at"),
+            text(&parked, "reason"),
         );
     }
     out
