@@ -126,10 +126,32 @@ async fn nobody_can_change_what_is_written_and_auditors_can_only_read() {
         "set session_replication_role = replica",
         "set role tailwater_owner",
         "create table tailwater.mine ()",
+        "delete from tailwater_keys.subject_key",
+        "select destroy_keys(array['ERP-P-1'])",
+        "delete from hold",
+        "insert into hold (name, reason, held_by) values ('mine', 'x', 'x')",
+        "select lift_hold('case-7')",
+        "select place_hold('mine', '{}', '{}', 'x', 'x')",
     ];
     for sql in denied {
         let refused = writer.batch_execute(sql).await.unwrap_err();
         assert_eq!(refused.code().unwrap().code(), "42501", "{sql}: {refused}");
+    }
+    // Who ordered is said by the server, and stays.
+    let forged = "insert into command (kind, arguments, requested_by, peer_uid, role, done_at)
+                  values ('release', '{\"kind\": \"release\"}', 'ceo (uid 1000)', 1000, 'tailwater_owner', now()) returning id, role, done_at is null";
+    let row = writer.query_one(forged, &[]).await.unwrap();
+    assert_eq!((row.get::<_, &str>(1), row.get::<_, bool>(2)), ("tailwater", true));
+    let id: i64 = row.get(0);
+    let changed = writer.execute("update command set requested_by = 'cfo' where id = $1", &[&id]).await;
+    assert_eq!(changed.unwrap_err().code().unwrap().code(), "42501");
+    for sql in [
+        "select open_month('9999-01-01')",
+        "select index_images('x', 'res_partner', 'name')",
+        // A clock that is behind, or ahead, by more than minutes.
+        "update tree set recorded_at = recorded_at + interval '1 hour'",
+    ] {
+        assert!(writer.batch_execute(sql).await.is_err(), "{sql}");
     }
     let alice = audited.session("alice").await;
     for sql in [

@@ -1,6 +1,12 @@
 //! Many objects in one request: each with an outcome of its own, whatever becomes of the others and of the process.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+
+use serde_json::Value;
+use tailwater::demo::vendor::Incoming;
+use tailwater::demo::vendor::server::Raw;
 
 use crate::support::expected::{assert_same, expected, held};
 use crate::support::{World, WorldOptions, eventually};
@@ -128,6 +134,56 @@ async fn jobs_that_cannot_be_asked_for_are_given_up_and_their_objects_go_one_by_
     assert!(accepted > 0 && singly(&world) >= 36, "{accepted} {}", singly(&world));
     assert_eq!(world.count("select count(*) from bulk_call").await, 0);
     let erp = world.erp.client("erp").await.unwrap();
+    assert_same(&held(&world), &expected(&erp, &[]).await);
+    assert!(daemon.terminate().success());
+    world.verify();
+}
+
+/// Changes the results of finished jobs; gives how many it has changed.
+fn spoil_results(world: &World, spoil: fn(&mut [Value])) -> Arc<AtomicUsize> {
+    let count = Arc::new(AtomicUsize::new(0));
+    let spoiled = count.clone();
+    world.zendesk.set_tamper(Some(Arc::new(move |request: &Incoming, raw: &mut Raw| {
+        if !request.path.contains("job_statuses") {
+            return;
+        }
+        let mut body: Value = serde_json::from_slice(&raw.body).unwrap();
+        for job in body["job_statuses"].as_array_mut().into_iter().flatten() {
+            if let Some(results) = job["results"].as_array_mut() {
+                spoiled.fetch_add(results.len(), Ordering::SeqCst);
+                spoil(results);
+            }
+        }
+        raw.body = body.to_string().into_bytes();
+    })));
+    count
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn results_that_are_told_twice_or_of_another_object_are_believed_of_nobody() {
+    let world = World::start(WorldOptions::default()).await;
+    let mut daemon = world.daemon();
+    world.streaming().await;
+    let erp = world.erp.client("erp").await.unwrap();
+    let spoiled =
+        spoil_results(&world, |results| results.iter_mut().for_each(|result| result["index"] = 0.into()));
+    companies(&world, &names(12)).await;
+    world.settled(PATIENCE).await;
+    assert!(spoiled.load(Ordering::SeqCst) >= 12, "{}", world.log());
+    assert_same(&held(&world), &expected(&erp, &[]).await);
+    let spoiled = spoil_results(&world, |results| {
+        for pair in results.chunks_exact_mut(2) {
+            let (first, second) = (pair[0]["id"].clone(), pair[1]["id"].clone());
+            (pair[0]["id"], pair[1]["id"]) = (second, first);
+        }
+    });
+    erp.batch_execute("update res_partner set city = 'City ' || id").await.unwrap();
+    world.settled(PATIENCE).await;
+    assert!(spoiled.load(Ordering::SeqCst) >= 12, "{}", world.log());
+    world.zendesk.set_tamper(None);
+    // Whoever took another's id would be written over it now.
+    erp.batch_execute("update res_partner set street = 'Street ' || id").await.unwrap();
+    world.settled(PATIENCE).await;
     assert_same(&held(&world), &expected(&erp, &[]).await);
     assert!(daemon.terminate().success());
     world.verify();

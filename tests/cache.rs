@@ -8,6 +8,7 @@ use std::time::Duration;
 use tailwater::cache::{Cache, CacheSettings, Shape};
 use tailwater::config::secret::Secret;
 use tailwater::connector::limit::Rate;
+use tailwater::demo::private::write_secret;
 use tailwater::demo::private::{PrivateRedis, TemporaryDirectory, free_port};
 use tailwater::dispatch::quota::shared::{Draw, SharedBuckets};
 use tokio::time::Instant;
@@ -103,7 +104,7 @@ async fn over_verified_tls_as_an_acl_user() {
             "off",
         ],
     );
-    std::fs::write(path.join("password"), "secret").unwrap();
+    write_secret(path.join("password"), "secret").unwrap();
     let settings = CacheSettings {
         user: Some("tailwater".into()),
         password: Some(Secret::File(path.join("password"))),
@@ -115,7 +116,7 @@ async fn over_verified_tls_as_an_acl_user() {
     authority(path, "other");
     let other = CacheSettings { root_certificates: Some(path.join("other.crt")), ..settings.clone() };
     assert!(!Cache::new(other).is_up().await);
-    std::fs::write(path.join("password"), "guessed").unwrap();
+    write_secret(path.join("password"), "guessed").unwrap();
     assert!(!Cache::new(settings).is_up().await);
 }
 

@@ -9,7 +9,7 @@ use tailwater::connector::bulk::Bulk;
 use tailwater::connector::classify::{Answer, Class};
 use tailwater::connector::request::Request;
 use tailwater::connector::stream::Listing;
-use tailwater::connector::{Connector, ObjectSpec};
+use tailwater::connector::{Connector, ObjectSpec, Strategy};
 use tailwater::demo::vendor::form;
 use tailwater::dispatch::plan::{Plan, plan};
 use tailwater::ledger::batch::Lane;
@@ -283,8 +283,33 @@ fn that_odoo_knows_no_such_external_id_is_an_answer_to_a_look_up_and_a_refusal_o
     let said = json!({"ids": false, "messages": [{"type": "error", "message": "Missing required value"}], "nextrow": 0});
     for (name, body) in [("odoo", said.clone()), ("odoo-rpc", json!({"jsonrpc": "2.0", "result": said}))] {
         let connector = files.connectors.iter().find(|connector| connector.name == name).unwrap();
-        let answer = Answer { status: 200, headers: Default::default(), body };
+        let answer = Answer { status: 200, headers: Default::default(), body, flaw: None };
         assert_eq!(answer.classify("find", &connector.outcomes).0, Class::Applied, "{name}");
         assert_eq!(answer.classify("create", &connector.outcomes).0, Class::Rejected, "{name}");
     }
+}
+
+#[test]
+fn an_id_cannot_talk_a_look_up_into_another_object() {
+    let files = files();
+    let connector = files.connectors.iter().find(|connector| connector.name == "stripe").unwrap();
+    let object = connector.object("customer").unwrap();
+    let id = "x' OR metadata['tailwater_id']:'ERP-P-victim";
+    let lane = Lane { target: "stripe".into(), object: "customer".into(), canonical_id: id.into() };
+    let event = json!({"data": {"id": id}, "event_id": "e1", "id": id, "type": "customer.v1"});
+    let due = Due { id: 1, event, operation: "upsert".into(), uncertain: true, ..Due::bare(lane) };
+    let Ok(Plan::Find(request)) = plan(connector, false, &due, Timestamp::UNIX_EPOCH, &|_| None) else {
+        panic!("it is looked up")
+    };
+    let url = reqwest::Url::parse(&format!("https://api.stripe.com{}", request.path)).unwrap();
+    let query = url.query_pairs().find(|(name, _)| name == "query").unwrap().1.into_owned();
+    let asked = r"metadata['tailwater_id']:'x\' OR metadata[\'tailwater_id\']:\'ERP-P-victim'";
+    assert_eq!(query, asked);
+    let Strategy::CreateOrUpdate { find: Some(find), .. } = &object.strategy else { panic!("it has one") };
+    let found = |named: Value| {
+        let answer = json!({"data": [{"id": "cus_1", "metadata": {"tailwater_id": named}}]});
+        find.ids.evaluate(&Scope::new([("answer", &answer), ("event", &due.event["data"])])).unwrap()
+    };
+    assert_eq!(found("ERP-P-victim".into()), json!([]));
+    assert_eq!(found(id.into()), json!(["cus_1"]));
 }

@@ -105,6 +105,43 @@ async fn what_was_before_is_known_and_not_done_again_and_of_payments_the_newest_
     systems.world.verify();
 }
 
+/// A payment whose invoice is another system's is registered nowhere here, whatever its number.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_payment_of_another_systems_invoice_is_registered_on_none_of_ours() {
+    let mut systems = Triangle::start(OWNERS, "[\"payments\"]").await;
+    let mut daemon = systems.daemon();
+    systems.world.streaming().await;
+    let company = systems.create_company("Elsewhere", "elsewhere@example.test").await;
+    systems.at_rest(PATIENCE).await;
+    let customer = systems.at_stripe(company)["id"].as_str().unwrap().to_owned();
+    let invoice = systems.invoice(company, 12_100).await;
+    let charge = |document: String| {
+        systems.world.stripe.with(|stripe| stripe.books.charge(&customer, (12_100, "usd"), true, &document))
+    };
+    let others = [
+        format!("XXX-I-{invoice}"),
+        format!("AB-I-1{invoice}"),
+        format!("A-I-12345{invoice}"),
+        format!("ERP2-I-5{invoice}"),
+        format!("ERP-I-{invoice}-1"),
+        "ERP-I-".into(),
+    ];
+    let others: Vec<String> = others.into_iter().map(charge).collect();
+    let ours = charge(format!("ERP-I-{invoice}"));
+    let _ = await_events(&systems.world, "stripe", "payment.v1", others.len() + 1).await;
+    let paid =
+        async |charge: &String| systems.payments(invoice, &format!("tailwater:STRIPE-Y-{charge}")).await;
+    eventually(PATIENCE, "the payment of ours", async || {
+        if paid(&ours).await == 1 { Ok(()) } else { Err(systems.world.log()) }
+    })
+    .await;
+    for other in &others {
+        assert_eq!(paid(other).await, 0, "{other}");
+    }
+    assert!(daemon.terminate().success());
+    systems.world.verify();
+}
+
 /// A subscription, and a larger one.
 async fn sold(systems: &Triangle, company: i32) {
     let customer = systems.at_stripe(company)["id"].as_str().unwrap().to_owned();
@@ -174,7 +211,7 @@ async fn hours(systems: &Triangle, ticket: u64, expected: f64) {
 async fn activities(systems: &Triangle, ticket: u64, company: i32) -> i64 {
     match &systems.people {
         People::Simulated(_, api) => api.with(|api| {
-            let id = format!("tailwater.activity_ZENDESK_K_{ticket}_urgent");
+            let id = format!("tailwater.activity_ZENDESK_K_{ticket}~3Aurgent");
             i64::from(api.lines.contains_key(&id))
         }),
         People::Real(api) => {

@@ -6,7 +6,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use serde_json::json;
 use tailwater::capture::load::window::{Remainder, Windows};
 use tailwater::event::{Columns, Field, Lsn, Row, RowState, Transaction};
-use tailwater::mapping::{Constants, Ownership, Policy, SourceMapping, TableSpec};
+use tailwater::mapping::{Constants, Ownership, Policy, SourceMapping, TableSpec, ValueBounds};
 use tailwater::source::postgres::chunk::Snapshot;
 use tailwater::source::postgres::transaction::{Assembler, Consumer, SliceLimits, StreamError};
 use tailwater::source::postgres::types::Types;
@@ -20,6 +20,7 @@ fn mapping() -> Arc<SourceMapping> {
         author: None,
         personal: Policy::default(),
         digest_key: None,
+        bounds: ValueBounds::default(),
     };
     Arc::new(SourceMapping {
         name: "m".into(),

@@ -56,8 +56,17 @@ const ALLOWED: [(&str, &[&str]); 18] = [
     ),
 ];
 
+/// Modules that name nothing of the crate but each other and the event's digest, and that every other one may name.
+const LEAVES: [&str; 2] = ["bounds", "terminal"];
+
 /// Modules without I/O, clocks or tasks: `now` and random draws are parameters.
-const PURE: [&str; 30] = [
+const PURE: [&str; 36] = [
+    "bounds.rs",
+    "terminal.rs",
+    "mapping/html.rs",
+    "connector/lenient.rs",
+    "dispatch/evidence.rs",
+    "source/postgres/condense.rs",
     "event",
     "mapping/mod.rs",
     "mapping/expression.rs",
@@ -117,7 +126,8 @@ fn a_module_names_only_what_stands_before_it() {
                 })
                 .map(|rest| rest.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect())
                 .collect();
-            for name in named.iter().filter(|name| !allowed.contains(&name.as_str()) && !name.is_empty()) {
+            let named = named.iter().filter(|name| !LEAVES.contains(&name.as_str()));
+            for name in named.filter(|name| !allowed.contains(&name.as_str()) && !name.is_empty()) {
                 wrong.push(format!("{} names {name}", file.strip_prefix(daemon()).unwrap().display()));
             }
         }

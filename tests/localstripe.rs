@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tailwater::demo::private::TemporaryDirectory;
+use tailwater::demo::private::write_secret;
 use tailwater::demo::shipped;
 
 use crate::polling::await_events;
@@ -100,7 +101,7 @@ async fn customers_and_what_they_pay_go_to_and_come_from_a_stripe_of_others() {
         &directory.path().display().to_string(),
     );
     world.edit_settings(&world.stripe.url(), &stripe.url);
-    std::fs::write(world.directory.path().join("stripe.key"), "sk_test_12345").unwrap();
+    write_secret(world.directory.path().join("stripe.key"), "sk_test_12345").unwrap();
     world.add_source("stripe", crate::polling::STRIPE_POLLED);
     let mut daemon = world.daemon();
     world.streaming().await;

@@ -1,6 +1,7 @@
 //! What people ask of a daemon: look before anything is sent, shadow, release of a mass change, waves, identities.
 
 use std::time::Duration;
+use tailwater::demo::private::write_secret;
 
 use tailwater::demo::private::TemporaryDirectory;
 use tailwater::demo::shipped;
@@ -131,7 +132,7 @@ routes:
 ";
     std::fs::write(directory.path().join("routes/default.yaml"), routes).unwrap();
     let key = directory.path().join("new.key");
-    std::fs::write(&key, "sk_test_new").unwrap();
+    write_secret(&key, "sk_test_new").unwrap();
     let shipped = format!("{}/mappings", env!("CARGO_MANIFEST_DIR"));
     world.edit_settings(
         &format!("mappings = \"{shipped}\""),

@@ -44,7 +44,7 @@ fn page(pass: &mut Pass, next: &Value) -> Result<Page, PageError> {
     let connector = connector();
     let table = connector.reading.table("thing").unwrap();
     let body = json!({"things": [{"id": 1}], "next": next});
-    let answer = Answer { status: 200, headers: Default::default(), body };
+    let answer = Answer { status: 200, headers: Default::default(), body, flaw: None };
     pass.take_listed(table, table.list.as_ref().unwrap(), &answer, (0, BASE))
 }
 

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::support::world::{STRIPE_KEY, ZENDESK_KEY};
 use crate::support::{World, WorldOptions, eventually};
+use tailwater::demo::private::write_secret;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const SEALING_KEY: &str = "sealing-key-canary-0123456789abcdef";
@@ -45,7 +46,7 @@ pub async fn world() -> World {
     std::fs::write(&partners, yaml.replace(shipped_seal, protected)).unwrap();
     world.edit_settings(shipped, mappings.to_str().unwrap());
     for (name, key) in [("sealing.key", SEALING_KEY), ("digest.key", DIGEST_KEY)] {
-        std::fs::write(world.directory.path().join(name), key).unwrap();
+        write_secret(world.directory.path().join(name), key).unwrap();
     }
     let path = |name: &str| world.directory.path().join(name).display().to_string();
     world.edit_settings(
@@ -201,7 +202,7 @@ async fn mistakes_in_what_is_personal_stop_the_start() {
             .replace("seal: [name, email, phone, website", "seal: [nam, email, phone, website"),
     )
     .unwrap();
-    std::fs::write(world.directory.path().join("sealing.key"), "short").unwrap();
+    write_secret(world.directory.path().join("sealing.key"), "short").unwrap();
     let output = world.run(&["check"]);
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(78), "{text}");

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::support::{World, WorldOptions, eventually};
+use tailwater::demo::private::write_secret;
 
 fn exit_code(output: &std::process::Output) -> i32 {
     output.status.code().unwrap()
@@ -127,7 +128,7 @@ async fn a_slot_that_is_not_ours_is_left_alone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn refused_credentials_pause_the_target_and_burn_nothing() {
     let world = World::start(WorldOptions::default()).await;
-    std::fs::write(world.directory.path().join("stripe.key"), "wrong").unwrap();
+    write_secret(world.directory.path().join("stripe.key"), "wrong").unwrap();
     let _daemon = world.daemon();
     world.streaming().await;
     let mut odoo = world.odoo().await;

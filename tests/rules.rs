@@ -128,8 +128,12 @@ fn retry_after_is_read_as_seconds_or_as_a_date_and_nonsense_is_ignored() {
     let now: jiff::Timestamp = "2026-11-21T10:00:00Z".parse().unwrap();
     let check = |text: &str, expected: Option<u64>| {
         let headers = [("retry-after".to_owned(), text.to_owned())].into();
-        let answer = Answer { status: 429, headers, body: serde_json::Value::Null };
-        assert_eq!(answer.retry_after(now), expected.map(Duration::from_secs), "{text}");
+        let answer = Answer { status: 429, headers, body: serde_json::Value::Null, flaw: None };
+        assert_eq!(
+            answer.retry_after(now, Duration::from_secs(86_400)),
+            expected.map(Duration::from_secs),
+            "{text}"
+        );
     };
     check("7", Some(7));
     check(" 0 ", Some(0));
@@ -255,7 +259,7 @@ fn what_vendors_say_of_their_limits_is_read_in_each_of_their_ways() {
                  expected: (Option<f64>, Option<f64>, Option<u64>)| {
         let limit = limits(limit).remove(0);
         let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let report = limit.read(&Answer { status, headers, body: serde_json::Value::Null });
+        let report = limit.read(&Answer { status, headers, body: serde_json::Value::Null, flaw: None });
         assert_eq!((report.limit, report.remaining, report.reset.map(|reset| reset.as_secs())), expected);
     };
     let plain = "  - { name: a, rate: 10/s, limit: \"headers['x-ratelimit-limit']\", remaining: \"headers['x-ratelimit-remaining']\", reset_s: \"headers['x-ratelimit-reset']\" }";
@@ -290,7 +294,7 @@ fn a_refusal_is_about_the_limit_that_the_answer_names_and_requests_about_those_t
   - { name: search, rate: [20/s, 1000/h], when: \"endpoint.endsWith('/search')\", weight: \"step == 'find' ? 5 : 1\" }";
     let limits = limits(shipped);
     let headers = [("stripe-rate-limited-reason".to_owned(), "endpoint-rate".to_owned())].into();
-    let answer = Answer { status: 429, headers, body: serde_json::Value::Null };
+    let answer = Answer { status: 429, headers, body: serde_json::Value::Null, flaw: None };
     assert_eq!(
         limits.iter().map(|limit| limit.is_exceeded(&answer)).collect::<Vec<_>>(),
         [false, true, false]

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use tailwater::config::secret::Secret;
-use tailwater::demo::private::{PrivatePostgres, TemporaryDirectory};
+use tailwater::demo::private::{PrivatePostgres, TemporaryDirectory, write_secret};
 use tailwater::pg::Database;
 use tailwater::pg_tls::{ClientCertificate, TlsMode};
 use tailwater::source::postgres::connection::ReplicationConnection;
@@ -63,8 +63,8 @@ async fn the_stream_is_opened_over_verified_tls_with_scram_and_channel_binding_o
     std::fs::write(data.join("pg_hba.conf"), hba).unwrap();
     admin.batch_execute("alter system set ssl = on").await.unwrap();
     admin.batch_execute("select pg_reload_conf()").await.unwrap();
-    std::fs::write(path.join("right"), "right horse\n").unwrap();
-    std::fs::write(path.join("wrong"), "wrong horse\n").unwrap();
+    write_secret(path.join("right"), "right horse\n").unwrap();
+    write_secret(path.join("wrong"), "wrong horse\n").unwrap();
     let database = |password: &str, ca: &str| Database {
         host: "localhost".into(),
         port: server.port,
@@ -110,8 +110,7 @@ async fn the_stream_is_opened_over_verified_tls_with_scram_and_channel_binding_o
     certificate(path, "repl", "repl");
     let own = ClientCertificate { certificate: path.join("repl.crt"), key: path.join("repl.key") };
     let passfile = path.join("pgpass");
-    std::fs::write(&passfile, "# ours\nelsewhere:*:*:*:no\nlocal\\host:*:postgres:repl:right horse\n")
-        .unwrap();
+    write_secret(&passfile, "# ours\nelsewhere:*:*:*:no\nlocal\\host:*:postgres:repl:right horse\n").unwrap();
     let parts = ["localhost".into(), server.port.to_string(), "postgres".into(), "repl".into()];
     let by_file = Database { password: Some(Secret::PassFile { path: passfile, parts }), ..good.clone() };
     opens(by_file).await;

@@ -21,6 +21,10 @@ fn put_values(out: &mut BytesMut, values: &[TupleValue<'_>]) {
         match value {
             TupleValue::Null => out.put_u8(b'n'),
             TupleValue::Unchanged => out.put_u8(b'u'),
+            TupleValue::LeftOut(length) => {
+                out.put_u8(b'!');
+                out.put_u64(*length);
+            }
             TupleValue::Text(bytes) => {
                 out.put_u8(b't');
                 out.put_u32(bytes.len() as u32);

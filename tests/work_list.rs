@@ -1,6 +1,7 @@
 //! What waits for a person, as a list of work: grouped by cause, delivered again, resolved, given up, all of it in the ledger.
 
 use std::time::Duration;
+use tailwater::demo::private::write_secret;
 
 use tailwater::demo::vendor::faults::Faults;
 use tailwater::demo::vendor::server::{Limit, VendorServer};
@@ -78,7 +79,7 @@ async fn refused_credentials_pause_the_target_at_once_and_burn_no_delivery() {
     let world = World::start(WorldOptions::default()).await;
     let key = world.directory.path().join("stripe.key");
     let right = std::fs::read_to_string(&key).unwrap();
-    std::fs::write(&key, "sk_test_wrong").unwrap();
+    write_secret(&key, "sk_test_wrong").unwrap();
     let _daemon = world.daemon();
     world.streaming().await;
     let mut odoo = world.odoo().await;
@@ -100,7 +101,7 @@ async fn refused_credentials_pause_the_target_at_once_and_burn_no_delivery() {
     assert_eq!(world.count("select count(*) from delivery where target = 'stripe' and open").await, 30);
     let shown = world.printed(&["quota", "show", "stripe"]);
     assert!(shown.contains("paused: unauthorised"), "{shown}");
-    std::fs::write(&key, right).unwrap();
+    write_secret(&key, right).unwrap();
     world.settled(PATIENCE).await;
     assert_eq!(world.stripe.with(|stripe| stripe.customers().len()), 30);
     assert_eq!(world.stripe.with(|stripe| stripe.doubled()), Vec::<String>::new());

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use super::odoo::SCHEMA;
-use super::private::{PrivateError, PrivatePostgres, PrivateRedis, TemporaryDirectory};
+use super::private::{PrivateError, PrivatePostgres, PrivateRedis, TemporaryDirectory, write_secret};
 use super::shipped;
 use super::vendor::server::{Limit, VendorServer};
 use super::vendor::stripe::Stripe;
@@ -64,10 +64,10 @@ impl Installation {
 
     fn write_settings(&mut self) -> io::Result<()> {
         let path = |name: &str| self.directory.path().join(name);
-        std::fs::write(path("stripe.key"), STRIPE_KEY)?;
-        std::fs::write(path("zendesk.key"), ZENDESK_KEY)?;
+        write_secret(path("stripe.key"), STRIPE_KEY)?;
+        write_secret(path("zendesk.key"), ZENDESK_KEY)?;
         let (key, public) = checkpoint::generate("demo.example/ledger").map_err(io::Error::other)?;
-        std::fs::write(path("ledger.key"), key)?;
+        write_secret(path("ledger.key"), key)?;
         std::fs::write(path("ledger.pub"), public)?;
         let text = format!(
             "[ledger]\nurl = \"{}\"\n\n[ledger.checkpoints]\nkey = {{ file = \"{}\" }}\ndirectory = \"{}\"\nevery = \"5s\"\n\n[redis]\nurl = \"{}\"\n\n\

@@ -380,3 +380,17 @@ fn as_user(command: &mut Command, user: Option<(u32, u32)>) {
         command.uid(uid).gid(gid);
     }
 }
+
+/// Writes a secret as it has to stand: readable by its owner alone.
+pub fn write_secret(path: impl AsRef<Path>, text: impl AsRef<[u8]>) -> io::Result<()> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path.as_ref())?;
+    file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+    file.write_all(text.as_ref())
+}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
 use tailwater::event::Lsn;
-use tailwater::mapping::{Constants, Ownership, Policy, SourceMapping, TableSpec};
+use tailwater::mapping::{Constants, Ownership, Policy, SourceMapping, TableSpec, ValueBounds};
 use tailwater::source::postgres::transaction::{Assembler, Consumer, SliceLimits};
 use tailwater::source::postgres::types::Types;
 
@@ -18,6 +18,7 @@ fuzz_target!(|data: &[u8]| {
         author: Some("v".into()),
         personal: Policy::default(),
         digest_key: None,
+        bounds: ValueBounds::default(),
     };
     let mapping = SourceMapping {
         name: "m".into(),

@@ -1,6 +1,7 @@
 //! A real Odoo's own API, for what people do there while a test runs. See `../shared/odoo`.
 
 use std::path::PathBuf;
+use tailwater::demo::private::write_secret;
 
 use serde_json::{Value, json};
 
@@ -29,7 +30,7 @@ impl OdooApi {
         let (url, database) = url.rsplit_once('/').unwrap();
         let keys: Value = serde_json::from_slice(&std::fs::read(keys).unwrap()).unwrap();
         let key_file = world.directory.path().join("odoo.key");
-        std::fs::write(&key_file, keys["bot"]["api_key"].as_str().unwrap()).unwrap();
+        write_secret(&key_file, keys["bot"]["api_key"].as_str().unwrap()).unwrap();
         let bot = keys["bot"]["login"].as_str().unwrap().to_owned();
         let person = keys["admin"]["api_key"].as_str().unwrap().to_owned();
         // A second call changes nothing.

@@ -39,7 +39,8 @@ impl Plain {
         if kind == "found" {
             self.shown_at.insert(ours.clone(), now_s + LAG_S);
         }
-        let id = format!("{kind}-{}", self.next);
+        // Where the caller chooses the id, it is that.
+        let id = if kind == "upsert" { ours.clone() } else { format!("{kind}-{}", self.next) };
         Reply { effect: Effect::Changed(ours), ..Reply::plain(201, json!({"id": id})) }
     }
 }

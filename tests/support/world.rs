@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tailwater::audit::checkpoint;
 use tailwater::demo::odoo::{Odoo, SCHEMA as ODOO_SCHEMA};
+use tailwater::demo::private::write_secret;
 use tailwater::demo::private::{PrivatePostgres, PrivateRedis, TemporaryDirectory};
 use tailwater::demo::vendor::server::{Limit, VendorServer};
 use tailwater::demo::vendor::stripe::Stripe;
@@ -170,10 +171,10 @@ impl World {
 
     fn write_config(&mut self, options: &WorldOptions, mappings: &std::path::Path) {
         let path = |name: &str| self.directory.path().join(name);
-        std::fs::write(path("stripe.key"), STRIPE_KEY).unwrap();
-        std::fs::write(path("zendesk.key"), ZENDESK_KEY).unwrap();
+        write_secret(path("stripe.key"), STRIPE_KEY).unwrap();
+        write_secret(path("zendesk.key"), ZENDESK_KEY).unwrap();
         let (private, public) = checkpoint::generate(LOG_NAME).unwrap();
-        std::fs::write(path("ledger.key"), private).unwrap();
+        write_secret(path("ledger.key"), private).unwrap();
         std::fs::write(path("ledger.pub"), public).unwrap();
         let text = format!(
             r#"

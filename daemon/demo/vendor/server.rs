@@ -28,7 +28,22 @@ pub struct Limit {
     pub window_s: f64,
 }
 
+/// An answer as it goes over the wire.
+#[derive(Debug, Clone)]
+pub struct Raw {
+    /// HTTP status.
+    pub status: u16,
+    /// Headers.
+    pub headers: Vec<(String, String)>,
+    /// Body.
+    pub body: Vec<u8>,
+}
+
+/// Spoils answers after the request was carried out.
+pub type Tamper = Arc<dyn Fn(&Incoming, &mut Raw) + Send + Sync>;
+
 struct Inner<V> {
+    tamper: Option<Tamper>,
     vendor: V,
     limit: Limit,
     recent: VecDeque<f64>,
@@ -57,6 +72,7 @@ impl<V: Vendor> VendorServer<V> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let address = listener.local_addr()?;
         let inner = Inner {
+            tamper: None,
             vendor,
             limit,
             recent: VecDeque::new(),
@@ -84,6 +100,11 @@ impl<V: Vendor> VendorServer<V> {
     /// Changes what goes wrong from now on.
     pub fn set_faults(&self, faults: Faults) {
         lock(&self.inner).faults = faults;
+    }
+
+    /// Spoils answers from now on, or lets them be.
+    pub fn set_tamper(&self, tamper: Option<Tamper>) {
+        lock(&self.inner).tamper = tamper;
     }
 
     /// The vendor's clock: seconds since it started, as in [`Call::at_s`].
@@ -169,14 +190,23 @@ async fn respond<V: Vendor>(
     if !latency.is_zero() {
         sleep(latency).await;
     }
-    let reply = locked(&inner, move |inner| decide(&request, inner)).await?;
-    let Some(reply) = reply else { return Err(io::Error::from(io::ErrorKind::ConnectionReset)) };
-    let mut builder = Response::builder().status(reply.status).header("content-type", "application/json");
-    for (name, value) in &reply.headers {
+    let reply = locked(&inner, move |inner| {
+        let (reply, tamper) = (decide(&request, inner)?, inner.tamper.clone());
+        let body = if reply.body.is_null() { Vec::new() } else { reply.body.to_string().into_bytes() };
+        let mut headers = reply.headers;
+        headers.push(("content-type".into(), "application/json".into()));
+        let mut raw = Raw { status: reply.status, headers, body };
+        if let Some(tamper) = tamper {
+            tamper(&request, &mut raw);
+        }
+        Some(raw)
+    });
+    let Some(raw) = reply.await? else { return Err(io::Error::from(io::ErrorKind::ConnectionReset)) };
+    let mut builder = Response::builder().status(raw.status);
+    for (name, value) in &raw.headers {
         builder = builder.header(name, value);
     }
-    let body = if reply.body.is_null() { String::new() } else { reply.body.to_string() };
-    builder.body(Full::new(Bytes::from(body))).map_err(io::Error::other)
+    builder.body(Full::new(Bytes::from(raw.body))).map_err(io::Error::other)
 }
 
 async fn read(request: Request<Body>) -> Result<Incoming, io::Error> {

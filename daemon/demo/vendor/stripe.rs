@@ -234,6 +234,12 @@ impl Stripe {
         id
     }
 
+    /// These customers as they stand, none where there is none any more.
+    #[must_use]
+    pub fn raw(&self, ids: &[&str]) -> Vec<Option<Value>> {
+        ids.iter().map(|id| self.customers.get(*id).cloned()).collect()
+    }
+
     /// A customer is gone without a trace, as after a mistake of support.
     pub fn lose(&mut self, id: &str) {
         self.customers.remove(id);
@@ -248,21 +254,48 @@ impl Stripe {
         id
     }
 
-    /// `metadata['key']:'value'`, the only form used here.
+    /// `metadata['key']:'value'` and `email:'value'`, the forms used here; case is disregarded, and a backslash escapes.
+    /// <https://docs.stripe.com/search#search-query-language>
     fn search(&self, request: &Incoming, now_s: f64) -> Reply {
         let query = request.query.get("query").cloned().unwrap_or_default();
-        let parts: Vec<&str> = query.split('\'').collect();
-        let [_, key, _, value, ..] = parts.as_slice() else {
-            return error(400, "invalid_request_error", "parameter_invalid");
+        let Some((key, wanted)) = searched(&query) else {
+            return error(400, "invalid_request_error", "parse_query_error");
         };
-        let found = self.customers.iter().filter(|(id, customer)| {
-            let visible = self.created_at.get(*id).is_some_and(|at| now_s - at >= self.search_lag_s);
+        let found = self.customers.iter().rev().filter(|(id, customer)| {
+            let visible = self.created_at.get(*id).is_none_or(|at| now_s - at >= self.search_lag_s);
+            let value = match &key {
+                Some(key) => customer.get("metadata").and_then(|metadata| metadata.get(key)),
+                None => customer.get("email"),
+            };
             visible
-                && customer.get("metadata").and_then(|m| m.get(*key)).and_then(Value::as_str) == Some(value)
+                && value
+                    .and_then(Value::as_str)
+                    .is_some_and(|value| value.to_lowercase() == wanted.to_lowercase())
         });
         let data: Vec<Value> = found.map(|(_, customer)| customer.clone()).collect();
         Reply::plain(200, json!({"object": "search_result", "data": data, "has_more": false}))
     }
+}
+
+/// The metadata key, none for the e-mail, and the value of a search; `None` where it cannot be parsed.
+fn searched(query: &str) -> Option<(Option<String>, String)> {
+    let (key, rest) = match query.strip_prefix("metadata['") {
+        Some(rest) => {
+            let (key, rest) = rest.split_once("']:'")?;
+            (Some(key.to_owned()), rest)
+        }
+        None => (None, query.strip_prefix("email:'")?),
+    };
+    let mut value = String::new();
+    let mut chars = rest.chars();
+    loop {
+        match chars.next()? {
+            '\\' => value.push(chars.next()?),
+            '\'' => break,
+            other => value.push(other),
+        }
+    }
+    chars.as_str().is_empty().then_some((key, value))
 }
 
 impl Vendor for Stripe {
