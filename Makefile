@@ -20,6 +20,12 @@ lint:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --quiet
+	$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked --quiet cargo-deny
+	$(CARGO) deny --locked check --hide-inclusion-graph licenses bans sources
+	@# The database of known vulnerabilities is a repository of its own; where it cannot be had, that is said.
+	@if timeout 30 git ls-remote -q https://github.com/RustSec/advisory-db >/dev/null 2>&1; then \
+		$(CARGO) deny --locked check advisories; \
+	else echo "lint: the advisory database cannot be reached; known vulnerabilities were not looked for"; fi
 
 # One line per figure: name value unit bar OP NUMBER ok|short. How loads converge has a command of its own, below.
 bench: dependencies release
@@ -34,7 +40,7 @@ bench-convergence: dependencies release
 # 10,000 answers are swallowed, 20 processes put to sleep, a target down for a minute, 50 restarts and killed walsenders, and one
 # transaction of ten million rows (takes 60 GB of disk below TMPDIR, and most of an hour). Then 500 changes on three sides with 25 kills,
 # 100,000 records of a feed that reorders, delays by a minute and doubles, and 100,000 objects to reconcile. Last, 10,000 tamperings of a
-# ledger of 100,000 entries, and 100 kills after each of which the ledger has to be sound.
+# ledger of 100,000 entries, and 100 kills after each of which the ledger has to be sound. Vendors give 100,000 answers at random.
 soak: dependencies
 	TAILWATER_KILLS=200 TAILWATER_DOWN_SECONDS=60 TAILWATER_TIMES=50 \
 		$(CARGO) test --locked -- --nocapture --test-threads=1 crash:: faults:: loads:: source::
@@ -45,6 +51,7 @@ soak: dependencies
 		$(CARGO) test --locked --release --test tests -- --nocapture --test-threads=1 echo:: poll_gaps:: reconcile::
 	TAILWATER_ENTRIES=100000 TAILWATER_TAMPERINGS=10000 TAILWATER_CLEAN_RUNS=100 TAILWATER_BENCH=1 \
 		$(CARGO) test --locked --release --test tests -- --nocapture --test-threads=1 tampering:: checkpoints:: proofs::
+	TAILWATER_FUZZED_ANSWERS=100000 $(CARGO) test --locked --release --test tests -- --nocapture vendors_that_answer_at_random
 
 # What is written at Stripe, against a Stripe that others wrote (from PyPI, into a directory of its own below the build's).
 LOCALSTRIPE = $(or $(CARGO_TARGET_DIR),target)/localstripe
@@ -60,7 +67,7 @@ test-matrix: dependencies
 # Coverage-guided, for FUZZ_SECONDS each. Needs cargo-fuzz and a nightly compiler, or RUSTC_BOOTSTRAP=1.
 FUZZ_SECONDS ?= 600
 fuzz:
-	for target in frames pgoutput values; do \
+	for target in frames pgoutput values pages answers mapping commands; do \
 		$(CARGO) fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) || exit 1; \
 	done
 
